@@ -1,0 +1,42 @@
+//! What has to happen once the executor's lock is released: waking, and dropping a user's values.
+
+use std::any::Any;
+use std::task::Waker;
+
+use smallvec::SmallVec;
+
+use crate::contain::contain;
+
+/// Collected under the lock, done after it.
+///
+/// CORRECTNESS: a waker and a destructor are a user's code; under the lock they could call back
+/// into this crate and deadlock, or panic half-way through a change.
+#[derive(Default)]
+pub(crate) struct After {
+    wakers: SmallVec<[Waker; 4]>,
+    garbage: Vec<Box<dyn Any + Send>>,
+}
+
+impl After {
+    pub(crate) fn wake(&mut self, waker: Waker) {
+        self.wakers.push(waker);
+    }
+
+    pub(crate) fn wake_all(&mut self, wakers: impl IntoIterator<Item = Waker>) {
+        self.wakers.extend(wakers);
+    }
+
+    pub(crate) fn discard(&mut self, value: impl Any + Send) {
+        self.garbage.push(Box::new(value));
+    }
+
+    pub(crate) fn run(&mut self) {
+        for waker in self.wakers.drain(..) {
+            // A panic in one waker must not keep the others asleep.
+            let _ = contain(|| waker.wake());
+        }
+        for value in self.garbage.drain(..) {
+            let _ = contain(|| drop(value));
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! A batch on the worker: running it, bisecting one that fails, splitting one that does not fit in
+//! memory, rebuilding an engine that panicked, and handing the answers back.
+
+use std::any::Any;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::after::After;
+use crate::contain::contain;
+use crate::engine::{BatchItem, Engine};
+use crate::error::{EngineError, RequestError};
+use crate::policy::QueueId;
+use crate::response::Responder;
+use crate::waiting::{Closure, RequestList, WaitingList};
+use crate::worker::WorkerContext;
+
+/// What a finished batch tells the executor.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outcome {
+    /// Requests answered with a response, and with an error.
+    pub(crate) completed: usize,
+    pub(crate) failed: usize,
+    /// The sum of the costs of the requests that were computed, without and with padding.
+    pub(crate) cost: usize,
+    pub(crate) padded_cost: usize,
+    /// The engine panicked, or could not be rebuilt.
+    pub(crate) lost_engine: bool,
+}
+
+/// What a worker does with a batch, whatever its types.
+pub(crate) trait Batch: Send {
+    fn len(&self) -> usize;
+    /// The numbers of its requests.
+    fn seqs(&self) -> &[u64];
+    /// Computes all answers; runs without the lock and does not panic.
+    fn run(&mut self, worker: &WorkerContext);
+    /// Hands the answers over, under the lock.
+    fn resolve(&mut self, list: &mut dyn WaitingList, after: &mut After) -> Outcome;
+    /// The answers have been handed over, and the lock is free.
+    fn delivered(&mut self, worker: &WorkerContext);
+}
+
+pub(crate) type Factory<E> = Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>;
+
+/// What all batches of one queue share.
+pub(crate) struct Plan<E: Engine> {
+    pub(crate) queue: QueueId,
+    pub(crate) device: String,
+    pub(crate) name: String,
+    pub(crate) factory: Factory<E>,
+}
+
+impl<E: Engine> Plan<E> {
+    /// Builds and warms up an engine; on the worker. A panic is contained.
+    pub(crate) fn build(&self) -> Result<E, BuildFailure> {
+        let build = || -> Result<E, EngineError> {
+            let mut engine = (self.factory)()?;
+            engine.warmup()?;
+            Ok(engine)
+        };
+        match contain(build) {
+            Ok(Ok(engine)) => Ok(engine),
+            Ok(Err(error)) => Err(BuildFailure::Error(error)),
+            Err(message) => Err(BuildFailure::Panicked(message)),
+        }
+    }
+}
+
+/// Why an engine could not be built.
+pub(crate) enum BuildFailure {
+    Error(EngineError),
+    Panicked(String),
+}
+
+/// A batch of requests with one key.
+pub(crate) struct RequestBatch<E: Engine> {
+    plan: Arc<Plan<E>>,
+    group: usize,
+    items: Vec<E::Item>,
+    responders: Vec<Responder<E::Output>>,
+    seqs: Vec<u64>,
+    answers: Vec<Option<Result<E::Output, RequestError>>>,
+    cost: usize,
+    computed_cost: usize,
+    padded_cost: usize,
+    lost_engine: bool,
+    ceiling: Option<usize>,
+}
+
+/// Why a range of the batch was not computed.
+enum Failure {
+    Engine(EngineError),
+    Panicked(String),
+    /// There is no engine, and none could be built; nothing more of this batch can be computed.
+    NoEngine(EngineError),
+}
+
+impl Failure {
+    fn to_error(&self) -> RequestError {
+        match self {
+            Self::Engine(error) => RequestError::Engine(error.clone()),
+            Self::Panicked(message) => RequestError::Panicked(message.clone()),
+            Self::NoEngine(error) => RequestError::Rebuild(error.clone()),
+        }
+    }
+}
+
+impl<E: Engine> RequestBatch<E> {
+    pub(crate) fn new(plan: Arc<Plan<E>>, group: usize, capacity: usize) -> Self {
+        Self {
+            plan,
+            group,
+            items: Vec::with_capacity(capacity),
+            responders: Vec::with_capacity(capacity),
+            seqs: Vec::with_capacity(capacity),
+            answers: Vec::new(),
+            cost: 0,
+            computed_cost: 0,
+            padded_cost: 0,
+            lost_engine: false,
+            ceiling: None,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub(crate) fn cost(&self) -> usize {
+        self.cost
+    }
+
+    pub(crate) fn push(
+        &mut self,
+        item: E::Item,
+        responder: Responder<E::Output>,
+        seq: u64,
+        cost: usize,
+    ) {
+        self.items.push(item);
+        self.responders.push(responder);
+        self.seqs.push(seq);
+        self.cost = self.cost.saturating_add(cost);
+    }
+
+    /// Runs the whole batch; a part that fails is halved until the requests at fault are alone.
+    fn compute(&mut self, engine: &mut Option<Box<E>>) {
+        self.answers.resize_with(self.items.len(), || None);
+        // Last in, first out: the left half goes before the right, so answers come in order.
+        let mut parts = vec![0..self.items.len()];
+        while let Some(part) = parts.pop() {
+            // Nobody waits for it, and it has cost its batch-mates one run already.
+            if part.len() == 1 && self.ran_before() && self.responders[part.start].is_abandoned() {
+                self.answers[part.start] = Some(Err(RequestError::Cancelled));
+                continue;
+            }
+            let Err((failure, splittable)) = self.attempt(engine, part.clone()) else {
+                continue;
+            };
+            if matches!(failure, Failure::NoEngine(_)) {
+                parts.push(part);
+                for part in parts.drain(..) {
+                    self.fail(part, &failure);
+                }
+            } else if part.len() > 1 && splittable {
+                let middle = part.start + part.len() / 2;
+                tracing::warn!(
+                    queue = %self.plan.name, size = part.len(), error = %failure.to_error(),
+                    "a batch failed: its halves are run apart"
+                );
+                parts.push(middle..part.end);
+                parts.push(part.start..middle);
+            } else {
+                self.fail(part, &failure);
+            }
+        }
+    }
+
+    fn ran_before(&self) -> bool {
+        self.items.len() > 1
+    }
+
+    fn fail(&mut self, part: Range<usize>, failure: &Failure) {
+        for answer in &mut self.answers[part] {
+            *answer = Some(Err(failure.to_error()));
+        }
+    }
+
+    /// One run of the engine on a part of the batch. A failure comes with whether the engine lets
+    /// the part be run again in halves.
+    fn attempt(
+        &mut self,
+        engine: &mut Option<Box<E>>,
+        part: Range<usize>,
+    ) -> Result<(), (Failure, bool)> {
+        let present = match engine {
+            Some(present) => present,
+            None => match self.plan.build() {
+                Ok(built) => engine.insert(Box::new(built)),
+                Err(failure) => {
+                    self.lost_engine = true;
+                    let error = match failure {
+                        BuildFailure::Error(error) => error,
+                        BuildFailure::Panicked(message) => EngineError::failed(message),
+                    };
+                    tracing::error!(queue = %self.plan.name, %error, "the engine was not rebuilt");
+                    return Err((Failure::NoEngine(error), false));
+                }
+            },
+        };
+        let items = &self.items[part.clone()];
+        let mut idempotent = false;
+        let ran = contain(|| {
+            idempotent = present.idempotent();
+            let outputs = present.infer(items)?;
+            if outputs.len() != items.len() {
+                let (given, wanted) = (outputs.len(), items.len());
+                let text = format!("the engine returned {given} outputs for {wanted} requests");
+                return Err(EngineError::failed(text));
+            }
+            let cost: usize = items.iter().map(BatchItem::cost).sum();
+            Ok((outputs, cost, present.padded_cost(items)))
+        });
+        match ran {
+            Ok(Ok((outputs, cost, padded_cost))) => {
+                self.computed_cost = self.computed_cost.saturating_add(cost);
+                self.padded_cost = self.padded_cost.saturating_add(padded_cost);
+                for (answer, output) in self.answers[part].iter_mut().zip(outputs) {
+                    *answer = Some(Ok(output));
+                }
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                if matches!(error, EngineError::OutOfMemory(_)) && part.len() > 1 {
+                    let half = part.len() / 2;
+                    self.ceiling = Some(self.ceiling.map_or(half, |lower| lower.min(half)));
+                }
+                Err((Failure::Engine(error), idempotent))
+            }
+            Err(message) => {
+                // What a panic has left behind is not to be trusted: drop it here, on the worker,
+                // and build another one for the next run.
+                let lost = engine.take();
+                let _ = contain(|| drop(lost));
+                self.lost_engine = true;
+                tracing::error!(queue = %self.plan.name, panic = %message, "the engine panicked");
+                Err((Failure::Panicked(message), idempotent))
+            }
+        }
+    }
+}
+
+impl<E: Engine> Batch for RequestBatch<E> {
+    fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    fn seqs(&self) -> &[u64] {
+        &self.seqs
+    }
+
+    fn run(&mut self, worker: &WorkerContext) {
+        let span = tracing::debug_span!(
+            "batch",
+            device = %self.plan.device,
+            queue = %self.plan.name,
+            size = self.items.len(),
+            cost = self.cost,
+        );
+        let _entered = span.enter();
+        let mut engine = worker.take_engine::<E>(self.plan.queue);
+        self.compute(&mut engine);
+        worker.put_engine(self.plan.queue, engine);
+    }
+
+    fn resolve(&mut self, list: &mut dyn WaitingList, after: &mut After) -> Outcome {
+        let mut outcome = Outcome {
+            cost: self.computed_cost,
+            padded_cost: self.padded_cost,
+            lost_engine: self.lost_engine,
+            ..Outcome::default()
+        };
+        self.answers.resize_with(self.responders.len(), || None);
+        for (responder, answer) in self.responders.drain(..).zip(self.answers.drain(..)) {
+            let answer = answer.unwrap_or(Err(RequestError::WorkerDied));
+            match answer {
+                Ok(_) => outcome.completed += 1,
+                Err(_) => outcome.failed += 1,
+            }
+            responder.answer(answer, after);
+        }
+        let list: &mut dyn Any = list;
+        list.downcast_mut::<RequestList<E>>()
+            .expect("a batch returns to the list it was taken from")
+            .finished(self.group, self.ceiling, after);
+        outcome
+    }
+
+    fn delivered(&mut self, worker: &WorkerContext) {
+        let mut engine = worker.take_engine::<E>(self.plan.queue);
+        if let Some(present) = &mut engine {
+            if contain(|| present.delivered()).is_err() {
+                let lost = engine.take();
+                let _ = contain(|| drop(lost));
+            }
+        }
+        worker.put_engine(self.plan.queue, engine);
+    }
+}
+
+/// A closure, as a batch of one.
+pub(crate) struct ClosureBatch {
+    closure: Option<Box<dyn Closure>>,
+    seq: [u64; 1],
+}
+
+impl ClosureBatch {
+    pub(crate) fn new(closure: Box<dyn Closure>, seq: u64) -> Self {
+        Self {
+            closure: Some(closure),
+            seq: [seq],
+        }
+    }
+}
+
+impl Batch for ClosureBatch {
+    fn len(&self) -> usize {
+        1
+    }
+
+    fn seqs(&self) -> &[u64] {
+        &self.seq
+    }
+
+    fn run(&mut self, _worker: &WorkerContext) {
+        if let Some(closure) = &mut self.closure {
+            closure.run();
+        }
+    }
+
+    fn resolve(&mut self, _list: &mut dyn WaitingList, after: &mut After) -> Outcome {
+        let mut outcome = Outcome {
+            cost: 1,
+            padded_cost: 1,
+            ..Outcome::default()
+        };
+        if let Some(closure) = self.closure.take() {
+            if closure.answer(RequestError::WorkerDied, after) {
+                outcome.completed = 1;
+            } else {
+                outcome.failed = 1;
+            }
+        }
+        outcome
+    }
+    fn delivered(&mut self, _worker: &WorkerContext) {}
+}

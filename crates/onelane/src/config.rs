@@ -1,0 +1,192 @@
+//! Settings of a queue and of an executor, validated once, when they are used.
+
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::error::ConfigError;
+
+/// Settings of a [`BatchQueue`](crate::BatchQueue).
+///
+/// ```
+/// use onelane::BatchConfig;
+///
+/// let config = BatchConfig::default().max_batch_size(64).capacity(4096).name("embedding");
+/// assert!(config.validate().is_ok());
+/// assert!(BatchConfig::default().max_batch_size(0).validate().is_err());
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BatchConfig {
+    /// The name in spans, statistics and errors.
+    pub name: String,
+    /// The most requests in a batch; 32 by default.
+    pub max_batch_size: usize,
+    /// The most cost in a batch; unlimited by default.
+    pub max_batch_cost: usize,
+    /// How long an idle worker may wait for a batch to fill; zero by default, which never waits.
+    pub max_wait: Duration,
+    /// The most requests that may wait; 1024 by default.
+    pub capacity: usize,
+    /// The most cost that may wait; unlimited by default.
+    pub capacity_cost: usize,
+    /// A waiting request is lifted one priority class for each such interval; 1 s by default.
+    pub ageing: Duration,
+    /// This queue's share of the device among the queues that have work; 1 by default.
+    pub weight: u32,
+    /// A batch that has run this long makes the queue [`Stalled`](crate::Health::Stalled); 30 s by
+    /// default.
+    pub stall_after: Duration,
+    /// How many batches in a row may lose their engine to a panic without completing a request,
+    /// before the queue gives up; 8 by default.
+    pub max_rebuilds: u32,
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self {
+            name: "queue".to_owned(),
+            max_batch_size: 32,
+            max_batch_cost: usize::MAX,
+            max_wait: Duration::ZERO,
+            capacity: 1024,
+            capacity_cost: usize::MAX,
+            ageing: Duration::from_secs(1),
+            weight: 1,
+            stall_after: Duration::from_secs(30),
+            max_rebuilds: 8,
+        }
+    }
+}
+
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty),* $(,)?) => {
+        $(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $name(mut self, $name: $type) -> Self {
+                self.$name = $name;
+                self
+            }
+        )*
+    };
+}
+
+impl BatchConfig {
+    setters! {
+        /// Sets the most requests in a batch (at least 1).
+        max_batch_size: usize,
+        /// Sets the most cost in a batch (at least 1).
+        max_batch_cost: usize,
+        /// Sets how long an idle worker may wait for a batch to fill.
+        max_wait: Duration,
+        /// Sets the most requests that may wait (at least 1).
+        capacity: usize,
+        /// Sets the most cost that may wait (at least 1).
+        capacity_cost: usize,
+        /// Sets the ageing interval (not zero; `Duration::MAX` turns ageing off).
+        ageing: Duration,
+        /// Sets the share of the device (at least 1).
+        weight: u32,
+        /// Sets when a running batch counts as stalled (not zero).
+        stall_after: Duration,
+        /// Sets how many engine losses in a row are borne.
+        max_rebuilds: u32,
+    }
+
+    /// Sets the name in spans, statistics and errors.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Says whether a queue can be made with these settings.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used, with what it has to be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        at_least_one("max_batch_size", self.max_batch_size)?;
+        at_least_one("max_batch_cost", self.max_batch_cost)?;
+        at_least_one("capacity", self.capacity)?;
+        at_least_one("capacity_cost", self.capacity_cost)?;
+        at_least_one("weight", self.weight as usize)?;
+        not_zero("ageing", self.ageing)?;
+        not_zero("stall_after", self.stall_after)
+    }
+}
+
+/// Settings of a [`DeviceExecutor`](crate::DeviceExecutor).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ExecutorConfig {
+    /// The device, for example `metal:0`; names the worker threads.
+    pub device: String,
+    /// How many worker threads own the device; 1 by default. More than one is for devices whose
+    /// runtime is thread-safe: each worker builds an engine of its own.
+    pub workers: usize,
+    pub(crate) clock: Clock,
+}
+
+impl ExecutorConfig {
+    /// Settings for one worker on `device`.
+    pub fn new(device: impl Into<String>) -> Self {
+        Self {
+            device: device.into(),
+            workers: 1,
+            clock: Clock::System,
+        }
+    }
+
+    setters! {
+        /// Sets the number of worker threads (1 to 64).
+        workers: usize,
+    }
+
+    /// Runs the executor on a virtual clock.
+    #[cfg(any(test, feature = "test-util"))]
+    #[must_use]
+    pub fn clock(mut self, clock: crate::testing::VirtualClock) -> Self {
+        self.clock = Clock::Virtual(clock);
+        self
+    }
+
+    /// Says whether an executor can be made with these settings.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used, with what it has to be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(1..=64).contains(&self.workers) {
+            let expected = "must be from 1 to 64; 1 is right unless the runtime is thread-safe";
+            return Err(invalid("workers", self.workers, expected));
+        }
+        if self.device.is_empty() || self.device.contains('\0') {
+            let expected = "must name a device, for example \"metal:0\"";
+            return Err(invalid("device", format!("{:?}", self.device), expected));
+        }
+        Ok(())
+    }
+}
+
+fn at_least_one(name: &'static str, value: usize) -> Result<(), ConfigError> {
+    if value == 0 {
+        Err(invalid(name, value, "must be at least 1"))
+    } else {
+        Ok(())
+    }
+}
+
+fn not_zero(name: &'static str, value: Duration) -> Result<(), ConfigError> {
+    if value.is_zero() {
+        Err(invalid(name, "0s", "must be more than zero"))
+    } else {
+        Ok(())
+    }
+}
+
+fn invalid(name: &'static str, value: impl ToString, expected: &'static str) -> ConfigError {
+    ConfigError {
+        name,
+        value: value.to_string(),
+        expected,
+    }
+}

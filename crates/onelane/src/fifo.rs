@@ -1,0 +1,120 @@
+//! First-in-first-out lists threaded through the entries of one slab, so that an entry can stand in
+//! two lists at once and leave both from the middle in constant time.
+
+use slab::Slab;
+
+/// The neighbours of an entry in one list.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Links {
+    previous: Option<usize>,
+    next: Option<usize>,
+}
+
+/// An entry that stands in `LISTS` lists.
+pub(crate) trait Linked<const LISTS: usize> {
+    fn links(&mut self) -> &mut [Links; LISTS];
+    fn next(&self, list: usize) -> Option<usize>;
+}
+
+/// Access for implementors of [`Linked`].
+impl Links {
+    pub(crate) fn following(&self) -> Option<usize> {
+        self.next
+    }
+}
+
+/// A list by its ends; `list` says which of an entry's links belong to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fifo {
+    list: usize,
+    head: Option<usize>,
+    tail: Option<usize>,
+}
+
+impl Fifo {
+    pub(crate) const fn new(list: usize) -> Self {
+        Self {
+            list,
+            head: None,
+            tail: None,
+        }
+    }
+
+    pub(crate) fn head(&self) -> Option<usize> {
+        self.head
+    }
+
+    pub(crate) fn push_back<T: Linked<N>, const N: usize>(
+        &mut self,
+        slab: &mut Slab<T>,
+        slot: usize,
+    ) {
+        slab[slot].links()[self.list] = Links {
+            previous: self.tail,
+            next: None,
+        };
+        match self.tail {
+            Some(tail) => slab[tail].links()[self.list].next = Some(slot),
+            None => self.head = Some(slot),
+        }
+        self.tail = Some(slot);
+    }
+
+    /// Takes `slot`, which stands in this list, out of it.
+    pub(crate) fn unlink<T: Linked<N>, const N: usize>(&mut self, slab: &mut Slab<T>, slot: usize) {
+        let Links { previous, next } = std::mem::take(&mut slab[slot].links()[self.list]);
+        match previous {
+            Some(previous) => slab[previous].links()[self.list].next = next,
+            None => self.head = next,
+        }
+        match next {
+            Some(next) => slab[next].links()[self.list].previous = previous,
+            None => self.tail = previous,
+        }
+    }
+
+    /// The slots in order.
+    pub(crate) fn iter<'a, T: Linked<N>, const N: usize>(
+        &self,
+        slab: &'a Slab<T>,
+    ) -> impl Iterator<Item = usize> + use<'a, T, N> {
+        let list = self.list;
+        std::iter::successors(self.head, move |&slot| slab[slot].next(list))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    struct Node(u32, [Links; 2]);
+
+    impl Linked<2> for Node {
+        fn links(&mut self) -> &mut [Links; 2] {
+            &mut self.1
+        }
+        fn next(&self, list: usize) -> Option<usize> {
+            self.1[list].following()
+        }
+    }
+
+    #[test]
+    fn an_entry_leaves_both_lists_from_anywhere() {
+        for victim in 0..4 {
+            let mut slab = Slab::new();
+            let mut lists = [Fifo::new(0), Fifo::new(1)];
+            for value in 0..4 {
+                let slot = slab.insert(Node(value, Default::default()));
+                for list in &mut lists {
+                    list.push_back(&mut slab, slot);
+                }
+            }
+            for list in &mut lists {
+                list.unlink(&mut slab, victim);
+                let left: Vec<u32> = list.iter(&slab).map(|slot| slab[slot].0).collect();
+                let expected: Vec<u32> = (0..4).filter(|&v| v as usize != victim).collect();
+                assert_eq!(left, expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! onelane lets any number of threads and async tasks run inference on a device whose runtime is
+//! not thread-safe.
+//!
+//! **One worker thread per device owns it. Everything that touches the device is built, run and
+//! dropped there. Requests that wait together run together, as one batch.**
+//!
+//! ```
+//! use onelane::{BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, EngineError};
+//!
+//! /// A request: one row. Rows of equal length may share a batch.
+//! struct Row(Vec<f32>);
+//!
+//! impl BatchItem for Row {
+//!     type Key = usize;
+//!     fn key(&self) -> usize {
+//!         self.0.len()
+//!     }
+//! }
+//!
+//! /// The engine lives on the worker; here an `Rc` stands for a handle that must not leave it.
+//! struct Mean(std::rc::Rc<()>);
+//!
+//! impl Engine for Mean {
+//!     type Item = Row;
+//!     type Output = f32;
+//!     fn infer(&mut self, batch: &[Row]) -> Result<Vec<f32>, EngineError> {
+//!         Ok(batch.iter().map(|row| row.0.iter().sum::<f32>() / row.0.len() as f32).collect())
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = DeviceExecutor::shared("metal:0")?; // one worker thread owns it
+//! let config = BatchConfig::default().max_batch_size(32);
+//! let queue = BatchQueue::new(&device, config, || Ok(Mean(std::rc::Rc::new(()))))?;
+//!
+//! // From any thread; from async code, `queue.infer(row).await`.
+//! let means: Vec<f32> = std::thread::scope(|scope| {
+//!     let ask = |value| queue.submit(Row(vec![value; 4])).expect("open").wait().expect("a mean");
+//!     let threads: Vec<_> = [1.0, 2.0].map(|value| scope.spawn(move || ask(value))).into();
+//!     threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+//! });
+//! assert_eq!(means, [1.0, 2.0]);
+//!
+//! // Any closure, on the worker; inline when already there.
+//! assert_eq!(device.submit(|| 6 * 7)?.wait()?, 42);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is promised
+//! Every accepted request is answered exactly once, whatever panics, stops or dies. An engine need
+//! not be `Send`. An idle worker never waits while something is runnable, unless `max_wait` says
+//! so, and nothing polls. A request that makes its batch fail fails alone. What waits is bounded.
+//!
+//! # What is not
+//! A crash inside a driver (a segmentation fault, a failed Metal assertion) ends the process and
+//! cannot be caught in it. Code that touches the device outside its executor is not protected. Two
+//! executors whose engines wait for each other can deadlock, as two locks can.
+
+#![forbid(unsafe_code)]
+
+mod after;
+mod batch;
+mod clock;
+mod config;
+mod contain;
+mod engine;
+mod error;
+mod executor;
+mod fifo;
+mod policy;
+mod queue;
+mod request;
+mod response;
+mod state;
+mod stats;
+mod sync;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
+mod waiting;
+mod worker;
+
+pub use config::{BatchConfig, ExecutorConfig};
+pub use engine::{BatchItem, Engine};
+pub use error::{
+    BuildError, ConfigError, EngineError, RequestError, ShutdownError, Source, SubmitError,
+};
+pub use executor::{DeviceExecutor, Shutdown};
+pub use queue::{BatchQueue, Infer, InferError};
+pub use request::{ParsePriorityError, Priority, Request};
+pub use response::ResponseHandle;
+pub use stats::{Health, QueueStats, Summary};

@@ -1,0 +1,268 @@
+//! Responses: the slot that a request's answer goes into, the responder that fills it, and the
+//! handle that waits for it.
+//!
+//! Invariant: a request is owned by exactly one place (its waiting list, or a batch), and its
+//! [`Responder`] with it. A responder is not `Clone` and is consumed by its answer, so a request is
+//! answered at most once; a responder that is dropped answers by itself, so it is answered at least
+//! once.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::after::After;
+use crate::error::RequestError;
+use crate::policy::QueueId;
+use crate::state::Shared;
+use crate::sync::{Mutex, thread_waker};
+use crate::waiting::RequestId;
+use crate::worker::{Help, WorkerContext};
+
+enum SlotState<T> {
+    /// No answer yet; whoever waits has left a waker.
+    Open(Option<Waker>),
+    /// The answer, not yet collected.
+    Answered(Result<T, RequestError>),
+    /// Collected, or the handle was dropped: an answer that comes now has no reader.
+    Finished,
+}
+
+/// Where one answer goes; the one allocation of a request.
+pub(crate) struct Slot<T>(Mutex<SlotState<T>>);
+
+impl<T> Slot<T> {
+    /// Takes the answer, or leaves `waker` to be woken by it.
+    fn poll(&self, waker: &Waker) -> Poll<Result<T, RequestError>> {
+        let mut state = self.0.lock();
+        match &mut *state {
+            SlotState::Open(left) => {
+                if !left.as_ref().is_some_and(|left| left.will_wake(waker)) {
+                    let old = left.replace(waker.clone());
+                    drop(state);
+                    drop(old);
+                }
+                Poll::Pending
+            }
+            SlotState::Answered(_) => match std::mem::replace(&mut *state, SlotState::Finished) {
+                SlotState::Answered(answer) => Poll::Ready(answer),
+                SlotState::Open(_) | SlotState::Finished => unreachable!("matched above"),
+            },
+            SlotState::Finished => panic!("a response handle was polled after it had answered"),
+        }
+    }
+}
+
+/// The duty to answer one request.
+pub(crate) struct Responder<T: Send + 'static>(Option<Arc<Slot<T>>>);
+
+impl<T: Send + 'static> Responder<T> {
+    /// Stores the answer; waking the waiter and dropping what nobody reads is left to `after`.
+    pub(crate) fn answer(mut self, answer: Result<T, RequestError>, after: &mut After) {
+        if let Some(slot) = self.0.take() {
+            fill(&slot, answer, after);
+        }
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let slot = self.0.as_ref();
+        slot.is_none_or(|slot| matches!(&*slot.0.lock(), SlotState::Finished))
+    }
+}
+
+fn fill<T: Send + 'static>(slot: &Slot<T>, answer: Result<T, RequestError>, after: &mut After) {
+    let mut state = slot.0.lock();
+    match &mut *state {
+        SlotState::Open(waker) => {
+            let waker = waker.take();
+            *state = SlotState::Answered(answer);
+            if let Some(waker) = waker {
+                after.wake(waker);
+            }
+        }
+        SlotState::Finished => after.discard(answer),
+        SlotState::Answered(_) => unreachable!("a responder is consumed by its answer"),
+    }
+}
+
+impl<T: Send + 'static> Drop for Responder<T> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.0.take() {
+            let mut after = After::default();
+            fill(&slot, Err(RequestError::WorkerDied), &mut after);
+            after.run();
+        }
+    }
+}
+
+/// Where a waiting request can be found, to cancel it or to run it inline.
+pub(crate) struct Address {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) queue: QueueId,
+    pub(crate) id: RequestId,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// The handle to one response.
+///
+/// Wait for it on a thread with [`wait`](Self::wait) or [`wait_timeout`](Self::wait_timeout), or
+/// `await` it on any async runtime. It resolves exactly once, whatever panics or stops.
+///
+/// # Cancellation
+/// Dropping the handle cancels the request: one that still waits is removed before it is computed;
+/// one that runs is finished for its batch-mates' sake and its response is dropped.
+#[must_use = "dropping a response handle cancels its request"]
+pub struct ResponseHandle<T: Send + 'static> {
+    slot: Arc<Slot<T>>,
+    /// `None` for a closure that ran inline: it is answered already.
+    address: Option<Address>,
+    collected: bool,
+}
+
+impl<T: Send + 'static> ResponseHandle<T> {
+    /// A handle and the responder that answers it; `place` says where the request waits.
+    pub(crate) fn pair(place: impl FnOnce(Responder<T>) -> Option<Address>) -> Self {
+        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
+        let address = place(Responder(Some(Arc::clone(&slot))));
+        Self {
+            slot,
+            address,
+            collected: false,
+        }
+    }
+
+    /// Waits for the response.
+    ///
+    /// # Errors
+    /// Why there is no response; see [`RequestError`].
+    ///
+    /// # Blocking
+    /// Blocks the calling thread, at most until the request's deadline if it has one and has not
+    /// started. On a worker of the same executor it does not block: it runs the queue's waiting
+    /// requests inline when their engine is free, and returns [`RequestError::WouldDeadlock`] at
+    /// once when it is not.
+    pub fn wait(mut self) -> Result<T, RequestError> {
+        match self.wait_until(None) {
+            Some(answer) => answer,
+            None => unreachable!("a wait without a timeout ends with an answer"),
+        }
+    }
+
+    /// Waits for the response for at most `timeout`.
+    ///
+    /// # Errors
+    /// `Err(handle)` when the time is over: wait again, or drop it to cancel. `Ok(Err(_))` says why
+    /// there is no response.
+    ///
+    /// # Blocking
+    /// As [`wait`](Self::wait), and no longer than `timeout`.
+    pub fn wait_timeout(mut self, timeout: Duration) -> Result<Result<T, RequestError>, Self> {
+        let until = self
+            .address
+            .as_ref()
+            .and_then(|a| a.shared.clock.now().checked_add(timeout));
+        self.wait_until(until).ok_or(self)
+    }
+
+    /// The answer, or `None` when `until` has come first.
+    fn wait_until(&mut self, until: Option<Instant>) -> Option<Result<T, RequestError>> {
+        let waker = thread_waker();
+        loop {
+            // CORRECTNESS: the waker is in the slot before each park, and the answer is stored
+            // before the waker is woken, so either this sees the answer or the park ends.
+            if let Poll::Ready(answer) = self.poll_answer(&waker) {
+                return Some(answer);
+            }
+            let address = self
+                .address
+                .as_ref()
+                .expect("an inline closure is answered at once");
+            let clock = &address.shared.clock;
+            let now = clock.now();
+            if until.is_some_and(|until| until <= now) {
+                return None;
+            }
+            let wake_at = [until, address.deadline].into_iter().flatten().min();
+            clock.park_until(wake_at);
+        }
+    }
+
+    /// One look at the slot. A deadline that has passed and, on a worker, everything that can be
+    /// done inline for the answer are seen to first.
+    fn poll_answer(&mut self, waker: &Waker) -> Poll<Result<T, RequestError>> {
+        loop {
+            if let Poll::Ready(answer) = self.slot.poll(waker) {
+                self.collected = true;
+                return Poll::Ready(answer);
+            }
+            let Some(address) = self.address.as_mut() else {
+                return Poll::Pending;
+            };
+            let Address {
+                shared,
+                queue,
+                id,
+                deadline,
+            } = address;
+            if deadline.is_some_and(|deadline| deadline <= shared.clock.now()) {
+                *deadline = None;
+                let mut locked = shared.lock();
+                let (state, after) = locked.parts();
+                if state.dismiss(*queue, *id, RequestError::DeadlineExceeded, after) {
+                    continue;
+                }
+            }
+            let Some(worker) = WorkerContext::current(shared) else {
+                return Poll::Pending;
+            };
+            match worker.help(*queue, Some(*id)) {
+                Help::Progress => {}
+                Help::Elsewhere => return Poll::Pending,
+                Help::Stuck => {
+                    // An abort may have answered it since the look above. If not, this ends the
+                    // handle, and dropping that cancels the request.
+                    let answer = self.slot.poll(waker);
+                    self.collected = answer.is_ready();
+                    return match answer {
+                        Poll::Ready(answer) => Poll::Ready(answer),
+                        Poll::Pending => Poll::Ready(Err(RequestError::WouldDeadlock)),
+                    };
+                }
+            }
+        }
+    }
+}
+
+impl<T: Send + 'static> Future for ResponseHandle<T> {
+    type Output = Result<T, RequestError>;
+
+    /// # Panics
+    /// When it is polled again after it has been ready.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.get_mut().poll_answer(context.waker())
+    }
+}
+
+impl<T: Send + 'static> Drop for ResponseHandle<T> {
+    fn drop(&mut self) {
+        if self.collected {
+            return;
+        }
+        let left = std::mem::replace(&mut *self.slot.0.lock(), SlotState::Finished);
+        let open = matches!(left, SlotState::Open(_));
+        drop(left);
+        if let (true, Some(address)) = (open, &self.address) {
+            let mut locked = address.shared.lock();
+            let (state, after) = locked.parts();
+            state.dismiss(address.queue, address.id, RequestError::Cancelled, after);
+        }
+    }
+}
+
+impl<T: Send + 'static> std::fmt::Debug for ResponseHandle<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResponseHandle").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,820 @@
+//! The state of a device executor: everything its workers, clients and shutdowns agree on, behind
+//! one lock.
+//!
+//! Lock order: the state's lock, then a response slot's. No user code runs under either; what has
+//! to run is collected in [`After`] and done when [`Locked`] is dropped.
+//!
+//! Invariants, true whenever the lock is free:
+//! - a request that was accepted waits in one list, or is in one running batch, or is answered;
+//! - if something is runnable, no worker sleeps without a wake-up on its way: each change that makes
+//!   something runnable takes a sleeping worker's waker and wakes it;
+//! - a queue is removed after its last engine has been dropped on its worker, and not before its
+//!   last request has been answered.
+
+use std::any::Any;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::{Deref, DerefMut};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use crate::after::After;
+use crate::batch::Batch;
+use crate::clock::Clock;
+use crate::config::BatchConfig;
+use crate::error::RequestError;
+use crate::policy::{self, Candidate, Decision, Head, QueueId};
+use crate::stats::{Health, QueueStats, Stats};
+use crate::sync::{Mutex, MutexGuard};
+use crate::waiting::{ClosureList, RequestId, WaitingList};
+use crate::worker::WorkerContext;
+
+/// What clients, workers and handles of one executor share.
+pub(crate) struct Shared {
+    pub(crate) device: String,
+    pub(crate) workers: usize,
+    pub(crate) clock: Clock,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    pub(crate) fn new(device: String, workers: usize, clock: Clock) -> Self {
+        Self {
+            device,
+            workers,
+            clock,
+            state: Mutex::new(State::new(workers)),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        Locked {
+            guard: Some(self.state.lock()),
+            after: After::default(),
+        }
+    }
+}
+
+/// The locked state. Dropping it releases the lock first and then does what was put in `after`.
+pub(crate) struct Locked<'a> {
+    guard: Option<MutexGuard<'a, State>>,
+    after: After,
+}
+
+impl Locked<'_> {
+    pub(crate) fn parts(&mut self) -> (&mut State, &mut After) {
+        (self.guard.as_mut().expect(HELD), &mut self.after)
+    }
+}
+
+const HELD: &str = "the guard is taken in drop alone";
+
+impl Deref for Locked<'_> {
+    type Target = State;
+    fn deref(&self) -> &State {
+        self.guard.as_ref().expect(HELD)
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.guard.as_mut().expect(HELD)
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        drop(self.guard.take());
+        self.after.run();
+    }
+}
+
+/// Something that has to run on one certain worker: build an engine, drop one.
+pub(crate) type Errand = Box<dyn FnOnce(&WorkerContext) + Send>;
+
+#[derive(Default)]
+struct WorkerState {
+    errands: VecDeque<Errand>,
+    /// Set while the worker sleeps; whoever takes it must wake it.
+    asleep: Option<Waker>,
+    /// The worker and the request that this one waits for, inline, in the middle of a batch.
+    blocked_on: Option<(usize, u64)>,
+}
+
+/// A batch that runs.
+struct Running {
+    worker: usize,
+    since: Instant,
+    seqs: Vec<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// No new requests; what waits is still run.
+    Closed,
+    /// Nothing waits or runs; that many workers have still to drop their engine.
+    Retiring(usize),
+}
+
+/// One queue.
+pub(crate) struct QueueState {
+    pub(crate) list: Box<dyn WaitingList>,
+    config: BatchConfig,
+    phase: Phase,
+    failed: Option<String>,
+    /// Batches in a row that lost their engine and answered no request.
+    losses_in_a_row: u32,
+    virtual_time: Duration,
+    running: Vec<Running>,
+    /// Who waits for room, first come first served.
+    admission: VecDeque<(u64, Waker)>,
+    next_ticket: u64,
+    /// Who waits for the queue to be gone.
+    leaving: Vec<Waker>,
+    pub(crate) stats: Stats,
+}
+
+/// How many requests, and what cost, ask for room at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    pub(crate) requests: usize,
+    pub(crate) cost: usize,
+}
+
+/// The answer to a request for room.
+pub(crate) enum Room {
+    Granted,
+    Full,
+    Closed,
+    Failed(String),
+}
+
+/// What a worker does next.
+pub(crate) enum Step {
+    Errand(Errand),
+    Batch(QueueId, Box<dyn Batch>),
+    /// Sleep until woken, or until this instant. The waker has been stored.
+    Sleep(Option<Instant>),
+    Stop,
+}
+
+/// Where a request is that a worker wants to wait for inline.
+pub(crate) enum Place {
+    Waiting,
+    Running(usize),
+    Answered,
+}
+
+/// What all workers, clients and shutdowns of an executor agree on.
+pub(crate) struct State {
+    queues: BTreeMap<QueueId, QueueState>,
+    workers: Vec<WorkerState>,
+    /// No new queues, closures or requests; workers stop when the last queue is gone.
+    stopping: bool,
+    /// A worker's thread has ended out of turn.
+    died: bool,
+    alive: usize,
+    next_queue: QueueId,
+    next_seq: u64,
+    /// The virtual time of the queue dispatched last: where a queue that was idle comes in, so that
+    /// idleness earns no credit.
+    virtual_now: Duration,
+    /// Who waits for the workers to end.
+    exit_waiters: Vec<Waker>,
+}
+
+/// The queue of the closures.
+pub(crate) const CLOSURES: QueueId = 0;
+
+impl State {
+    fn new(workers: usize) -> Self {
+        let mut state = Self {
+            queues: BTreeMap::new(),
+            workers: (0..workers).map(|_| WorkerState::default()).collect(),
+            stopping: false,
+            died: false,
+            alive: workers,
+            next_queue: CLOSURES,
+            next_seq: 0,
+            virtual_now: Duration::ZERO,
+            exit_waiters: Vec::new(),
+        };
+        let config = BatchConfig::default().name("closures").capacity(usize::MAX);
+        let id = state.next_queue();
+        state.insert_queue(id, Box::new(ClosureList::default()), config);
+        state
+    }
+
+    pub(crate) fn next_queue(&mut self) -> QueueId {
+        let id = self.next_queue;
+        self.next_queue += 1;
+        id
+    }
+
+    pub(crate) fn insert_queue(
+        &mut self,
+        id: QueueId,
+        list: Box<dyn WaitingList>,
+        config: BatchConfig,
+    ) {
+        let queue = QueueState {
+            list,
+            config,
+            phase: Phase::Open,
+            failed: None,
+            losses_in_a_row: 0,
+            virtual_time: self.virtual_now,
+            running: Vec::new(),
+            admission: VecDeque::new(),
+            next_ticket: 0,
+            leaving: Vec::new(),
+            stats: Stats::default(),
+        };
+        self.queues.insert(id, queue);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    pub(crate) fn queue(&mut self, id: QueueId) -> Option<&mut QueueState> {
+        self.queues.get_mut(&id)
+    }
+
+    pub(crate) fn next_seq(&mut self) -> u64 {
+        self.next_seq += 1;
+        self.next_seq
+    }
+
+    // Admission.
+
+    /// Asks for room in a queue. With a `waker`, a caller that has to wait gets a ticket: it is
+    /// woken when its turn may have come, and asks again.
+    pub(crate) fn admit(
+        &mut self,
+        id: QueueId,
+        need: Need,
+        ticket: &mut Option<u64>,
+        waker: Option<&Waker>,
+        after: &mut After,
+    ) -> Room {
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return Room::Closed;
+        };
+        if let Some(why) = &queue.failed {
+            return Room::Failed(why.clone());
+        }
+        if queue.phase != Phase::Open || self.stopping {
+            return Room::Closed;
+        }
+        let first = queue
+            .admission
+            .front()
+            .is_none_or(|(front, _)| Some(*front) == *ticket);
+        if first && queue.fits(need) {
+            if ticket.take().is_some() {
+                queue.admission.pop_front();
+                queue.wake_next_admission(after);
+            }
+            if queue.is_idle() {
+                queue.virtual_time = queue.virtual_time.max(self.virtual_now);
+            }
+            self.wake_worker(after);
+            return Room::Granted;
+        }
+        if let Some(waker) = waker {
+            queue.wait_for_room(ticket, waker, after);
+        }
+        Room::Full
+    }
+
+    /// Gives a ticket back; the next in turn may go.
+    pub(crate) fn withdraw(&mut self, id: QueueId, ticket: u64, after: &mut After) {
+        if let Some(queue) = self.queues.get_mut(&id) {
+            if let Some(at) = queue
+                .admission
+                .iter()
+                .position(|(other, _)| *other == ticket)
+            {
+                if let Some((_, waker)) = queue.admission.remove(at) {
+                    after.discard(waker);
+                }
+            }
+            queue.wake_next_admission(after);
+        }
+    }
+
+    pub(crate) fn count_refused(&mut self, id: QueueId, requests: usize) {
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.stats.counters.refused += requests as u64;
+        }
+    }
+
+    // Leaving before compute.
+
+    /// Removes a waiting request and answers it with `error`. Says whether it still waited.
+    pub(crate) fn dismiss(
+        &mut self,
+        id: QueueId,
+        request: RequestId,
+        error: RequestError,
+        after: &mut After,
+    ) -> bool {
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return false;
+        };
+        let Some(removed) = queue.list.remove(request) else {
+            return false;
+        };
+        let counters = &mut queue.stats.counters;
+        match error {
+            RequestError::Cancelled => counters.cancelled += 1,
+            RequestError::DeadlineExceeded => counters.expired += 1,
+            _ => counters.closed += 1,
+        }
+        removed.answer(error, after);
+        queue.wake_next_admission(after);
+        self.retire_if_empty(id, after);
+        true
+    }
+
+    fn expire(&mut self, now: Instant, after: &mut After) {
+        let ids: Vec<QueueId> = self
+            .queues
+            .iter()
+            .filter(|(_, queue)| queue.list.first_deadline().is_some_and(|(at, _)| at <= now))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in ids {
+            while let Some((_, request)) = self
+                .queues
+                .get(&id)
+                .and_then(|q| q.list.first_deadline())
+                .filter(|(at, _)| *at <= now)
+            {
+                self.dismiss(id, request, RequestError::DeadlineExceeded, after);
+            }
+        }
+    }
+
+    fn dismiss_all(&mut self, id: QueueId, error: &RequestError, after: &mut After) {
+        while let Some(request) = self.queues.get(&id).and_then(|queue| queue.list.any()) {
+            self.dismiss(id, request, error.clone(), after);
+        }
+    }
+
+    // Workers.
+
+    /// What the worker does next; a batch is taken out of its list here.
+    pub(crate) fn next_step(
+        &mut self,
+        worker: usize,
+        now: Instant,
+        waker: impl FnOnce() -> Waker,
+        after: &mut After,
+    ) -> Step {
+        self.workers[worker].asleep = None;
+        if let Some(errand) = self.workers[worker].errands.pop_front() {
+            return Step::Errand(errand);
+        }
+        self.expire(now, after);
+        let until = match self.decide(now) {
+            Decision::Dispatch(id, head) => {
+                let batch = self.dispatch(id, head, worker, now, after);
+                // One submit wakes one worker; if it brought work for more, pass the call on.
+                let sleepers = self.workers.iter().any(|worker| worker.asleep.is_some());
+                if sleepers && matches!(self.decide(now), Decision::Dispatch(..)) {
+                    self.wake_worker(after);
+                }
+                return Step::Batch(id, batch);
+            }
+            Decision::WaitUntil(instant) => Some(instant),
+            Decision::Idle if self.stopping && self.queues.is_empty() => return Step::Stop,
+            Decision::Idle => None,
+        };
+        // CORRECTNESS: stored under the lock under which nothing was found to do; what comes later
+        // finds it here.
+        self.workers[worker].asleep = Some(waker());
+        Step::Sleep(until)
+    }
+
+    fn decide(&self, now: Instant) -> Decision {
+        let mut candidates = smallvec::SmallVec::<[Candidate; 12]>::new();
+        for (&id, queue) in &self.queues {
+            queue
+                .list
+                .heads(&mut |head| candidates.push(queue.candidate(id, head)));
+        }
+        policy::decide(candidates, now)
+    }
+
+    /// The head that goes first in one queue, whether its batch is full or not.
+    pub(crate) fn best_head(&self, id: QueueId, now: Instant) -> Option<Head> {
+        let queue = self.queues.get(&id)?;
+        let mut candidates = smallvec::SmallVec::<[Candidate; 4]>::new();
+        queue.list.heads(&mut |head| {
+            candidates.push(queue.candidate(
+                id,
+                Head {
+                    ready_at: head.arrival.min(now),
+                    ..head
+                },
+            ));
+        });
+        match policy::decide(candidates, now) {
+            Decision::Dispatch(_, head) => Some(head),
+            Decision::WaitUntil(_) | Decision::Idle => None,
+        }
+    }
+
+    /// Takes a batch out of its list and notes that it runs.
+    pub(crate) fn dispatch(
+        &mut self,
+        id: QueueId,
+        head: Head,
+        worker: usize,
+        now: Instant,
+        after: &mut After,
+    ) -> Box<dyn Batch> {
+        let queue = self
+            .queues
+            .get_mut(&id)
+            .expect("a head names a queue that is there");
+        let stats = &mut queue.stats;
+        let batch = queue.list.take(head, &mut |arrival| {
+            stats.record_wait(now.saturating_duration_since(arrival));
+        });
+        stats.counters.running += batch.len();
+        let seqs = if self.workers.len() > 1 {
+            batch.seqs().to_vec()
+        } else {
+            Vec::new()
+        };
+        queue.running.push(Running {
+            worker,
+            since: now,
+            seqs,
+        });
+        queue.wake_next_admission(after);
+        self.virtual_now = self.virtual_now.max(queue.virtual_time);
+        batch
+    }
+
+    /// Answers the requests of a batch that has run and books what it took.
+    pub(crate) fn finish(
+        &mut self,
+        id: QueueId,
+        worker: usize,
+        batch: &mut dyn Batch,
+        service: Duration,
+        after: &mut After,
+    ) {
+        // Gone only if another worker has died; dropping the batch then answers its requests.
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        let size = batch.len();
+        let outcome = batch.resolve(&mut *queue.list, after);
+        // A nested batch of the same queue ends before the one that it is nested in.
+        let at = queue
+            .running
+            .iter()
+            .rposition(|running| running.worker == worker);
+        let running = queue
+            .running
+            .remove(at.expect("a batch is noted while it runs"));
+        queue.virtual_time += service / queue.config.weight;
+        queue.stats.record_batch(size, service);
+        let counters = &mut queue.stats.counters;
+        counters.running -= size;
+        counters.completed += outcome.completed as u64;
+        counters.failed += outcome.failed as u64;
+        counters.cost += outcome.cost as u64;
+        counters.padded_cost += outcome.padded_cost as u64;
+        counters.engine_losses += u64::from(outcome.lost_engine);
+        for state in &mut self.workers {
+            if state
+                .blocked_on
+                .is_some_and(|(_, seq)| running.seqs.contains(&seq))
+            {
+                state.blocked_on = None;
+            }
+        }
+        self.book_engine_loss(id, outcome.lost_engine, outcome.completed, after);
+        self.retire_if_empty(id, after);
+    }
+
+    fn book_engine_loss(&mut self, id: QueueId, lost: bool, completed: usize, after: &mut After) {
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        if completed > 0 {
+            queue.losses_in_a_row = 0;
+        } else if lost {
+            queue.losses_in_a_row += 1;
+        }
+        if queue.losses_in_a_row > queue.config.max_rebuilds && queue.failed.is_none() {
+            let losses = queue.losses_in_a_row;
+            let why = format!("its engine was lost {losses} times in a row without a response");
+            tracing::error!(queue = %queue.config.name, "{why}");
+            self.fail(id, why, after);
+        }
+    }
+
+    fn fail(&mut self, id: QueueId, why: String, after: &mut After) {
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        queue.failed = Some(why.clone());
+        after.wake_all(queue.admission.drain(..).map(|(_, waker)| waker));
+        self.dismiss_all(id, &RequestError::QueueFailed(why), after);
+    }
+
+    /// Wakes one sleeping worker, if there is one.
+    fn wake_worker(&mut self, after: &mut After) {
+        if let Some(waker) = self
+            .workers
+            .iter_mut()
+            .find_map(|worker| worker.asleep.take())
+        {
+            after.wake(waker);
+        }
+    }
+
+    fn wake_all_workers(&mut self, after: &mut After) {
+        after.wake_all(
+            self.workers
+                .iter_mut()
+                .filter_map(|worker| worker.asleep.take()),
+        );
+    }
+
+    /// Leaves an errand for one worker, to be run before anything else.
+    pub(crate) fn send_errand(&mut self, worker: usize, errand: Errand, after: &mut After) {
+        self.workers[worker].errands.push_back(errand);
+        if let Some(waker) = self.workers[worker].asleep.take() {
+            after.wake(waker);
+        }
+    }
+
+    // Waiting inline, on a worker.
+
+    pub(crate) fn place(&self, id: QueueId, request: RequestId) -> Place {
+        let Some(queue) = self.queues.get(&id) else {
+            return Place::Answered;
+        };
+        if queue.list.contains(request) {
+            return Place::Waiting;
+        }
+        // With one worker, what does not wait and is not answered runs here, further up the stack;
+        // the numbers of its requests need not be kept for that.
+        let one_worker = self.workers.len() == 1;
+        let runs = |running: &&Running| one_worker || running.seqs.contains(&request.seq);
+        queue
+            .running
+            .iter()
+            .find(runs)
+            .map_or(Place::Answered, |r| Place::Running(r.worker))
+    }
+
+    /// Notes that `worker` waits, in the middle of a batch, for a request that `other` runs. Refuses
+    /// if `other` waits for `worker`, directly or through others.
+    pub(crate) fn block_on(&mut self, worker: usize, other: usize, seq: u64) -> bool {
+        // CORRECTNESS: a worker waits for one thing at a time, so the edges form paths, and a
+        // deadlock is a cycle, closed by its last edge, seen here under the lock.
+        let mut at = other;
+        loop {
+            if at == worker {
+                return false;
+            }
+            match self.workers[at].blocked_on {
+                Some((next, _)) => at = next,
+                None => break,
+            }
+        }
+        self.workers[worker].blocked_on = Some((other, seq));
+        true
+    }
+
+    // Shutdown.
+
+    /// Refuses new requests. What waits is run, or with `abort` answered with `Closed`; then the
+    /// engines are dropped and the queue goes.
+    pub(crate) fn close(&mut self, id: QueueId, abort: bool, after: &mut After) {
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        if queue.phase == Phase::Open {
+            queue.phase = Phase::Closed;
+        }
+        after.wake_all(queue.admission.drain(..).map(|(_, waker)| waker));
+        if abort {
+            self.dismiss_all(id, &RequestError::Closed, after);
+        }
+        self.retire_if_empty(id, after);
+    }
+
+    /// Closes everything; workers stop when nothing is left.
+    pub(crate) fn stop(&mut self, abort: bool, after: &mut After) {
+        self.stopping = true;
+        let ids: Vec<QueueId> = self.queues.keys().copied().collect();
+        for id in ids {
+            self.close(id, abort, after);
+        }
+        self.wake_all_workers(after);
+    }
+
+    fn retire_if_empty(&mut self, id: QueueId, after: &mut After) {
+        let workers = self.workers.len();
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        if queue.phase != Phase::Closed || !queue.is_idle() {
+            return;
+        }
+        queue.phase = Phase::Retiring(workers);
+        for worker in 0..workers {
+            self.send_errand(
+                worker,
+                Box::new(move |worker: &WorkerContext| worker.retire(id)),
+                after,
+            );
+        }
+    }
+
+    /// A worker has dropped its engine of a retiring queue; the last one removes the queue.
+    pub(crate) fn retired(&mut self, id: QueueId, after: &mut After) {
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        if let Phase::Retiring(left) = &mut queue.phase {
+            *left -= 1;
+            if *left > 0 {
+                return;
+            }
+        }
+        if let Some(mut queue) = self.queues.remove(&id) {
+            after.wake_all(queue.leaving.drain(..));
+            // It holds the factory, which is a user's.
+            after.discard(queue.list);
+        }
+        if self.stopping {
+            self.wake_all_workers(after);
+        }
+    }
+
+    /// Whether the queue is gone; if not, `waker` is woken when it is.
+    pub(crate) fn is_gone(&mut self, id: QueueId, waker: &Waker) -> bool {
+        match self.queues.get_mut(&id) {
+            None => true,
+            Some(queue) => {
+                remember(&mut queue.leaving, waker);
+                false
+            }
+        }
+    }
+
+    /// Whether all workers have ended; if not, `waker` is woken when they have.
+    pub(crate) fn has_ended(&mut self, waker: &Waker) -> bool {
+        if self.alive > 0 {
+            remember(&mut self.exit_waiters, waker);
+        }
+        self.alive == 0
+    }
+
+    /// A worker's thread ends. If it was not told to, nothing can be run any more: everything that
+    /// waits is answered.
+    pub(crate) fn worker_ended(&mut self, worker: usize, after: &mut After) {
+        self.alive -= 1;
+        if !(self.stopping && self.queues.is_empty()) {
+            self.died = true;
+            self.stopping = true;
+            let ids: Vec<QueueId> = self.queues.keys().copied().collect();
+            for id in ids {
+                self.fail(id, RequestError::WorkerDied.to_string(), after);
+                if let Some(mut queue) = self.queues.remove(&id) {
+                    after.wake_all(queue.leaving.drain(..));
+                    after.discard(queue.list);
+                }
+            }
+            self.wake_all_workers(after);
+        }
+        // Dropping an errand answers whoever waits for it.
+        for errand in self.workers[worker].errands.drain(..) {
+            after.discard(errand);
+        }
+        if self.alive == 0 {
+            after.wake_all(self.exit_waiters.drain(..));
+        }
+    }
+
+    // Looking.
+
+    pub(crate) fn stats(&self, id: QueueId) -> Option<QueueStats> {
+        self.queues.get(&id).map(QueueState::snapshot)
+    }
+
+    pub(crate) fn health(&self, id: QueueId, now: Instant) -> Health {
+        match self.queues.get(&id) {
+            Some(queue) => queue.health(now),
+            None if self.died => Health::Failed(RequestError::WorkerDied.to_string()),
+            None => Health::Failed("the queue has been shut down".to_owned()),
+        }
+    }
+
+    /// The worst of all queues.
+    pub(crate) fn overall_health(&self, now: Instant) -> Health {
+        if self.died {
+            return Health::Failed(RequestError::WorkerDied.to_string());
+        }
+        if self.stopping {
+            return Health::Failed("the executor has been shut down".to_owned());
+        }
+        let stalled = self.queues.values().map(|queue| queue.health(now));
+        let stalled = stalled.filter(|health| matches!(health, Health::Stalled { .. }));
+        stalled.last().unwrap_or(Health::Ready)
+    }
+}
+
+fn remember(wakers: &mut Vec<Waker>, waker: &Waker) {
+    if !wakers.iter().any(|other| other.will_wake(waker)) {
+        wakers.push(waker.clone());
+    }
+}
+
+impl QueueState {
+    /// The waiting list, as the type that it was made with.
+    pub(crate) fn list_mut<L: WaitingList>(&mut self) -> &mut L {
+        let list: &mut dyn Any = &mut *self.list;
+        list.downcast_mut().expect("a queue's list keeps its type")
+    }
+
+    fn is_idle(&self) -> bool {
+        self.list.len() == 0 && self.running.is_empty()
+    }
+
+    fn fits(&self, need: Need) -> bool {
+        need.requests <= self.config.capacity - self.list.len().min(self.config.capacity)
+            && need.cost
+                <= self.config.capacity_cost - self.list.cost().min(self.config.capacity_cost)
+    }
+
+    fn wait_for_room(&mut self, ticket: &mut Option<u64>, waker: &Waker, after: &mut After) {
+        if let Some(ticket) = *ticket {
+            if let Some((_, old)) = self
+                .admission
+                .iter_mut()
+                .find(|(other, _)| *other == ticket)
+            {
+                if !old.will_wake(waker) {
+                    after.discard(std::mem::replace(old, waker.clone()));
+                }
+                return;
+            }
+        }
+        let number = *ticket.get_or_insert(self.next_ticket);
+        self.next_ticket = self.next_ticket.max(number + 1);
+        self.admission.push_back((number, waker.clone()));
+    }
+
+    /// Lets the first in turn look again. It stays in its place until it has gone in or withdrawn.
+    fn wake_next_admission(&self, after: &mut After) {
+        if let Some((_, waker)) = self.admission.front() {
+            after.wake(waker.clone());
+        }
+    }
+
+    fn candidate(&self, id: QueueId, head: Head) -> Candidate {
+        Candidate {
+            queue: id,
+            head,
+            ageing: self.config.ageing,
+            virtual_time: self.virtual_time,
+        }
+    }
+
+    fn snapshot(&self) -> QueueStats {
+        QueueStats {
+            waiting: self.list.len(),
+            waiting_cost: self.list.cost(),
+            ..self.stats.snapshot()
+        }
+    }
+
+    fn health(&self, now: Instant) -> Health {
+        if let Some(why) = &self.failed {
+            return Health::Failed(why.clone());
+        }
+        let longest = self
+            .running
+            .iter()
+            .map(|r| now.saturating_duration_since(r.since))
+            .max();
+        match longest {
+            Some(running_for) if running_for >= self.config.stall_after => {
+                Health::Stalled { running_for }
+            }
+            _ => Health::Ready,
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! What waits: the requests of one queue in first-in-first-out order per batch key and priority,
+//! and the closures of an executor.
+//!
+//! Everything here happens under the executor's lock. Each operation takes constant time whatever
+//! waits (finding a group hashes its key, which was done before the lock), except with
+//! `max_wait > 0`, where `heads` looks at each group.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashTable;
+use slab::Slab;
+
+use crate::after::After;
+use crate::batch::{Batch, ClosureBatch, Plan, RequestBatch};
+use crate::config::BatchConfig;
+use crate::engine::{BatchItem, Engine};
+use crate::error::RequestError;
+use crate::fifo::{Fifo, Linked, Links};
+use crate::policy::Head;
+use crate::request::Priority;
+use crate::response::Responder;
+
+/// Names a waiting request: its slot, and its number so that a reused slot is not mistaken for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RequestId {
+    pub(crate) slot: usize,
+    pub(crate) seq: u64,
+}
+
+/// A request that was removed before it was computed.
+pub(crate) trait Removed: Send {
+    /// Answers it with an error; what is left of it goes to `after`.
+    fn answer(self: Box<Self>, error: RequestError, after: &mut After);
+}
+
+/// What the executor asks of the waiting requests of a queue, whatever their types.
+pub(crate) trait WaitingList: Any + Send {
+    fn len(&self) -> usize;
+    /// The sum of the costs of what waits.
+    fn cost(&self) -> usize;
+    fn contains(&self, id: RequestId) -> bool;
+    /// Shows the heads that may claim a batch.
+    fn heads(&self, visit: &mut dyn FnMut(Head));
+    /// Takes the batch that `head` claims out of the list, counting how long each request waited.
+    fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch>;
+    fn remove(&mut self, id: RequestId) -> Option<Box<dyn Removed>>;
+    /// The request whose deadline comes first.
+    fn first_deadline(&self) -> Option<(Instant, RequestId)>;
+    /// Any request that waits.
+    fn any(&self) -> Option<RequestId>;
+}
+
+const LINE: usize = 0;
+const LANE: usize = 1;
+
+/// One waiting request. It stands in two lists: all of its class in the queue (the line), and those
+/// of its class and key (the lane).
+struct Waiting<E: Engine> {
+    input: E::Item,
+    responder: Responder<E::Output>,
+    seq: u64,
+    group: usize,
+    cost: usize,
+    class: Priority,
+    arrival: Instant,
+    deadline: Option<Instant>,
+    links: [Links; 2],
+}
+
+impl<E: Engine> Linked<2> for Waiting<E> {
+    fn links(&mut self) -> &mut [Links; 2] {
+        &mut self.links
+    }
+    fn next(&self, list: usize) -> Option<usize> {
+        self.links[list].following()
+    }
+}
+
+impl<E: Engine> Removed for Waiting<E> {
+    fn answer(self: Box<Self>, error: RequestError, after: &mut After) {
+        self.responder.answer(Err(error), after);
+        after.discard(self.input);
+    }
+}
+
+/// The requests of one batch key.
+struct Group<K> {
+    key: K,
+    hash: u64,
+    lanes: [Fifo; 3],
+    len: usize,
+    cost: usize,
+    /// Batches of this group that run now; the group stays until they are done.
+    running: usize,
+    /// The most requests in a batch, learnt from running out of memory.
+    ceiling: Option<usize>,
+    /// With `max_wait`, from when on a batch may go although it is not full.
+    ready_at: Option<Instant>,
+}
+
+/// What a submitting thread prepares before it takes the lock.
+pub(crate) struct Arrival<E: Engine> {
+    pub(crate) input: E::Item,
+    pub(crate) key: <E::Item as BatchItem>::Key,
+    pub(crate) hash: u64,
+    pub(crate) cost: usize,
+    pub(crate) class: Priority,
+    pub(crate) at: Instant,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// The waiting requests of one batch queue.
+pub(crate) struct RequestList<E: Engine> {
+    plan: Arc<Plan<E>>,
+    max_batch_size: usize,
+    max_batch_cost: usize,
+    max_wait: Duration,
+    requests: Slab<Waiting<E>>,
+    groups: Slab<Group<<E::Item as BatchItem>::Key>>,
+    by_key: HashTable<usize>,
+    lines: [Fifo; 3],
+    deadlines: BTreeSet<(Instant, RequestId)>,
+    cost: usize,
+}
+
+/// Groups that are kept for their learnt ceiling alone; beyond that many, ceilings are forgotten.
+const MAX_REMEMBERED: usize = 1024;
+
+impl<E: Engine> RequestList<E> {
+    pub(crate) fn new(plan: Arc<Plan<E>>, config: &BatchConfig) -> Self {
+        Self {
+            plan,
+            max_batch_size: config.max_batch_size,
+            max_batch_cost: config.max_batch_cost,
+            max_wait: config.max_wait,
+            requests: Slab::new(),
+            groups: Slab::new(),
+            by_key: HashTable::new(),
+            lines: [Fifo::new(LINE); 3],
+            deadlines: BTreeSet::new(),
+            cost: 0,
+        }
+    }
+
+    /// Appends a request to its group.
+    pub(crate) fn push(
+        &mut self,
+        arrival: Arrival<E>,
+        responder: Responder<E::Output>,
+        seq: u64,
+    ) -> RequestId {
+        let Arrival {
+            input,
+            key,
+            hash,
+            cost,
+            class,
+            at,
+            deadline,
+        } = arrival;
+        // The key's `Eq` is a user's code and comes first: if it panics, nothing has changed yet.
+        let group = self.group(key, hash);
+        let entry = Waiting {
+            input,
+            responder,
+            seq,
+            group,
+            cost,
+            class,
+            arrival: at,
+            deadline,
+            links: Default::default(),
+        };
+        let slot = self.requests.insert(entry);
+        let id = RequestId { slot, seq };
+        self.lines[class.index()].push_back(&mut self.requests, slot);
+        let ready_at = self.ready_at(at, deadline);
+        let group = &mut self.groups[group];
+        group.lanes[class.index()].push_back(&mut self.requests, slot);
+        group.len += 1;
+        group.cost += cost;
+        group.ready_at = Some(
+            group
+                .ready_at
+                .map_or(ready_at, |earlier| earlier.min(ready_at)),
+        );
+        self.cost += cost;
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, id));
+        }
+        id
+    }
+
+    fn group(&mut self, key: <E::Item as BatchItem>::Key, hash: u64) -> usize {
+        let groups = &self.groups;
+        if let Some(&group) = self.by_key.find(hash, |&g| groups[g].key == key) {
+            return group;
+        }
+        let group = self.groups.insert(Group {
+            key,
+            hash,
+            lanes: [Fifo::new(LANE); 3],
+            len: 0,
+            cost: 0,
+            running: 0,
+            ceiling: None,
+            ready_at: None,
+        });
+        let groups = &self.groups;
+        self.by_key.insert_unique(hash, group, |&g| groups[g].hash);
+        group
+    }
+
+    /// A request whose deadline would pass while it waits for company does not wait for company.
+    fn ready_at(&self, arrival: Instant, deadline: Option<Instant>) -> Instant {
+        let ready_at = arrival.checked_add(self.max_wait).unwrap_or(arrival);
+        if deadline.is_some_and(|deadline| deadline <= ready_at) {
+            arrival
+        } else {
+            ready_at
+        }
+    }
+
+    fn unlink(&mut self, slot: usize) -> Waiting<E> {
+        let Waiting { class, group, .. } = self.requests[slot];
+        self.lines[class.index()].unlink(&mut self.requests, slot);
+        self.groups[group].lanes[class.index()].unlink(&mut self.requests, slot);
+        let entry = self.requests.remove(slot);
+        let group = &mut self.groups[group];
+        group.len -= 1;
+        group.cost -= entry.cost;
+        self.cost -= entry.cost;
+        if let Some(deadline) = entry.deadline {
+            self.deadlines.remove(&(
+                deadline,
+                RequestId {
+                    slot,
+                    seq: entry.seq,
+                },
+            ));
+        }
+        entry
+    }
+
+    /// Forgets a group that holds nothing; its key is the caller's to drop.
+    fn tidy(&mut self, index: usize) -> Option<<E::Item as BatchItem>::Key> {
+        let group = &self.groups[index];
+        let remembered = group.ceiling.is_some() && self.groups.len() <= MAX_REMEMBERED;
+        if group.len > 0 || group.running > 0 || remembered {
+            return None;
+        }
+        let hash = group.hash;
+        if let Ok(found) = self.by_key.find_entry(hash, |&g| g == index) {
+            found.remove();
+        }
+        Some(self.groups.remove(index).key)
+    }
+
+    fn limit(&self, group: &Group<<E::Item as BatchItem>::Key>) -> usize {
+        group.ceiling.map_or(self.max_batch_size, |ceiling| {
+            ceiling.min(self.max_batch_size)
+        })
+    }
+
+    fn head(&self, slot: usize, ready_at: Instant) -> Head {
+        let entry = &self.requests[slot];
+        Head {
+            slot,
+            class: entry.class,
+            arrival: entry.arrival,
+            seq: entry.seq,
+            ready_at,
+        }
+    }
+
+    /// A batch of `group` is done: remembers what it taught.
+    pub(crate) fn finished(&mut self, index: usize, ceiling: Option<usize>, after: &mut After) {
+        let group = &mut self.groups[index];
+        group.running -= 1;
+        if let Some(ceiling) = ceiling {
+            group.ceiling = Some(group.ceiling.map_or(ceiling, |old| old.min(ceiling)));
+        }
+        if let Some(key) = self.tidy(index) {
+            after.discard(key);
+        }
+    }
+}
+
+impl<E: Engine> WaitingList for RequestList<E> {
+    fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn cost(&self) -> usize {
+        self.cost
+    }
+
+    fn contains(&self, id: RequestId) -> bool {
+        self.requests
+            .get(id.slot)
+            .is_some_and(|entry| entry.seq == id.seq)
+    }
+
+    fn heads(&self, visit: &mut dyn FnMut(Head)) {
+        if self.max_wait.is_zero() {
+            // The oldest of a class in the queue is the oldest of its class in its group, so three
+            // heads stand for all groups.
+            for line in &self.lines {
+                if let Some(slot) = line.head() {
+                    visit(self.head(slot, self.requests[slot].arrival));
+                }
+            }
+            return;
+        }
+        for (_, group) in &self.groups {
+            let full = group.len >= self.limit(group) || group.cost >= self.max_batch_cost;
+            for slot in group.lanes.iter().filter_map(Fifo::head) {
+                let arrival = self.requests[slot].arrival;
+                let ready_at = if full {
+                    arrival
+                } else {
+                    group.ready_at.unwrap_or(arrival)
+                };
+                visit(self.head(slot, ready_at));
+            }
+        }
+    }
+
+    fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
+        let index = self.requests[head.slot].group;
+        let limit = self.limit(&self.groups[index]).min(self.groups[index].len);
+        let mut batch = RequestBatch::new(Arc::clone(&self.plan), index, limit);
+        // The head that has the claim goes in whatever its class; then the most urgent first.
+        let mut next = Some(head.slot);
+        while let Some(slot) = next {
+            let fits = batch.cost().saturating_add(self.requests[slot].cost);
+            if batch.len() == limit || (batch.len() > 0 && fits > self.max_batch_cost) {
+                break;
+            }
+            let entry = self.unlink(slot);
+            waits(entry.arrival);
+            batch.push(entry.input, entry.responder, entry.seq, entry.cost);
+            next = self.groups[index].lanes.iter().find_map(Fifo::head);
+        }
+        let group = &mut self.groups[index];
+        group.running += 1;
+        group.ready_at = None;
+        if !self.max_wait.is_zero() {
+            let lanes = self.groups[index].lanes;
+            let left = lanes.iter().flat_map(|lane| lane.iter(&self.requests));
+            let ready = left.map(|slot| &self.requests[slot]);
+            self.groups[index].ready_at = ready
+                .map(|entry| self.ready_at(entry.arrival, entry.deadline))
+                .min();
+        }
+        Box::new(batch)
+    }
+
+    fn remove(&mut self, id: RequestId) -> Option<Box<dyn Removed>> {
+        if !self.contains(id) {
+            return None;
+        }
+        let entry = self.unlink(id.slot);
+        let key = self.tidy(entry.group);
+        Some(Box::new(RemovedRequest { entry, key }))
+    }
+
+    fn first_deadline(&self) -> Option<(Instant, RequestId)> {
+        self.deadlines.first().copied()
+    }
+
+    fn any(&self) -> Option<RequestId> {
+        let (slot, entry) = self.requests.iter().next()?;
+        Some(RequestId {
+            slot,
+            seq: entry.seq,
+        })
+    }
+}
+
+/// A removed request with the key of its group when it was the last one there.
+struct RemovedRequest<E: Engine> {
+    entry: Waiting<E>,
+    key: Option<<E::Item as BatchItem>::Key>,
+}
+
+impl<E: Engine> Removed for RemovedRequest<E> {
+    fn answer(self: Box<Self>, error: RequestError, after: &mut After) {
+        let Self { entry, key } = *self;
+        after.discard(key);
+        Box::new(entry).answer(error, after);
+    }
+}
+
+/// A closure that waits for the worker, with the duty to answer it.
+pub(crate) trait Closure: Send {
+    /// Runs it; a panic is contained.
+    fn run(&mut self);
+    /// Hands the result over, or `error` if it has not run. Says whether there was a result.
+    fn answer(self: Box<Self>, error: RequestError, after: &mut After) -> bool;
+}
+
+/// The waiting closures of an executor, first in first out, one a batch.
+#[derive(Default)]
+pub(crate) struct ClosureList {
+    waiting: std::collections::BTreeMap<u64, (Instant, Box<dyn Closure>)>,
+}
+
+impl ClosureList {
+    pub(crate) fn push(&mut self, closure: Box<dyn Closure>, at: Instant, seq: u64) -> RequestId {
+        self.waiting.insert(seq, (at, closure));
+        RequestId { slot: 0, seq }
+    }
+}
+
+impl Removed for Box<dyn Closure> {
+    fn answer(self: Box<Self>, error: RequestError, after: &mut After) {
+        (*self).answer(error, after);
+    }
+}
+
+impl WaitingList for ClosureList {
+    fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn cost(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn contains(&self, id: RequestId) -> bool {
+        self.waiting.contains_key(&id.seq)
+    }
+
+    fn heads(&self, visit: &mut dyn FnMut(Head)) {
+        if let Some((&seq, &(arrival, _))) = self.waiting.first_key_value() {
+            visit(Head {
+                slot: 0,
+                class: Priority::Normal,
+                arrival,
+                seq,
+                ready_at: arrival,
+            });
+        }
+    }
+
+    fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
+        let (arrival, closure) = self
+            .waiting
+            .remove(&head.seq)
+            .expect("a head is waiting until it is taken");
+        waits(arrival);
+        Box::new(ClosureBatch::new(closure, head.seq))
+    }
+
+    fn remove(&mut self, id: RequestId) -> Option<Box<dyn Removed>> {
+        let (_, closure) = self.waiting.remove(&id.seq)?;
+        Some(Box::new(closure))
+    }
+
+    fn first_deadline(&self) -> Option<(Instant, RequestId)> {
+        None
+    }
+
+    fn any(&self) -> Option<RequestId> {
+        let (&seq, _) = self.waiting.first_key_value()?;
+        Some(RequestId { slot: 0, seq })
+    }
+}

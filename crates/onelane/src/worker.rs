@@ -1,0 +1,189 @@
+//! The worker thread: its loop, the engines that live on it, and work done inline for a caller that
+//! is on the worker already.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::batch::Batch;
+use crate::contain::contain;
+use crate::engine::Engine;
+use crate::policy::QueueId;
+use crate::state::{Place, Shared, Step};
+use crate::sync::{thread_local, thread_waker};
+use crate::waiting::RequestId;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
+}
+
+/// What one worker thread has. It never leaves its thread.
+pub(crate) struct WorkerContext {
+    shared: Arc<Shared>,
+    index: usize,
+    /// The engines, by queue. `None`: in use further up the stack. Absent: not built.
+    engines: RefCell<HashMap<QueueId, Option<Box<dyn Any>>>>,
+    /// Time that batches run inline took within the present batch.
+    nested: Cell<Duration>,
+}
+
+/// What could be done inline for a caller on the worker.
+pub(crate) enum Help {
+    /// A batch was run, or the answer has come: look again.
+    Progress,
+    /// Another worker runs the request: wait for it.
+    Elsewhere,
+    /// It can only be answered after this very call has returned.
+    Stuck,
+}
+
+impl WorkerContext {
+    /// The context of the calling thread, if it is a worker of `shared`.
+    pub(crate) fn current(shared: &Arc<Shared>) -> Option<Rc<Self>> {
+        let current = CURRENT
+            .try_with(|current| current.borrow().clone())
+            .ok()
+            .flatten()?;
+        Arc::ptr_eq(&current.shared, shared).then_some(current)
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Takes the engine of a queue for the length of a batch.
+    pub(crate) fn take_engine<E: Engine>(&self, queue: QueueId) -> Option<Box<E>> {
+        let engine = self.engines.borrow_mut().insert(queue, None).flatten()?;
+        Some(engine.downcast().expect("a queue's engine keeps its type"))
+    }
+
+    /// Puts the engine back; `None` if it was lost, to be built again for the next batch.
+    pub(crate) fn put_engine<E: Engine>(&self, queue: QueueId, engine: Option<Box<E>>) {
+        let mut engines = self.engines.borrow_mut();
+        match engine {
+            Some(engine) => {
+                engines.insert(queue, Some(engine));
+            }
+            None => {
+                engines.remove(&queue);
+            }
+        }
+    }
+
+    fn is_engine_busy(&self, queue: QueueId) -> bool {
+        matches!(self.engines.borrow().get(&queue), Some(None))
+    }
+
+    /// Drops the engine of a closed queue.
+    pub(crate) fn retire(&self, queue: QueueId) {
+        let engine = self.engines.borrow_mut().remove(&queue);
+        let _ = contain(|| drop(engine));
+        let mut locked = self.shared.lock();
+        let (state, after) = locked.parts();
+        state.retired(queue, after);
+    }
+
+    /// Does, inline, what a request of `queue` needs to be answered; without a request, makes room
+    /// in the queue.
+    pub(crate) fn help(&self, queue: QueueId, request: Option<RequestId>) -> Help {
+        let now = self.shared.clock.now();
+        let mut locked = self.shared.lock();
+        let (state, after) = locked.parts();
+        match request.map_or(Place::Waiting, |request| state.place(queue, request)) {
+            Place::Answered => Help::Progress,
+            Place::Running(other) if other != self.index => {
+                let seq = request.map_or(0, |request| request.seq);
+                if state.block_on(self.index, other, seq) {
+                    Help::Elsewhere
+                } else {
+                    Help::Stuck
+                }
+            }
+            Place::Running(_) => Help::Stuck,
+            Place::Waiting if self.is_engine_busy(queue) => Help::Stuck,
+            Place::Waiting => {
+                let Some(head) = state.best_head(queue, now) else {
+                    return Help::Progress;
+                };
+                let batch = state.dispatch(queue, head, self.index, now, after);
+                drop(locked);
+                self.run(queue, batch);
+                Help::Progress
+            }
+        }
+    }
+
+    /// Runs a batch that was taken out of its list, and hands the answers over.
+    fn run(&self, queue: QueueId, mut batch: Box<dyn Batch>) {
+        let clock = &self.shared.clock;
+        let outer = self.nested.take();
+        let started = clock.now();
+        // What can panic in a batch is contained there; this is for what we have not thought of.
+        let _ = contain(|| batch.run(self));
+        let took = clock.now().saturating_duration_since(started);
+        let service = took.saturating_sub(self.nested.get());
+        self.nested.set(outer + took);
+        {
+            let mut locked = self.shared.lock();
+            let (state, after) = locked.parts();
+            state.finish(queue, self.index, &mut *batch, service, after);
+        }
+        // The inputs are a user's to drop.
+        let _ = contain(|| {
+            batch.delivered(self);
+            drop(batch);
+        });
+    }
+
+    fn run_until_stopped(&self) {
+        loop {
+            let now = self.shared.clock.now();
+            let step = {
+                let mut locked = self.shared.lock();
+                let (state, after) = locked.parts();
+                state.next_step(self.index, now, thread_waker, after)
+            };
+            match step {
+                Step::Batch(queue, batch) => self.run(queue, batch),
+                Step::Errand(errand) => {
+                    let _ = contain(|| errand(self));
+                }
+                Step::Sleep(until) => self.shared.clock.park_until(until),
+                Step::Stop => return,
+            }
+        }
+    }
+}
+
+/// The body of a worker thread.
+pub(crate) fn run_worker(shared: Arc<Shared>, index: usize) {
+    let context = Rc::new(WorkerContext {
+        shared,
+        index,
+        engines: RefCell::default(),
+        nested: Cell::default(),
+    });
+    CURRENT.with(|current| current.replace(Some(Rc::clone(&context))));
+    let exit = Exit(context);
+    exit.0.run_until_stopped();
+}
+
+/// Leaves the executor, however the thread ends: no request waits for a worker that is gone.
+struct Exit(Rc<WorkerContext>);
+
+impl Drop for Exit {
+    fn drop(&mut self) {
+        // Engines are dropped on the worker in every case.
+        let engines = self.0.engines.take();
+        for engine in engines.into_values() {
+            let _ = contain(|| drop(engine));
+        }
+        let _ = CURRENT.try_with(|current| current.replace(None));
+        let mut locked = self.0.shared.lock();
+        let (state, after) = locked.parts();
+        state.worker_ended(self.0.index, after);
+    }
+}
