@@ -81,3 +81,106 @@ pub(crate) fn decide(candidates: impl IntoIterator<Item = Candidate>, now: Insta
         (None, None) => Decision::Idle,
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A candidate of `queue` that arrived `age` before `now`.
+    fn candidate(queue: QueueId, class: Priority, age: Duration, now: Instant) -> Candidate {
+        let arrival = now - age;
+        let head = Head {
+            slot: 0,
+            class,
+            arrival,
+            seq: 0,
+            ready_at: arrival,
+        };
+        Candidate {
+            queue,
+            head,
+            ageing: SECOND,
+            virtual_time: Duration::ZERO,
+        }
+    }
+
+    fn winner(candidates: &[Candidate], now: Instant) -> QueueId {
+        match decide(candidates.iter().copied(), now) {
+            Decision::Dispatch(queue, _) => queue,
+            other => panic!("nothing was dispatched: {other:?}"),
+        }
+    }
+
+    fn noon() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
+    #[test]
+    fn nothing_waits() {
+        assert_eq!(decide([], noon()), Decision::Idle);
+    }
+
+    #[test]
+    fn the_claim_is_class_then_device_time_then_age() {
+        use Priority::{Bulk, Interactive, Normal};
+        let now = noon();
+        let ms = Duration::from_millis;
+        // (class, device time, age) of two queues, and which goes first.
+        let table = [
+            ((Interactive, ms(9), ms(1)), (Normal, ms(0), ms(900)), 1),
+            ((Bulk, ms(0), ms(900)), (Normal, ms(9), ms(1)), 2),
+            ((Normal, ms(5), ms(1)), (Normal, ms(4), ms(1)), 2),
+            ((Normal, ms(4), ms(2)), (Normal, ms(4), ms(1)), 1),
+            // Ageing: a class for each second.
+            ((Normal, ms(0), ms(1000)), (Interactive, ms(1), ms(0)), 1),
+            ((Normal, ms(0), ms(999)), (Interactive, ms(1), ms(0)), 2),
+            ((Bulk, ms(0), ms(1999)), (Interactive, ms(1), ms(0)), 2),
+            ((Bulk, ms(0), ms(2000)), (Interactive, ms(1), ms(0)), 1),
+            // There is nothing above Interactive: device time decides again.
+            ((Bulk, ms(9), ms(60_000)), (Interactive, ms(1), ms(0)), 2),
+        ];
+        for (first, second, expected) in table {
+            let make = |queue, (class, virtual_time, age)| Candidate {
+                virtual_time,
+                ..candidate(queue, class, age, now)
+            };
+            let pair = [make(1, first), make(2, second)];
+            assert_eq!(winner(&pair, now), expected, "{first:?} against {second:?}");
+            let reversed = [pair[1], pair[0]];
+            assert_eq!(
+                winner(&reversed, now),
+                expected,
+                "the order of looking decided"
+            );
+        }
+    }
+
+    #[test]
+    fn equal_arrivals_go_in_order_of_acceptance() {
+        let now = noon();
+        let mut later = candidate(1, Priority::Normal, SECOND, now);
+        later.head.seq = 8;
+        let mut earlier = candidate(2, Priority::Normal, SECOND, now);
+        earlier.head.seq = 7;
+        assert_eq!(winner(&[later, earlier], now), 2);
+    }
+
+    #[test]
+    fn what_is_ready_does_not_wait_for_what_is_not() {
+        let now = noon();
+        let mut filling = candidate(1, Priority::Interactive, Duration::ZERO, now);
+        filling.head.ready_at = now + SECOND;
+        let ready = candidate(2, Priority::Bulk, Duration::ZERO, now);
+        assert_eq!(winner(&[filling, ready], now), 2);
+        assert_eq!(decide([filling], now), Decision::WaitUntil(now + SECOND));
+        assert_eq!(winner(&[filling], now + SECOND), 1);
+    }
+
+    #[test]
+    fn ageing_can_be_off() {
+        let age = Duration::from_secs(1 << 40);
+        assert_eq!(effective_class(Priority::Bulk, age, Duration::MAX), 2);
+    }
+}

@@ -106,13 +106,15 @@ pub(crate) struct Stats {
 
 impl Default for Stats {
     fn default() -> Self {
-        // Two significant digits keep a histogram of nanoseconds at some 30 KiB.
-        let histogram = || Histogram::new(2).expect("two digits are allowed");
+        // Two significant digits; an hour of nanoseconds takes some 20 KiB. What is longer counts as
+        // an hour.
+        let histogram = |max| Histogram::new_with_max(max, 2).expect("the bounds are in order");
+        let hour = 3_600_000_000_000;
         Self {
             counters: QueueStats::default(),
-            batch_size: histogram(),
-            wait: histogram(),
-            service: histogram(),
+            batch_size: histogram(1_000_000),
+            wait: histogram(hour),
+            service: histogram(hour),
         }
     }
 }

@@ -19,6 +19,7 @@ pub struct VirtualClock(Arc<(Mutex<Time>, Condvar)>);
 struct Time {
     now: Instant,
     sleepers: Vec<(Instant, Waker)>,
+    timed_sleeps: u64,
 }
 
 impl Default for VirtualClock {
@@ -33,6 +34,7 @@ impl VirtualClock {
         let time = Time {
             now: Instant::now(),
             sleepers: Vec::new(),
+            timed_sleeps: 0,
         };
         Self(Arc::new((Mutex::new(time), Condvar::new())))
     }
@@ -71,12 +73,18 @@ impl VirtualClock {
         }
     }
 
+    /// How often, in all, a thread has gone to sleep until a time on this clock.
+    pub fn timed_sleeps(&self) -> u64 {
+        self.time().timed_sleeps
+    }
+
     pub(crate) fn park_until(&self, until: Instant) {
         let waker = thread_waker();
         let mut time = self.time();
         if time.now >= until {
             return;
         }
+        time.timed_sleeps += 1;
         time.sleepers.retain(|(_, other)| !other.will_wake(&waker));
         time.sleepers.push((until, waker.clone()));
         drop(time);
