@@ -34,9 +34,13 @@ pub(crate) trait Batch: Send {
     fn seqs(&self) -> &[u64];
     /// Computes all answers; runs without the lock and does not panic.
     fn run(&mut self, worker: &WorkerContext);
-    /// Hands the answers over, under the lock.
-    fn resolve(&mut self, list: &mut dyn WaitingList, after: &mut After) -> Outcome;
-    /// The answers have been handed over, and the lock is free.
+    /// What came of it.
+    fn outcome(&self) -> Outcome;
+    /// Tells its list that it is done; under the lock.
+    fn settle(&mut self, list: &mut dyn WaitingList, after: &mut After);
+    /// Hands the answers over.
+    fn deliver(&mut self, after: &mut After);
+    /// The answers have been handed over and the waiters woken.
     fn delivered(&mut self, worker: &WorkerContext);
 }
 
@@ -273,27 +277,29 @@ impl<E: Engine> Batch for RequestBatch<E> {
         worker.put_engine(self.plan.queue, engine);
     }
 
-    fn resolve(&mut self, list: &mut dyn WaitingList, after: &mut After) -> Outcome {
-        let mut outcome = Outcome {
+    fn outcome(&self) -> Outcome {
+        let completed = self.answers.iter().filter(|answer| matches!(answer, Some(Ok(_)))).count();
+        Outcome {
+            completed,
+            failed: self.responders.len() - completed,
             cost: self.computed_cost,
             padded_cost: self.padded_cost,
             lost_engine: self.lost_engine,
-            ..Outcome::default()
-        };
-        self.answers.resize_with(self.responders.len(), || None);
-        for (responder, answer) in self.responders.drain(..).zip(self.answers.drain(..)) {
-            let answer = answer.unwrap_or(Err(RequestError::WorkerDied));
-            match answer {
-                Ok(_) => outcome.completed += 1,
-                Err(_) => outcome.failed += 1,
-            }
-            responder.answer(answer, after);
         }
+    }
+
+    fn settle(&mut self, list: &mut dyn WaitingList, after: &mut After) {
         let list: &mut dyn Any = list;
         list.downcast_mut::<RequestList<E>>()
             .expect("a batch returns to the list it was taken from")
             .finished(self.group, self.ceiling, after);
-        outcome
+    }
+
+    fn deliver(&mut self, after: &mut After) {
+        self.answers.resize_with(self.responders.len(), || None);
+        for (responder, answer) in self.responders.drain(..).zip(self.answers.drain(..)) {
+            responder.answer(answer.unwrap_or(Err(RequestError::WorkerDied)), after);
+        }
     }
 
     fn delivered(&mut self, worker: &WorkerContext) {
@@ -316,10 +322,7 @@ pub(crate) struct ClosureBatch {
 
 impl ClosureBatch {
     pub(crate) fn new(closure: Box<dyn Closure>, seq: u64) -> Self {
-        Self {
-            closure: Some(closure),
-            seq: [seq],
-        }
+        Self { closure: Some(closure), seq: [seq] }
     }
 }
 
@@ -338,20 +341,24 @@ impl Batch for ClosureBatch {
         }
     }
 
-    fn resolve(&mut self, _list: &mut dyn WaitingList, after: &mut After) -> Outcome {
-        let mut outcome = Outcome {
+    fn outcome(&self) -> Outcome {
+        let ran = self.closure.as_ref().is_some_and(|closure| closure.has_result());
+        Outcome {
+            completed: usize::from(ran),
+            failed: usize::from(!ran),
             cost: 1,
             padded_cost: 1,
-            ..Outcome::default()
-        };
-        if let Some(closure) = self.closure.take() {
-            if closure.answer(RequestError::WorkerDied, after) {
-                outcome.completed = 1;
-            } else {
-                outcome.failed = 1;
-            }
+            lost_engine: false,
         }
-        outcome
     }
+
+    fn settle(&mut self, _list: &mut dyn WaitingList, _after: &mut After) {}
+
+    fn deliver(&mut self, after: &mut After) {
+        if let Some(closure) = self.closure.take() {
+            closure.answer(RequestError::WorkerDied, after);
+        }
+    }
+
     fn delivered(&mut self, _worker: &WorkerContext) {}
 }

@@ -130,11 +130,7 @@ pub struct ExecutorConfig {
 impl ExecutorConfig {
     /// Settings for one worker on `device`.
     pub fn new(device: impl Into<String>) -> Self {
-        Self {
-            device: device.into(),
-            workers: 1,
-            clock: Clock::System,
-        }
+        Self { device: device.into(), workers: 1, clock: Clock::System }
     }
 
     setters! {
@@ -168,25 +164,13 @@ impl ExecutorConfig {
 }
 
 fn at_least_one(name: &'static str, value: usize) -> Result<(), ConfigError> {
-    if value == 0 {
-        Err(invalid(name, value, "must be at least 1"))
-    } else {
-        Ok(())
-    }
+    if value == 0 { Err(invalid(name, value, "must be at least 1")) } else { Ok(()) }
 }
 
 fn not_zero(name: &'static str, value: Duration) -> Result<(), ConfigError> {
-    if value.is_zero() {
-        Err(invalid(name, "0s", "must be more than zero"))
-    } else {
-        Ok(())
-    }
+    if value.is_zero() { Err(invalid(name, "0s", "must be more than zero")) } else { Ok(()) }
 }
 
 fn invalid(name: &'static str, value: impl ToString, expected: &'static str) -> ConfigError {
-    ConfigError {
-        name,
-        value: value.to_string(),
-        expected,
-    }
+    ConfigError { name, value: value.to_string(), expected }
 }

@@ -112,13 +112,8 @@ impl<R> fmt::Display for SubmitError<R> {
         match self {
             Self::Full(_) => f.write_str("the queue is full: try later, or raise its capacity"),
             Self::Closed(_) => f.write_str("the queue has been closed"),
-            Self::TooHeavy {
-                amount, limit, max, ..
-            } => {
-                write!(
-                    f,
-                    "{amount} is more than the queue may ever take: {limit} is {max}"
-                )
+            Self::TooHeavy { amount, limit, max, .. } => {
+                write!(f, "{amount} is more than the queue may ever take: {limit} is {max}")
             }
             Self::Failed(_, why) => write!(f, "the queue has failed: {why}"),
             Self::WouldDeadlock(_) => {

@@ -10,8 +10,7 @@ use crate::config::ExecutorConfig;
 use crate::contain::contain;
 use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
-use crate::policy::QueueId;
-use crate::response::{Address, Responder, ResponseHandle};
+use crate::response::{Pending, Responder, ResponseHandle};
 use crate::state::{CLOSURES, Need, Room, Shared};
 use crate::stats::{Health, QueueStats};
 use crate::sync::{self, JoinHandle, Mutex, thread_waker};
@@ -78,10 +77,7 @@ impl DeviceExecutor {
             }
             ending.owner.wait_for_end(None);
             let mut registry = REGISTRY.lock();
-            if registry
-                .get(&device)
-                .is_some_and(|e| Arc::ptr_eq(&e.owner, &ending.owner))
-            {
+            if registry.get(&device).is_some_and(|e| Arc::ptr_eq(&e.owner, &ending.owner)) {
                 registry.remove(&device);
             }
         }
@@ -95,16 +91,10 @@ impl DeviceExecutor {
     /// thread can be had.
     pub fn new(config: ExecutorConfig) -> Result<Self, BuildError> {
         config.validate()?;
-        let ExecutorConfig {
-            device,
-            workers,
-            clock,
-        } = config;
+        let ExecutorConfig { device, workers, clock } = config;
         let shared = Arc::new(Shared::new(device, workers, clock));
-        let owner = Arc::new(Owner {
-            shared: Arc::clone(&shared),
-            threads: Mutex::new(Vec::new()),
-        });
+        let owner =
+            Arc::new(Owner { shared: Arc::clone(&shared), threads: Mutex::new(Vec::new()) });
         for index in 0..workers {
             let shared = Arc::clone(&shared);
             // The kernel shows 15 bytes of a thread's name.
@@ -118,10 +108,7 @@ impl DeviceExecutor {
                     state.worker_ended(missing, after);
                 }
             });
-            owner
-                .threads
-                .lock()
-                .push(thread.map_err(|e| BuildError::Thread(Arc::new(e)))?);
+            owner.threads.lock().push(thread.map_err(|e| BuildError::Thread(Arc::new(e)))?);
         }
         Ok(Self { owner })
     }
@@ -152,45 +139,33 @@ impl DeviceExecutor {
         T: Send + 'static,
     {
         let shared = &self.owner.shared;
+        let (mut pending, responder) = Pending::pair();
         if WorkerContext::current(shared).is_some() {
-            return Ok(ResponseHandle::pair(|responder| {
-                let answer = contain(closure).map_err(RequestError::Panicked);
-                let mut after = After::default();
-                responder.answer(answer, &mut after);
-                after.run();
-                None
-            }));
+            let answer = contain(closure).map_err(RequestError::Panicked);
+            let mut after = After::default();
+            responder.answer(answer, &mut after);
+            after.run();
+            return Ok(ResponseHandle::new(shared, pending));
         }
         let now = shared.clock.now();
         let mut locked = shared.lock();
         let (state, after) = locked.parts();
-        let need = Need {
-            requests: 1,
-            cost: 1,
-        };
-        match state.admit(CLOSURES, need, &mut None, None, after) {
-            Room::Granted => Ok(ResponseHandle::pair(|responder| {
+        let need = Need { requests: 1, cost: 1 };
+        let refused = match state.admit(CLOSURES, need, &mut None, None, after) {
+            Room::Granted => {
                 let seq = state.next_seq();
-                let queue = state.queue(CLOSURES)?;
-                let task = Task {
-                    body: Some(closure),
-                    result: None,
-                    responder,
-                };
-                let id = queue
-                    .list_mut::<ClosureList>()
-                    .push(Box::new(task), now, seq);
+                let task = Task { body: Some(closure), result: None, responder };
+                let queue = state.queue(CLOSURES).expect("there was room in it under this lock");
+                let id = queue.list_mut::<ClosureList>().push(Box::new(task), now, seq);
                 queue.stats.counters.submitted += 1;
-                Some(Address {
-                    shared: Arc::clone(shared),
-                    queue: CLOSURES,
-                    id,
-                    deadline: None,
-                })
-            })),
-            Room::Failed(why) => Err(SubmitError::Failed(closure, why)),
-            Room::Full | Room::Closed => Err(SubmitError::Closed(closure)),
-        }
+                pending.wait_at(CLOSURES, id, None);
+                return Ok(ResponseHandle::new(shared, pending));
+            }
+            Room::Failed(why) => SubmitError::Failed(closure, why),
+            Room::Full | Room::Closed => SubmitError::Closed(closure),
+        };
+        drop(locked);
+        Err(refused)
     }
 
     /// Runs a closure on the worker and waits for its result.
@@ -206,9 +181,7 @@ impl DeviceExecutor {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        self.submit(closure)
-            .map_err(|_| RequestError::Closed)?
-            .wait()
+        self.submit(closure).map_err(|_| RequestError::Closed)?.wait()
     }
 
     /// Refuses new work, finishes (or, with [`Shutdown::Abort`], answers with an error) what waits,
@@ -227,11 +200,7 @@ impl DeviceExecutor {
             return Err(ShutdownError::WouldDeadlock);
         }
         let until = self.owner.shared.clock.now().checked_add(timeout);
-        if self.owner.wait_for_end(until) {
-            Ok(())
-        } else {
-            Err(ShutdownError::Timeout(timeout))
-        }
+        if self.owner.wait_for_end(until) { Ok(()) } else { Err(ShutdownError::Timeout(timeout)) }
     }
 
     /// The worst health of the executor's queues.
@@ -293,16 +262,10 @@ impl Owner {
             let (state, after) = locked.parts();
             for index in (0..self.shared.workers).filter(|&index| Some(index) != here) {
                 let plan = Arc::clone(plan);
-                builds.push(ResponseHandle::pair(|responder| {
-                    let errand = move |worker: &WorkerContext| build_here(worker, &plan, responder);
-                    state.send_errand(index, Box::new(errand), after);
-                    Some(Address {
-                        shared: Arc::clone(&self.shared),
-                        queue: NO_QUEUE,
-                        id: crate::waiting::RequestId { slot: 0, seq: 0 },
-                        deadline: None,
-                    })
-                }));
+                let (pending, responder) = Pending::pair();
+                let errand = move |worker: &WorkerContext| build_here(worker, &plan, responder);
+                state.send_errand(index, Box::new(errand), after);
+                builds.push(ResponseHandle::new(&self.shared, pending));
             }
         }
         if let Some(worker) = current {
@@ -315,9 +278,6 @@ impl Owner {
         Ok(())
     }
 }
-
-/// No queue: where an errand waits.
-const NO_QUEUE: QueueId = QueueId::MAX;
 
 fn build_here<E: Engine>(
     worker: &WorkerContext,
@@ -370,16 +330,13 @@ where
         }
     }
 
-    fn answer(self: Box<Self>, error: RequestError, after: &mut After) -> bool {
-        let Self {
-            body,
-            result,
-            responder,
-        } = *self;
+    fn has_result(&self) -> bool {
+        matches!(self.result, Some(Ok(_)))
+    }
+
+    fn answer(self: Box<Self>, error: RequestError, after: &mut After) {
+        let Self { body, result, responder } = *self;
         after.discard(body);
-        let answer = result.unwrap_or(Err(error));
-        let completed = answer.is_ok();
-        responder.answer(answer, after);
-        completed
+        responder.answer(result.unwrap_or(Err(error)), after);
     }
 }

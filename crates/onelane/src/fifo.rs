@@ -33,11 +33,7 @@ pub(crate) struct Fifo {
 
 impl Fifo {
     pub(crate) const fn new(list: usize) -> Self {
-        Self {
-            list,
-            head: None,
-            tail: None,
-        }
+        Self { list, head: None, tail: None }
     }
 
     pub(crate) fn head(&self) -> Option<usize> {
@@ -49,10 +45,7 @@ impl Fifo {
         slab: &mut Slab<T>,
         slot: usize,
     ) {
-        slab[slot].links()[self.list] = Links {
-            previous: self.tail,
-            next: None,
-        };
+        slab[slot].links()[self.list] = Links { previous: self.tail, next: None };
         match self.tail {
             Some(tail) => slab[tail].links()[self.list].next = Some(slot),
             None => self.head = Some(slot),

@@ -68,6 +68,8 @@ mod engine;
 mod error;
 mod executor;
 mod fifo;
+#[cfg(all(test, loom))]
+mod loom_tests;
 mod policy;
 mod queue;
 mod request;

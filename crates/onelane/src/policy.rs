@@ -53,9 +53,7 @@ pub(crate) enum Decision {
 /// The class that a request counts as after it has waited: 0 is Interactive.
 pub(crate) fn effective_class(class: Priority, waited: Duration, ageing: Duration) -> usize {
     let lifts = waited.as_nanos() / ageing.as_nanos().max(1);
-    class
-        .index()
-        .saturating_sub(usize::try_from(lifts).unwrap_or(usize::MAX))
+    class.index().saturating_sub(usize::try_from(lifts).unwrap_or(usize::MAX))
 }
 
 /// Chooses among everything that waits.
@@ -91,19 +89,8 @@ mod tests {
     /// A candidate of `queue` that arrived `age` before `now`.
     fn candidate(queue: QueueId, class: Priority, age: Duration, now: Instant) -> Candidate {
         let arrival = now - age;
-        let head = Head {
-            slot: 0,
-            class,
-            arrival,
-            seq: 0,
-            ready_at: arrival,
-        };
-        Candidate {
-            queue,
-            head,
-            ageing: SECOND,
-            virtual_time: Duration::ZERO,
-        }
+        let head = Head { slot: 0, class, arrival, seq: 0, ready_at: arrival };
+        Candidate { queue, head, ageing: SECOND, virtual_time: Duration::ZERO }
     }
 
     fn winner(candidates: &[Candidate], now: Instant) -> QueueId {
@@ -149,11 +136,7 @@ mod tests {
             let pair = [make(1, first), make(2, second)];
             assert_eq!(winner(&pair, now), expected, "{first:?} against {second:?}");
             let reversed = [pair[1], pair[0]];
-            assert_eq!(
-                winner(&reversed, now),
-                expected,
-                "the order of looking decided"
-            );
+            assert_eq!(winner(&reversed, now), expected, "the order of looking decided");
         }
     }
 

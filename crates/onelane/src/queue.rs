@@ -17,7 +17,7 @@ use crate::error::{BuildError, EngineError, RequestError, ShutdownError, SubmitE
 use crate::executor::{DeviceExecutor, Owner, Shutdown};
 use crate::policy::QueueId;
 use crate::request::Request;
-use crate::response::{Address, ResponseHandle};
+use crate::response::{Pending, Responder, ResponseHandle};
 use crate::state::{Locked, Need, Room, Shared};
 use crate::stats::{Health, QueueStats};
 use crate::sync::thread_waker;
@@ -112,9 +112,7 @@ impl<E: Engine> BatchQueue<E> {
             engine: PhantomData,
         };
         // If this fails, dropping the front closes the queue, which drops what was built.
-        let queue = Self {
-            front: Arc::new(front),
-        };
+        let queue = Self { front: Arc::new(front) };
         owner.build_engines(&plan)?;
         Ok(queue)
     }
@@ -196,10 +194,7 @@ impl<E: Engine> BatchQueue<E> {
     /// # Cancellation
     /// Dropping the future cancels the request, or gives up its place in the line for room.
     pub fn infer(&self, request: impl Into<Request<E::Item>>) -> Infer<E> {
-        Infer {
-            queue: self.clone(),
-            state: InferState::Submitting(request.into(), None),
-        }
+        Infer { queue: self.clone(), state: InferState::Submitting(request.into(), None) }
     }
 
     /// Refuses new requests; what was accepted is run. Does not wait.
@@ -236,10 +231,7 @@ impl<E: Engine> BatchQueue<E> {
 
     /// A snapshot of the counters and histograms; zeros when the queue has been shut down.
     pub fn stats(&self) -> QueueStats {
-        self.shared()
-            .lock()
-            .stats(self.front.id)
-            .unwrap_or_default()
+        self.shared().lock().stats(self.front.id).unwrap_or_default()
     }
 
     /// Whether the queue works, stalls or has failed.
@@ -263,12 +255,16 @@ impl<E: Engine> BatchQueue<E> {
         patience: Patience,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
         let cost = request.input.cost();
-        if let Some(refused) = self.too_heavy(cost) {
-            return Err(self.refuse_heavy(request, 1, refused));
+        if let Some(heavy) = self.too_heavy(cost) {
+            return Err(self.refuse_heavy(request, 1, heavy));
         }
-        let key = request.input.key();
+        let ticket = self.ticket(&request, cost);
         match self.room(Need { requests: 1, cost }, patience) {
-            Ok(mut locked) => Ok(self.push(&mut locked, request, key, cost)),
+            Ok(mut locked) => {
+                let pending = self.push(&mut locked, request, ticket);
+                drop(locked);
+                Ok(ResponseHandle::new(self.shared(), pending))
+            }
             Err(refusal) => Err(refusal.with(request)),
         }
     }
@@ -279,42 +275,41 @@ impl<E: Engine> BatchQueue<E> {
         patience: Patience,
     ) -> Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>> {
         let count = requests.len();
-        let costs: Vec<usize> = requests
-            .iter()
-            .map(|request| request.input.cost())
-            .collect();
-        let total = costs
-            .iter()
-            .fold(0_usize, |sum, cost| sum.saturating_add(*cost));
+        let costs: Vec<usize> = requests.iter().map(|request| request.input.cost()).collect();
+        let total = costs.iter().fold(0_usize, |sum, cost| sum.saturating_add(*cost));
         let heavy = self.too_many(count, total);
         let heavy = heavy.or_else(|| costs.iter().find_map(|&cost| self.too_heavy(cost)));
         if let Some(heavy) = heavy {
             return Err(self.refuse_heavy(requests, count, heavy));
         }
-        let keys: Vec<_> = requests.iter().map(|request| request.input.key()).collect();
-        match self.room(
-            Need {
-                requests: count,
-                cost: total,
-            },
-            patience,
-        ) {
-            Ok(mut locked) => Ok(requests
-                .into_iter()
-                .zip(keys.into_iter().zip(costs))
-                .map(|(request, (key, cost))| self.push(&mut locked, request, key, cost))
-                .collect()),
+        let tickets: Vec<_> =
+            requests.iter().zip(costs).map(|(request, cost)| self.ticket(request, cost)).collect();
+        match self.room(Need { requests: count, cost: total }, patience) {
+            Ok(mut locked) => {
+                let pairs = requests.into_iter().zip(tickets);
+                let pending: Vec<_> = pairs
+                    .map(|(request, ticket)| self.push(&mut locked, request, ticket))
+                    .collect();
+                drop(locked);
+                let shared = self.shared();
+                Ok(pending.into_iter().map(|p| ResponseHandle::new(shared, p)).collect())
+            }
             Err(refusal) => Err(refusal.with(requests)),
         }
     }
 
+    /// What can be prepared for a request before the lock is taken.
+    fn ticket(&self, request: &Request<E::Item>, cost: usize) -> Ticket<E> {
+        let at = self.shared().clock.now();
+        let key = request.input.key();
+        let hash = self.front.hasher.hash_one(&key);
+        let (pending, responder) = Pending::pair();
+        Ticket { at, key, hash, cost, pending, responder }
+    }
+
     /// What one request exceeds: the amount, the setting and its value.
     fn too_heavy(&self, cost: usize) -> Option<(usize, &'static str, usize)> {
-        let BatchConfig {
-            max_batch_cost,
-            capacity_cost,
-            ..
-        } = self.front.config;
+        let BatchConfig { max_batch_cost, capacity_cost, .. } = self.front.config;
         if cost > max_batch_cost {
             Some((cost, "max_batch_cost", max_batch_cost))
         } else {
@@ -324,11 +319,7 @@ impl<E: Engine> BatchQueue<E> {
 
     /// What a group exceeds.
     fn too_many(&self, count: usize, cost: usize) -> Option<(usize, &'static str, usize)> {
-        let BatchConfig {
-            capacity,
-            capacity_cost,
-            ..
-        } = self.front.config;
+        let BatchConfig { capacity, capacity_cost, .. } = self.front.config;
         if count > capacity {
             Some((count, "capacity", capacity))
         } else {
@@ -343,30 +334,29 @@ impl<E: Engine> BatchQueue<E> {
         (amount, limit, max): (usize, &'static str, usize),
     ) -> SubmitError<R> {
         self.shared().lock().count_refused(self.front.id, requests);
-        SubmitError::TooHeavy {
-            refused,
-            amount,
-            limit,
-            max,
-        }
+        SubmitError::TooHeavy { refused, amount, limit, max }
     }
 
     /// Waits for room as long as `patience` lasts. With the room comes the lock: whoever has it
     /// pushes before anybody else can take the room, or close the queue.
     fn room(&self, need: Need, patience: Patience) -> Result<Locked<'_>, Refusal> {
+        // Mostly there is room at once, and neither a waker nor a place in line is needed.
+        let refusal = match self.poll_room(need, &mut None, None) {
+            Ok(locked) => return Ok(locked),
+            Err(refusal) => refusal,
+        };
+        let (Refusal::Full, Patience::Until(until)) = (&refusal, patience) else {
+            return Err(self.refuse(need.requests, refusal));
+        };
         let waker = thread_waker();
         let mut place = self.place_in_line();
+        let shared = self.shared();
         loop {
-            let waker = matches!(patience, Patience::Until(_)).then_some(&waker);
-            match self.poll_room(need, &mut place.ticket, waker) {
+            match self.poll_room(need, &mut place.ticket, Some(&waker)) {
                 Ok(locked) => return Ok(locked),
                 Err(Refusal::Full) => {}
                 Err(refusal) => return Err(self.refuse(need.requests, refusal)),
             }
-            let Patience::Until(until) = patience else {
-                return Err(self.refuse(need.requests, Refusal::Full));
-            };
-            let shared = self.shared();
             if let Some(worker) = WorkerContext::current(shared) {
                 match worker.help(self.front.id, None) {
                     Help::Progress => continue,
@@ -406,11 +396,7 @@ impl<E: Engine> BatchQueue<E> {
     }
 
     fn place_in_line(&self) -> PlaceInLine {
-        PlaceInLine {
-            shared: Arc::clone(self.shared()),
-            queue: self.front.id,
-            ticket: None,
-        }
+        PlaceInLine { shared: Arc::clone(self.shared()), queue: self.front.id, ticket: None }
     }
 
     /// Puts a request for which there is room into the list.
@@ -418,47 +404,35 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         locked: &mut Locked<'_>,
         request: Request<E::Item>,
-        key: <E::Item as BatchItem>::Key,
-        cost: usize,
-    ) -> ResponseHandle<E::Output> {
-        let shared = self.shared();
-        let at = shared.clock.now();
+        ticket: Ticket<E>,
+    ) -> Pending<E::Output> {
+        let Ticket { at, key, hash, cost, mut pending, responder } = ticket;
         let deadline = request.deadline_from(at);
-        let hash = self.front.hasher.hash_one(&key);
         let class = request.priority;
-        let arrival = Arrival {
-            input: request.input,
-            key,
-            hash,
-            cost,
-            class,
-            at,
-            deadline,
-        };
-        let seq = locked.next_seq();
-        let queue = locked
-            .queue(self.front.id)
-            .expect("there was room in it under this lock");
-        ResponseHandle::pair(|responder| {
-            let id = queue
-                .list_mut::<RequestList<E>>()
-                .push(arrival, responder, seq);
-            queue.stats.counters.submitted += 1;
-            Some(Address {
-                shared: Arc::clone(shared),
-                queue: self.front.id,
-                id,
-                deadline,
-            })
-        })
+        let arrival = Arrival { input: request.input, key, hash, cost, class, at, deadline };
+        let (state, after) = locked.parts();
+        let seq = state.next_seq();
+        let queue = state.queue(self.front.id).expect("there was room in it under this lock");
+        let id = queue.list_mut::<RequestList<E>>().push(arrival, responder, seq, after);
+        queue.stats.counters.submitted += 1;
+        pending.wait_at(self.front.id, id, deadline);
+        pending
     }
+}
+
+/// What a submitting thread has ready before it takes the lock.
+struct Ticket<E: Engine> {
+    at: Instant,
+    key: <E::Item as BatchItem>::Key,
+    hash: u64,
+    cost: usize,
+    pending: Pending<E::Output>,
+    responder: Responder<E::Output>,
 }
 
 impl<E: Engine> Clone for BatchQueue<E> {
     fn clone(&self) -> Self {
-        Self {
-            front: Arc::clone(&self.front),
-        }
+        Self { front: Arc::clone(&self.front) }
     }
 }
 
@@ -522,7 +496,7 @@ impl<I> std::fmt::Debug for InferError<I> {
 
 enum InferState<E: Engine> {
     Submitting(Request<E::Item>, Option<PlaceInLine>),
-    Waiting(ResponseHandle<E::Output>),
+    Waiting(Pending<E::Output>),
     Done,
 }
 
@@ -542,64 +516,84 @@ impl<E: Engine> Future for Infer<E> {
     /// # Panics
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        loop {
-            match std::mem::replace(&mut this.state, InferState::Done) {
-                InferState::Submitting(request, place) => {
-                    match this.queue.poll_submit(request, place, context.waker()) {
-                        Ok(handle) => this.state = InferState::Waiting(handle),
-                        Err(Ok((request, place))) => {
-                            this.state = InferState::Submitting(request, Some(place));
-                            return Poll::Pending;
-                        }
-                        Err(Err(refused)) => {
-                            return Poll::Ready(Err(InferError::Refused(refused)));
-                        }
-                    }
+        let Self { queue, state } = self.get_mut();
+        if let InferState::Submitting(..) = state {
+            let InferState::Submitting(request, place) = std::mem::replace(state, InferState::Done)
+            else {
+                unreachable!("matched above");
+            };
+            match queue.poll_submit(request, place, context.waker()) {
+                Ok(pending) => *state = InferState::Waiting(pending),
+                Err(NotYet::InLine(request, place)) => {
+                    *state = InferState::Submitting(request, Some(place));
+                    return Poll::Pending;
                 }
-                InferState::Waiting(mut handle) => {
-                    let polled = Pin::new(&mut handle).poll(context);
-                    if polled.is_pending() {
-                        this.state = InferState::Waiting(handle);
-                    }
-                    return polled.map_err(InferError::Failed);
+                Err(NotYet::Refused(refused)) => {
+                    return Poll::Ready(Err(InferError::Refused(refused)));
                 }
-                InferState::Done => panic!("an inference was polled after it had answered"),
             }
+        }
+        let InferState::Waiting(pending) = state else {
+            panic!("an inference was polled after it had answered");
+        };
+        pending.poll(queue.shared(), context.waker()).map_err(InferError::Failed)
+    }
+}
+
+impl<E: Engine> Drop for Infer<E> {
+    fn drop(&mut self) {
+        if let InferState::Waiting(pending) = &mut self.state {
+            pending.cancel(self.queue.shared());
         }
     }
 }
 
-/// A request that goes on waiting in line, or was refused.
-type NotYet<I> = Result<(Request<I>, PlaceInLine), SubmitError<Request<I>>>;
+/// A request that was not accepted.
+enum NotYet<I> {
+    /// It waits in line for room.
+    InLine(Request<I>, PlaceInLine),
+    Refused(SubmitError<Request<I>>),
+}
 
 impl<E: Engine> BatchQueue<E> {
     fn poll_submit(
         &self,
         request: Request<E::Item>,
-        place: Option<PlaceInLine>,
+        mut place: Option<PlaceInLine>,
         waker: &Waker,
-    ) -> Result<ResponseHandle<E::Output>, NotYet<E::Item>> {
+    ) -> Result<Pending<E::Output>, NotYet<E::Item>> {
         let cost = request.input.cost();
         if let Some(heavy) = self.too_heavy(cost) {
-            return Err(Err(self.refuse_heavy(request, 1, heavy)));
+            return Err(NotYet::Refused(self.refuse_heavy(request, 1, heavy)));
         }
-        let key = request.input.key();
-        let mut place = place.unwrap_or_else(|| self.place_in_line());
+        let ticket = self.ticket(&request, cost);
         loop {
-            match self.poll_room(Need { requests: 1, cost }, &mut place.ticket, Some(waker)) {
-                Ok(mut locked) => return Ok(self.push(&mut locked, request, key, cost)),
-                Err(Refusal::Full) => {}
-                Err(refusal) => return Err(Err(self.refuse(1, refusal).with(request))),
-            }
-            let Some(worker) = WorkerContext::current(self.shared()) else {
-                return Err(Ok((request, place)));
-            };
-            match worker.help(self.front.id, None) {
-                Help::Progress => {}
-                Help::Elsewhere | Help::Stuck => {
-                    return Err(Err(self.refuse(1, Refusal::WouldDeadlock).with(request)));
+            // The first look is without a place in line: mostly there is room.
+            let room = match &mut place {
+                None => self.poll_room(Need { requests: 1, cost }, &mut None, None),
+                Some(place) => {
+                    self.poll_room(Need { requests: 1, cost }, &mut place.ticket, Some(waker))
                 }
+            };
+            match room {
+                Ok(mut locked) => return Ok(self.push(&mut locked, request, ticket)),
+                Err(Refusal::Full) => {}
+                Err(refusal) => {
+                    return Err(NotYet::Refused(self.refuse(1, refusal).with(request)));
+                }
+            }
+            if let Some(worker) = WorkerContext::current(self.shared()) {
+                match worker.help(self.front.id, None) {
+                    Help::Progress => continue,
+                    Help::Elsewhere | Help::Stuck => {
+                        let refused = self.refuse(1, Refusal::WouldDeadlock).with(request);
+                        return Err(NotYet::Refused(refused));
+                    }
+                }
+            }
+            match place {
+                None => place = Some(self.place_in_line()),
+                Some(place) => return Err(NotYet::InLine(request, place)),
             }
         }
     }

@@ -78,11 +78,7 @@ pub struct Request<I> {
 impl<I> Request<I> {
     /// A request of normal priority without a deadline.
     pub fn new(input: I) -> Self {
-        Self {
-            input,
-            priority: Priority::default(),
-            deadline: None,
-        }
+        Self { input, priority: Priority::default(), deadline: None }
     }
 
     /// Sets the priority class.

@@ -98,11 +98,92 @@ impl<T: Send + 'static> Drop for Responder<T> {
 }
 
 /// Where a waiting request can be found, to cancel it or to run it inline.
+#[derive(Clone, Copy)]
 pub(crate) struct Address {
-    pub(crate) shared: Arc<Shared>,
     pub(crate) queue: QueueId,
     pub(crate) id: RequestId,
     pub(crate) deadline: Option<Instant>,
+}
+
+/// The asking side of one request, without the executor that it waits in.
+pub(crate) struct Pending<T: Send + 'static> {
+    slot: Arc<Slot<T>>,
+    /// `None` for a closure that ran inline: it is answered already.
+    address: Option<Address>,
+    collected: bool,
+}
+
+impl<T: Send + 'static> Pending<T> {
+    /// The asking side and the responder that answers it; not yet in any list.
+    pub(crate) fn pair() -> (Self, Responder<T>) {
+        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
+        let responder = Responder(Some(Arc::clone(&slot)));
+        (Self { slot, address: None, collected: false }, responder)
+    }
+
+    /// Says where the request waits.
+    pub(crate) fn wait_at(&mut self, queue: QueueId, id: RequestId, deadline: Option<Instant>) {
+        self.address = Some(Address { queue, id, deadline });
+    }
+
+    /// One look at the slot. A deadline that has passed and, on a worker, everything that can be
+    /// done inline for the answer are seen to first.
+    pub(crate) fn poll(
+        &mut self,
+        shared: &Arc<Shared>,
+        waker: &Waker,
+    ) -> Poll<Result<T, RequestError>> {
+        loop {
+            if let Poll::Ready(answer) = self.slot.poll(waker) {
+                self.collected = true;
+                return Poll::Ready(answer);
+            }
+            let Some(Address { queue, id, deadline }) = self.address.as_mut() else {
+                return Poll::Pending;
+            };
+            if deadline.is_some_and(|deadline| deadline <= shared.clock.now()) {
+                *deadline = None;
+                let mut locked = shared.lock();
+                let (state, after) = locked.parts();
+                if state.dismiss(*queue, *id, RequestError::DeadlineExceeded, after) {
+                    continue;
+                }
+            }
+            let Some(worker) = WorkerContext::current(shared) else {
+                return Poll::Pending;
+            };
+            match worker.help(*queue, Some(*id)) {
+                Help::Progress => {}
+                Help::Elsewhere => return Poll::Pending,
+                Help::Stuck => {
+                    // An abort may have answered it since the look above. If not, this ends the
+                    // handle, and dropping that cancels the request.
+                    let answer = self.slot.poll(waker);
+                    self.collected = answer.is_ready();
+                    return match answer {
+                        Poll::Ready(answer) => Poll::Ready(answer),
+                        Poll::Pending => Poll::Ready(Err(RequestError::WouldDeadlock)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Nobody asks any more: removes the request if it still waits.
+    pub(crate) fn cancel(&mut self, shared: &Shared) {
+        if self.collected {
+            return;
+        }
+        self.collected = true;
+        let left = std::mem::replace(&mut *self.slot.0.lock(), SlotState::Finished);
+        let open = matches!(left, SlotState::Open(_));
+        drop(left);
+        if let (true, Some(Address { queue, id, .. })) = (open, self.address) {
+            let mut locked = shared.lock();
+            let (state, after) = locked.parts();
+            state.dismiss(queue, id, RequestError::Cancelled, after);
+        }
+    }
 }
 
 /// The handle to one response.
@@ -115,22 +196,13 @@ pub(crate) struct Address {
 /// one that runs is finished for its batch-mates' sake and its response is dropped.
 #[must_use = "dropping a response handle cancels its request"]
 pub struct ResponseHandle<T: Send + 'static> {
-    slot: Arc<Slot<T>>,
-    /// `None` for a closure that ran inline: it is answered already.
-    address: Option<Address>,
-    collected: bool,
+    shared: Arc<Shared>,
+    pending: Pending<T>,
 }
 
 impl<T: Send + 'static> ResponseHandle<T> {
-    /// A handle and the responder that answers it; `place` says where the request waits.
-    pub(crate) fn pair(place: impl FnOnce(Responder<T>) -> Option<Address>) -> Self {
-        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
-        let address = place(Responder(Some(Arc::clone(&slot))));
-        Self {
-            slot,
-            address,
-            collected: false,
-        }
+    pub(crate) fn new(shared: &Arc<Shared>, pending: Pending<T>) -> Self {
+        Self { shared: Arc::clone(shared), pending }
     }
 
     /// Waits for the response.
@@ -159,78 +231,25 @@ impl<T: Send + 'static> ResponseHandle<T> {
     /// # Blocking
     /// As [`wait`](Self::wait), and no longer than `timeout`.
     pub fn wait_timeout(mut self, timeout: Duration) -> Result<Result<T, RequestError>, Self> {
-        let until = self
-            .address
-            .as_ref()
-            .and_then(|a| a.shared.clock.now().checked_add(timeout));
+        let until = self.shared.clock.now().checked_add(timeout);
         self.wait_until(until).ok_or(self)
     }
 
     /// The answer, or `None` when `until` has come first.
     fn wait_until(&mut self, until: Option<Instant>) -> Option<Result<T, RequestError>> {
         let waker = thread_waker();
+        let clock = &self.shared.clock;
         loop {
             // CORRECTNESS: the waker is in the slot before each park, and the answer is stored
             // before the waker is woken, so either this sees the answer or the park ends.
-            if let Poll::Ready(answer) = self.poll_answer(&waker) {
+            if let Poll::Ready(answer) = self.pending.poll(&self.shared, &waker) {
                 return Some(answer);
             }
-            let address = self
-                .address
-                .as_ref()
-                .expect("an inline closure is answered at once");
-            let clock = &address.shared.clock;
-            let now = clock.now();
-            if until.is_some_and(|until| until <= now) {
+            if until.is_some_and(|until| until <= clock.now()) {
                 return None;
             }
-            let wake_at = [until, address.deadline].into_iter().flatten().min();
-            clock.park_until(wake_at);
-        }
-    }
-
-    /// One look at the slot. A deadline that has passed and, on a worker, everything that can be
-    /// done inline for the answer are seen to first.
-    fn poll_answer(&mut self, waker: &Waker) -> Poll<Result<T, RequestError>> {
-        loop {
-            if let Poll::Ready(answer) = self.slot.poll(waker) {
-                self.collected = true;
-                return Poll::Ready(answer);
-            }
-            let Some(address) = self.address.as_mut() else {
-                return Poll::Pending;
-            };
-            let Address {
-                shared,
-                queue,
-                id,
-                deadline,
-            } = address;
-            if deadline.is_some_and(|deadline| deadline <= shared.clock.now()) {
-                *deadline = None;
-                let mut locked = shared.lock();
-                let (state, after) = locked.parts();
-                if state.dismiss(*queue, *id, RequestError::DeadlineExceeded, after) {
-                    continue;
-                }
-            }
-            let Some(worker) = WorkerContext::current(shared) else {
-                return Poll::Pending;
-            };
-            match worker.help(*queue, Some(*id)) {
-                Help::Progress => {}
-                Help::Elsewhere => return Poll::Pending,
-                Help::Stuck => {
-                    // An abort may have answered it since the look above. If not, this ends the
-                    // handle, and dropping that cancels the request.
-                    let answer = self.slot.poll(waker);
-                    self.collected = answer.is_ready();
-                    return match answer {
-                        Poll::Ready(answer) => Poll::Ready(answer),
-                        Poll::Pending => Poll::Ready(Err(RequestError::WouldDeadlock)),
-                    };
-                }
-            }
+            let deadline = self.pending.address.and_then(|address| address.deadline);
+            clock.park_until([until, deadline].into_iter().flatten().min());
         }
     }
 }
@@ -241,23 +260,14 @@ impl<T: Send + 'static> Future for ResponseHandle<T> {
     /// # Panics
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.get_mut().poll_answer(context.waker())
+        let Self { shared, pending } = self.get_mut();
+        pending.poll(shared, context.waker())
     }
 }
 
 impl<T: Send + 'static> Drop for ResponseHandle<T> {
     fn drop(&mut self) {
-        if self.collected {
-            return;
-        }
-        let left = std::mem::replace(&mut *self.slot.0.lock(), SlotState::Finished);
-        let open = matches!(left, SlotState::Open(_));
-        drop(left);
-        if let (true, Some(address)) = (open, &self.address) {
-            let mut locked = address.shared.lock();
-            let (state, after) = locked.parts();
-            state.dismiss(address.queue, address.id, RequestError::Cancelled, after);
-        }
+        self.pending.cancel(&self.shared);
     }
 }
 

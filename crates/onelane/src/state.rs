@@ -38,19 +38,11 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(device: String, workers: usize, clock: Clock) -> Self {
-        Self {
-            device,
-            workers,
-            clock,
-            state: Mutex::new(State::new(workers)),
-        }
+        Self { device, workers, clock, state: Mutex::new(State::new(workers)) }
     }
 
     pub(crate) fn lock(&self) -> Locked<'_> {
-        Locked {
-            guard: Some(self.state.lock()),
-            after: After::default(),
-        }
+        Locked { guard: Some(self.state.lock()), after: After::default() }
     }
 }
 
@@ -267,10 +259,7 @@ impl State {
         if queue.phase != Phase::Open || self.stopping {
             return Room::Closed;
         }
-        let first = queue
-            .admission
-            .front()
-            .is_none_or(|(front, _)| Some(*front) == *ticket);
+        let first = queue.admission.front().is_none_or(|(front, _)| Some(*front) == *ticket);
         if first && queue.fits(need) {
             if ticket.take().is_some() {
                 queue.admission.pop_front();
@@ -291,11 +280,7 @@ impl State {
     /// Gives a ticket back; the next in turn may go.
     pub(crate) fn withdraw(&mut self, id: QueueId, ticket: u64, after: &mut After) {
         if let Some(queue) = self.queues.get_mut(&id) {
-            if let Some(at) = queue
-                .admission
-                .iter()
-                .position(|(other, _)| *other == ticket)
-            {
+            if let Some(at) = queue.admission.iter().position(|(other, _)| *other == ticket) {
                 if let Some((_, waker)) = queue.admission.remove(at) {
                     after.discard(waker);
                 }
@@ -401,9 +386,7 @@ impl State {
     fn decide(&self, now: Instant) -> Decision {
         let mut candidates = smallvec::SmallVec::<[Candidate; 12]>::new();
         for (&id, queue) in &self.queues {
-            queue
-                .list
-                .heads(&mut |head| candidates.push(queue.candidate(id, head)));
+            queue.list.heads(&mut |head| candidates.push(queue.candidate(id, head)));
         }
         policy::decide(candidates, now)
     }
@@ -413,13 +396,7 @@ impl State {
         let queue = self.queues.get(&id)?;
         let mut candidates = smallvec::SmallVec::<[Candidate; 4]>::new();
         queue.list.heads(&mut |head| {
-            candidates.push(queue.candidate(
-                id,
-                Head {
-                    ready_at: head.arrival.min(now),
-                    ..head
-                },
-            ));
+            candidates.push(queue.candidate(id, Head { ready_at: head.arrival.min(now), ..head }));
         });
         match policy::decide(candidates, now) {
             Decision::Dispatch(_, head) => Some(head),
@@ -436,71 +413,55 @@ impl State {
         now: Instant,
         after: &mut After,
     ) -> Box<dyn Batch> {
-        let queue = self
-            .queues
-            .get_mut(&id)
-            .expect("a head names a queue that is there");
+        let queue = self.queues.get_mut(&id).expect("a head names a queue that is there");
         let stats = &mut queue.stats;
         let batch = queue.list.take(head, &mut |arrival| {
             stats.record_wait(now.saturating_duration_since(arrival));
         });
         stats.counters.running += batch.len();
-        let seqs = if self.workers.len() > 1 {
-            batch.seqs().to_vec()
-        } else {
-            Vec::new()
-        };
-        queue.running.push(Running {
-            worker,
-            since: now,
-            seqs,
-        });
+        let seqs = if self.workers.len() > 1 { batch.seqs().to_vec() } else { Vec::new() };
+        queue.running.push(Running { worker, since: now, seqs });
         queue.wake_next_admission(after);
         self.virtual_now = self.virtual_now.max(queue.virtual_time);
         batch
     }
 
-    /// Answers the requests of a batch that has run and books what it took.
-    pub(crate) fn finish(
+    /// Books a batch that has run, before its answers are handed over: whoever has an answer finds
+    /// it counted. The batch counts as running until [`finish`](Self::finish).
+    pub(crate) fn book(
         &mut self,
         id: QueueId,
-        worker: usize,
         batch: &mut dyn Batch,
         service: Duration,
         after: &mut After,
     ) {
-        // Gone only if another worker has died; dropping the batch then answers its requests.
-        let Some(queue) = self.queues.get_mut(&id) else {
-            return;
-        };
-        let size = batch.len();
-        let outcome = batch.resolve(&mut *queue.list, after);
-        // A nested batch of the same queue ends before the one that it is nested in.
-        let at = queue
-            .running
-            .iter()
-            .rposition(|running| running.worker == worker);
-        let running = queue
-            .running
-            .remove(at.expect("a batch is noted while it runs"));
+        // Gone only if another worker has died.
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        let outcome = batch.outcome();
+        batch.settle(&mut *queue.list, after);
         queue.virtual_time += service / queue.config.weight;
-        queue.stats.record_batch(size, service);
+        queue.stats.record_batch(batch.len(), service);
         let counters = &mut queue.stats.counters;
-        counters.running -= size;
+        counters.running -= batch.len();
         counters.completed += outcome.completed as u64;
         counters.failed += outcome.failed as u64;
         counters.cost += outcome.cost as u64;
         counters.padded_cost += outcome.padded_cost as u64;
         counters.engine_losses += u64::from(outcome.lost_engine);
+        self.book_engine_loss(id, outcome.lost_engine, outcome.completed, after);
+    }
+
+    /// The answers of a batch of this worker have been handed over.
+    pub(crate) fn finish(&mut self, id: QueueId, worker: usize, after: &mut After) {
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        // A nested batch of the same queue ends before the one that it is nested in.
+        let at = queue.running.iter().rposition(|running| running.worker == worker);
+        let running = queue.running.remove(at.expect("a batch is noted while it runs"));
         for state in &mut self.workers {
-            if state
-                .blocked_on
-                .is_some_and(|(_, seq)| running.seqs.contains(&seq))
-            {
+            if state.blocked_on.is_some_and(|(_, seq)| running.seqs.contains(&seq)) {
                 state.blocked_on = None;
             }
         }
-        self.book_engine_loss(id, outcome.lost_engine, outcome.completed, after);
         self.retire_if_empty(id, after);
     }
 
@@ -532,21 +493,13 @@ impl State {
 
     /// Wakes one sleeping worker, if there is one.
     fn wake_worker(&mut self, after: &mut After) {
-        if let Some(waker) = self
-            .workers
-            .iter_mut()
-            .find_map(|worker| worker.asleep.take())
-        {
+        if let Some(waker) = self.workers.iter_mut().find_map(|worker| worker.asleep.take()) {
             after.wake(waker);
         }
     }
 
     fn wake_all_workers(&mut self, after: &mut After) {
-        after.wake_all(
-            self.workers
-                .iter_mut()
-                .filter_map(|worker| worker.asleep.take()),
-        );
+        after.wake_all(self.workers.iter_mut().filter_map(|worker| worker.asleep.take()));
     }
 
     /// Leaves an errand for one worker, to be run before anything else.
@@ -570,11 +523,7 @@ impl State {
         // the numbers of its requests need not be kept for that.
         let one_worker = self.workers.len() == 1;
         let runs = |running: &&Running| one_worker || running.seqs.contains(&request.seq);
-        queue
-            .running
-            .iter()
-            .find(runs)
-            .map_or(Place::Answered, |r| Place::Running(r.worker))
+        queue.running.iter().find(runs).map_or(Place::Answered, |r| Place::Running(r.worker))
     }
 
     /// Notes that `worker` waits, in the middle of a batch, for a request that `other` runs. Refuses
@@ -761,11 +710,7 @@ impl QueueState {
 
     fn wait_for_room(&mut self, ticket: &mut Option<u64>, waker: &Waker, after: &mut After) {
         if let Some(ticket) = *ticket {
-            if let Some((_, old)) = self
-                .admission
-                .iter_mut()
-                .find(|(other, _)| *other == ticket)
-            {
+            if let Some((_, old)) = self.admission.iter_mut().find(|(other, _)| *other == ticket) {
                 if !old.will_wake(waker) {
                     after.discard(std::mem::replace(old, waker.clone()));
                 }
@@ -785,12 +730,7 @@ impl QueueState {
     }
 
     fn candidate(&self, id: QueueId, head: Head) -> Candidate {
-        Candidate {
-            queue: id,
-            head,
-            ageing: self.config.ageing,
-            virtual_time: self.virtual_time,
-        }
+        Candidate { queue: id, head, ageing: self.config.ageing, virtual_time: self.virtual_time }
     }
 
     fn snapshot(&self) -> QueueStats {
@@ -805,11 +745,7 @@ impl QueueState {
         if let Some(why) = &self.failed {
             return Health::Failed(why.clone());
         }
-        let longest = self
-            .running
-            .iter()
-            .map(|r| now.saturating_duration_since(r.since))
-            .max();
+        let longest = self.running.iter().map(|r| now.saturating_duration_since(r.since)).max();
         match longest {
             Some(running_for) if running_for >= self.config.stall_after => {
                 Health::Stalled { running_for }

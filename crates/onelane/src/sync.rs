@@ -96,20 +96,55 @@ mod imp {
         }
     }
 
-    struct Unpark(loom::thread::Thread);
+    /// A thread's token. loom's own `park` loses an `unpark` that comes while the thread is at a
+    /// mutex, which real threads do not, so the token is kept here.
+    #[derive(Debug)]
+    struct Parker {
+        token: loom::sync::Mutex<bool>,
+        given: loom::sync::Condvar,
+    }
 
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
+    impl Parker {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                token: loom::sync::Mutex::new(false),
+                given: loom::sync::Condvar::new(),
+            })
+        }
+
+        fn token(&self) -> loom::sync::MutexGuard<'_, bool> {
+            self.token.lock().unwrap_or_else(PoisonError::into_inner)
         }
     }
 
+    impl Wake for Parker {
+        fn wake(self: Arc<Self>) {
+            self.wake_by_ref();
+        }
+        fn wake_by_ref(self: &Arc<Self>) {
+            let mut token = self.token();
+            *token = true;
+            self.given.notify_one();
+        }
+    }
+
+    loom::thread_local! {
+        static PARKER: Arc<Parker> = Parker::new();
+    }
+
     pub(crate) fn thread_waker() -> Waker {
-        Waker::from(Arc::new(Unpark(loom::thread::current())))
+        Waker::from(PARKER.with(Arc::clone))
     }
 
     pub(crate) fn park() {
-        loom::thread::park();
+        let parker = PARKER.with(Arc::clone);
+        let mut token = parker.token();
+        while !std::mem::take(&mut *token) {
+            token = match parker.given.wait(token) {
+                Ok(token) => token,
+                Err(poisoned) => poisoned.into_inner(),
+            };
+        }
     }
 
     /// The model has no time: let the others run, then say that the time is over.

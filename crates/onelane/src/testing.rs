@@ -31,11 +31,7 @@ impl Default for VirtualClock {
 impl VirtualClock {
     /// A clock that shows the present instant.
     pub fn new() -> Self {
-        let time = Time {
-            now: Instant::now(),
-            sleepers: Vec::new(),
-            timed_sleeps: 0,
-        };
+        let time = Time { now: Instant::now(), sleepers: Vec::new(), timed_sleeps: 0 };
         Self(Arc::new((Mutex::new(time), Condvar::new())))
     }
 
@@ -90,9 +86,7 @@ impl VirtualClock {
         drop(time);
         self.0.1.notify_all();
         park();
-        self.time()
-            .sleepers
-            .retain(|(_, other)| !other.will_wake(&waker));
+        self.time().sleepers.retain(|(_, other)| !other.will_wake(&waker));
     }
 }
 
@@ -110,11 +104,7 @@ pub struct FakeItem {
 impl FakeItem {
     /// An item of key 0 and cost 1.
     pub fn new(value: u64) -> Self {
-        Self {
-            value,
-            key: 0,
-            cost: 1,
-        }
+        Self { value, key: 0, cost: 1 }
     }
 
     /// Sets the batch key.
@@ -155,10 +145,7 @@ pub struct FakeEngine {
 impl FakeEngine {
     /// An engine whose `infer` is `script`.
     pub fn new(script: impl FnMut(&[FakeItem]) -> Result<Vec<u64>, EngineError> + 'static) -> Self {
-        Self {
-            script: Box::new(script),
-            idempotent: true,
-        }
+        Self { script: Box::new(script), idempotent: true }
     }
 
     /// An engine that returns each item's value.

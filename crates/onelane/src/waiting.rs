@@ -151,18 +151,11 @@ impl<E: Engine> RequestList<E> {
         arrival: Arrival<E>,
         responder: Responder<E::Output>,
         seq: u64,
+        after: &mut After,
     ) -> RequestId {
-        let Arrival {
-            input,
-            key,
-            hash,
-            cost,
-            class,
-            at,
-            deadline,
-        } = arrival;
+        let Arrival { input, key, hash, cost, class, at, deadline } = arrival;
         // The key's `Eq` is a user's code and comes first: if it panics, nothing has changed yet.
-        let group = self.group(key, hash);
+        let group = self.group(key, hash, after);
         let entry = Waiting {
             input,
             responder,
@@ -182,11 +175,7 @@ impl<E: Engine> RequestList<E> {
         group.lanes[class.index()].push_back(&mut self.requests, slot);
         group.len += 1;
         group.cost += cost;
-        group.ready_at = Some(
-            group
-                .ready_at
-                .map_or(ready_at, |earlier| earlier.min(ready_at)),
-        );
+        group.ready_at = Some(group.ready_at.map_or(ready_at, |earlier| earlier.min(ready_at)));
         self.cost += cost;
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, id));
@@ -194,9 +183,12 @@ impl<E: Engine> RequestList<E> {
         id
     }
 
-    fn group(&mut self, key: <E::Item as BatchItem>::Key, hash: u64) -> usize {
+    fn group(&mut self, key: <E::Item as BatchItem>::Key, hash: u64, after: &mut After) -> usize {
         let groups = &self.groups;
         if let Some(&group) = self.by_key.find(hash, |&g| groups[g].key == key) {
+            if std::mem::needs_drop::<<E::Item as BatchItem>::Key>() {
+                after.discard(key);
+            }
             return group;
         }
         let group = self.groups.insert(Group {
@@ -217,11 +209,7 @@ impl<E: Engine> RequestList<E> {
     /// A request whose deadline would pass while it waits for company does not wait for company.
     fn ready_at(&self, arrival: Instant, deadline: Option<Instant>) -> Instant {
         let ready_at = arrival.checked_add(self.max_wait).unwrap_or(arrival);
-        if deadline.is_some_and(|deadline| deadline <= ready_at) {
-            arrival
-        } else {
-            ready_at
-        }
+        if deadline.is_some_and(|deadline| deadline <= ready_at) { arrival } else { ready_at }
     }
 
     fn unlink(&mut self, slot: usize) -> Waiting<E> {
@@ -234,13 +222,7 @@ impl<E: Engine> RequestList<E> {
         group.cost -= entry.cost;
         self.cost -= entry.cost;
         if let Some(deadline) = entry.deadline {
-            self.deadlines.remove(&(
-                deadline,
-                RequestId {
-                    slot,
-                    seq: entry.seq,
-                },
-            ));
+            self.deadlines.remove(&(deadline, RequestId { slot, seq: entry.seq }));
         }
         entry
     }
@@ -260,20 +242,12 @@ impl<E: Engine> RequestList<E> {
     }
 
     fn limit(&self, group: &Group<<E::Item as BatchItem>::Key>) -> usize {
-        group.ceiling.map_or(self.max_batch_size, |ceiling| {
-            ceiling.min(self.max_batch_size)
-        })
+        group.ceiling.map_or(self.max_batch_size, |ceiling| ceiling.min(self.max_batch_size))
     }
 
     fn head(&self, slot: usize, ready_at: Instant) -> Head {
         let entry = &self.requests[slot];
-        Head {
-            slot,
-            class: entry.class,
-            arrival: entry.arrival,
-            seq: entry.seq,
-            ready_at,
-        }
+        Head { slot, class: entry.class, arrival: entry.arrival, seq: entry.seq, ready_at }
     }
 
     /// A batch of `group` is done: remembers what it taught.
@@ -299,9 +273,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
     }
 
     fn contains(&self, id: RequestId) -> bool {
-        self.requests
-            .get(id.slot)
-            .is_some_and(|entry| entry.seq == id.seq)
+        self.requests.get(id.slot).is_some_and(|entry| entry.seq == id.seq)
     }
 
     fn heads(&self, visit: &mut dyn FnMut(Head)) {
@@ -319,11 +291,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
             let full = group.len >= self.limit(group) || group.cost >= self.max_batch_cost;
             for slot in group.lanes.iter().filter_map(Fifo::head) {
                 let arrival = self.requests[slot].arrival;
-                let ready_at = if full {
-                    arrival
-                } else {
-                    group.ready_at.unwrap_or(arrival)
-                };
+                let ready_at = if full { arrival } else { group.ready_at.unwrap_or(arrival) };
                 visit(self.head(slot, ready_at));
             }
         }
@@ -352,9 +320,8 @@ impl<E: Engine> WaitingList for RequestList<E> {
             let lanes = self.groups[index].lanes;
             let left = lanes.iter().flat_map(|lane| lane.iter(&self.requests));
             let ready = left.map(|slot| &self.requests[slot]);
-            self.groups[index].ready_at = ready
-                .map(|entry| self.ready_at(entry.arrival, entry.deadline))
-                .min();
+            self.groups[index].ready_at =
+                ready.map(|entry| self.ready_at(entry.arrival, entry.deadline)).min();
         }
         Box::new(batch)
     }
@@ -374,10 +341,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
 
     fn any(&self) -> Option<RequestId> {
         let (slot, entry) = self.requests.iter().next()?;
-        Some(RequestId {
-            slot,
-            seq: entry.seq,
-        })
+        Some(RequestId { slot, seq: entry.seq })
     }
 }
 
@@ -399,8 +363,10 @@ impl<E: Engine> Removed for RemovedRequest<E> {
 pub(crate) trait Closure: Send {
     /// Runs it; a panic is contained.
     fn run(&mut self);
-    /// Hands the result over, or `error` if it has not run. Says whether there was a result.
-    fn answer(self: Box<Self>, error: RequestError, after: &mut After) -> bool;
+    /// Whether it has run and returned.
+    fn has_result(&self) -> bool;
+    /// Hands the result over, or `error` if it has not run.
+    fn answer(self: Box<Self>, error: RequestError, after: &mut After);
 }
 
 /// The waiting closures of an executor, first in first out, one a batch.
@@ -437,21 +403,13 @@ impl WaitingList for ClosureList {
 
     fn heads(&self, visit: &mut dyn FnMut(Head)) {
         if let Some((&seq, &(arrival, _))) = self.waiting.first_key_value() {
-            visit(Head {
-                slot: 0,
-                class: Priority::Normal,
-                arrival,
-                seq,
-                ready_at: arrival,
-            });
+            visit(Head { slot: 0, class: Priority::Normal, arrival, seq, ready_at: arrival });
         }
     }
 
     fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
-        let (arrival, closure) = self
-            .waiting
-            .remove(&head.seq)
-            .expect("a head is waiting until it is taken");
+        let (arrival, closure) =
+            self.waiting.remove(&head.seq).expect("a head is waiting until it is taken");
         waits(arrival);
         Box::new(ClosureBatch::new(closure, head.seq))
     }

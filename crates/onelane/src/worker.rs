@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::after::After;
 use crate::batch::Batch;
 use crate::contain::contain;
 use crate::engine::Engine;
@@ -43,10 +44,7 @@ pub(crate) enum Help {
 impl WorkerContext {
     /// The context of the calling thread, if it is a worker of `shared`.
     pub(crate) fn current(shared: &Arc<Shared>) -> Option<Rc<Self>> {
-        let current = CURRENT
-            .try_with(|current| current.borrow().clone())
-            .ok()
-            .flatten()?;
+        let current = CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()?;
         Arc::ptr_eq(&current.shared, shared).then_some(current)
     }
 
@@ -96,11 +94,7 @@ impl WorkerContext {
             Place::Answered => Help::Progress,
             Place::Running(other) if other != self.index => {
                 let seq = request.map_or(0, |request| request.seq);
-                if state.block_on(self.index, other, seq) {
-                    Help::Elsewhere
-                } else {
-                    Help::Stuck
-                }
+                if state.block_on(self.index, other, seq) { Help::Elsewhere } else { Help::Stuck }
             }
             Place::Running(_) => Help::Stuck,
             Place::Waiting if self.is_engine_busy(queue) => Help::Stuck,
@@ -111,12 +105,16 @@ impl WorkerContext {
                 let batch = state.dispatch(queue, head, self.index, now, after);
                 drop(locked);
                 self.run(queue, batch);
+                let mut locked = self.shared.lock();
+                let (state, after) = locked.parts();
+                state.finish(queue, self.index, after);
                 Help::Progress
             }
         }
     }
 
-    /// Runs a batch that was taken out of its list, and hands the answers over.
+    /// Runs a batch that was taken out of its list, and hands the answers over. It counts as running
+    /// until the state is told that it is finished.
     fn run(&self, queue: QueueId, mut batch: Box<dyn Batch>) {
         let clock = &self.shared.clock;
         let outer = self.nested.take();
@@ -129,8 +127,11 @@ impl WorkerContext {
         {
             let mut locked = self.shared.lock();
             let (state, after) = locked.parts();
-            state.finish(queue, self.index, &mut *batch, service, after);
+            state.book(queue, &mut *batch, service, after);
         }
+        let mut after = After::default();
+        batch.deliver(&mut after);
+        after.run();
         // The inputs are a user's to drop.
         let _ = contain(|| {
             batch.delivered(self);
@@ -139,15 +140,22 @@ impl WorkerContext {
     }
 
     fn run_until_stopped(&self) {
+        let mut finished = None;
         loop {
             let now = self.shared.clock.now();
             let step = {
                 let mut locked = self.shared.lock();
                 let (state, after) = locked.parts();
+                if let Some(queue) = finished.take() {
+                    state.finish(queue, self.index, after);
+                }
                 state.next_step(self.index, now, thread_waker, after)
             };
             match step {
-                Step::Batch(queue, batch) => self.run(queue, batch),
+                Step::Batch(queue, batch) => {
+                    self.run(queue, batch);
+                    finished = Some(queue);
+                }
                 Step::Errand(errand) => {
                     let _ = contain(|| errand(self));
                 }

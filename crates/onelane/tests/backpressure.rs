@@ -20,10 +20,7 @@ fn a_full_queue_gives_the_request_back() {
         assert!(matches!(&refused, SubmitError::Full(_)), "{refused}");
         assert_eq!(refused.into_refused().into_input(), FakeItem::new(3));
         let stats = queue.stats();
-        assert_eq!(
-            (stats.submitted, stats.refused, stats.waiting, stats.running),
-            (3, 1, 2, 1)
-        );
+        assert_eq!((stats.submitted, stats.refused, stats.waiting, stats.running), (3, 1, 2, 1));
         gate.open_for_good();
         first.wait().unwrap();
         assert_eq!(wait_all(waiting), [1, 2]);
@@ -54,13 +51,8 @@ fn what_could_never_go_in_is_refused_at_once() {
         let (queue, _gate, _) = gated(&device, config);
         let refused = queue.submit(FakeItem::new(1).cost(9)).unwrap_err();
         let text = refused.to_string();
-        assert!(
-            text.contains('9') && text.contains("max_batch_cost is 8"),
-            "{text}"
-        );
-        let group = (0..5)
-            .map(|value| Request::new(FakeItem::new(value)))
-            .collect();
+        assert!(text.contains('9') && text.contains("max_batch_cost is 8"), "{text}");
+        let group = (0..5).map(|value| Request::new(FakeItem::new(value))).collect();
         let refused = queue.submit_group(group).unwrap_err();
         assert!(refused.to_string().contains("capacity is 4"), "{refused}");
         assert_eq!(refused.into_refused().len(), 5);
@@ -74,19 +66,11 @@ fn a_group_is_accepted_whole_or_not_at_all() {
         let device = executor();
         let (queue, gate, _) = gated(&device, BatchConfig::default().capacity(4));
         let first = occupy(&queue, &gate);
-        let group = |n| {
-            (0..n)
-                .map(|value| Request::new(FakeItem::new(value)))
-                .collect::<Vec<_>>()
-        };
+        let group = |n| (0..n).map(|value| Request::new(FakeItem::new(value))).collect::<Vec<_>>();
         let two = queue.try_submit_group(group(2)).unwrap();
         let refused = queue.try_submit_group(group(3)).unwrap_err();
         assert_eq!(refused.into_refused(), group(3));
-        assert_eq!(
-            queue.stats().waiting,
-            2,
-            "a part of the refused group was accepted"
-        );
+        assert_eq!(queue.stats().waiting, 2, "a part of the refused group was accepted");
         let two_more = queue.try_submit_group(group(2)).unwrap();
         gate.open_for_good();
         first.wait().unwrap();
@@ -100,10 +84,7 @@ fn a_group_is_accepted_whole_or_not_at_all() {
 fn submit_blocks_until_there_is_room() {
     within_a_minute(|| {
         let device = executor();
-        let (queue, gate, _) = gated(
-            &device,
-            BatchConfig::default().capacity(1).max_batch_size(1),
-        );
+        let (queue, gate, _) = gated(&device, BatchConfig::default().capacity(1).max_batch_size(1));
         gate.open_for_good();
         let threads = 8;
         let barrier = Barrier::new(threads);
@@ -121,10 +102,7 @@ fn submit_blocks_until_there_is_room() {
             }
         });
         let stats = queue.stats();
-        assert_eq!(
-            (stats.submitted, stats.completed, stats.refused),
-            (1600, 1600, 0)
-        );
+        assert_eq!((stats.submitted, stats.completed, stats.refused), (1600, 1600, 0));
     });
 }
 
@@ -138,9 +116,7 @@ fn submit_timeout_gives_up_and_gives_the_request_back() {
         let waiting = queue.submit(FakeItem::new(1)).unwrap();
         std::thread::scope(|scope| {
             let late = scope.spawn(|| {
-                queue
-                    .submit_timeout(FakeItem::new(2), Duration::from_secs(1))
-                    .unwrap_err()
+                queue.submit_timeout(FakeItem::new(2), Duration::from_secs(1)).unwrap_err()
             });
             clock.wait_for_sleepers(1);
             clock.advance(Duration::from_secs(1));
@@ -151,10 +127,7 @@ fn submit_timeout_gives_up_and_gives_the_request_back() {
         gate.open_for_good();
         wait_all([first, waiting]);
         // Its place in the line is gone with it.
-        assert_eq!(
-            queue.try_submit(FakeItem::new(3)).unwrap().wait().unwrap(),
-            3
-        );
+        assert_eq!(queue.try_submit(FakeItem::new(3)).unwrap().wait().unwrap(), 3);
     });
 }
 
@@ -174,10 +147,7 @@ fn room_is_given_first_come_first_served() {
             clock.wait_for_sleepers(1);
             let light = scope.spawn(|| queue.submit_timeout(FakeItem::new(11).cost(1), hour));
             clock.wait_for_sleepers(2);
-            assert!(matches!(
-                queue.try_submit(FakeItem::new(12)),
-                Err(SubmitError::Full(_))
-            ));
+            assert!(matches!(queue.try_submit(FakeItem::new(12)), Err(SubmitError::Full(_))));
             // One batch frees 2 of 4: enough for the light one, but it is not its turn.
             gate.open(1);
             gate.wait_for_arrivals(2);
@@ -211,8 +181,6 @@ fn closing_wakes_whoever_waits_for_room() {
         });
         gate.open_for_good();
         wait_all([first, waiting]);
-        queue
-            .shutdown(Shutdown::Drain, Duration::from_secs(50))
-            .unwrap();
+        queue.shutdown(Shutdown::Drain, Duration::from_secs(50)).unwrap();
     });
 }

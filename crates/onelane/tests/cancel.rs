@@ -17,9 +17,8 @@ fn a_dropped_handle_removes_its_request_before_compute() {
         let device = executor();
         let (queue, gate, seen) = gated(&device, BatchConfig::default().capacity(3));
         let first = occupy(&queue, &gate);
-        let mut handles: Vec<_> = (0..3)
-            .map(|value| queue.submit(FakeItem::new(value)).unwrap())
-            .collect();
+        let mut handles: Vec<_> =
+            (0..3).map(|value| queue.submit(FakeItem::new(value)).unwrap()).collect();
         drop(handles.remove(1));
         let stats = queue.stats();
         assert_eq!((stats.waiting, stats.cancelled), (2, 1));
@@ -55,9 +54,7 @@ fn a_passed_deadline_answers_without_compute() {
         let first = occupy(&queue, &gate);
         let second = Duration::from_secs(1);
         let submit = |value, after| {
-            queue
-                .submit(Request::new(FakeItem::new(value)).deadline_after(after))
-                .unwrap()
+            queue.submit(Request::new(FakeItem::new(value)).deadline_after(after)).unwrap()
         };
         let early = submit(1, second);
         let late = submit(2, 10 * second);
@@ -87,10 +84,7 @@ fn a_thread_that_waits_is_told_at_the_deadline() {
             clock.wait_for_sleepers(1);
             clock.advance(second);
             let answer = waiter.join().unwrap();
-            assert!(
-                matches!(answer, Err(RequestError::DeadlineExceeded)),
-                "{answer:?}"
-            );
+            assert!(matches!(answer, Err(RequestError::DeadlineExceeded)), "{answer:?}");
         });
         assert_eq!(queue.stats().waiting, 0);
         gate.open_for_good();
@@ -128,13 +122,7 @@ fn wait_timeout_gives_the_handle_back() {
             waiter.join().unwrap().unwrap_err()
         });
         gate.open_for_good();
-        assert_eq!(
-            handle
-                .wait_timeout(Duration::from_secs(1))
-                .unwrap()
-                .unwrap(),
-            u64::MAX
-        );
+        assert_eq!(handle.wait_timeout(Duration::from_secs(1)).unwrap().unwrap(), u64::MAX);
     });
 }
 
@@ -167,9 +155,8 @@ fn a_future_resolves_on_any_runtime() {
         let device = executor();
         let (queue, gate, _) = gated(&device, BatchConfig::default().capacity(1));
         gate.open_for_good();
-        let answers: Vec<u64> = (0..50)
-            .map(|value| block_on(queue.infer(FakeItem::new(value))).unwrap())
-            .collect();
+        let answers: Vec<u64> =
+            (0..50).map(|value| block_on(queue.infer(FakeItem::new(value))).unwrap()).collect();
         assert_eq!(answers, (0..50).collect::<Vec<_>>());
         let handle = queue.submit(FakeItem::new(5)).unwrap();
         assert_eq!(block_on(handle).unwrap(), 5);

@@ -20,12 +20,7 @@ const BOMB: u64 = 667;
 fn fragile(
     config: BatchConfig,
     idempotent: bool,
-) -> (
-    BatchQueue<FakeEngine>,
-    Gate,
-    Arc<AtomicUsize>,
-    onelane::DeviceExecutor,
-) {
+) -> (BatchQueue<FakeEngine>, Gate, Arc<AtomicUsize>, onelane::DeviceExecutor) {
     let device = executor();
     let (gate, built) = (Gate::new(), Arc::new(AtomicUsize::new(0)));
     let queue = {
@@ -42,11 +37,7 @@ fn fragile(
                 }
                 Ok(batch.iter().map(|item| item.value).collect())
             });
-            Ok(if idempotent {
-                engine
-            } else {
-                engine.not_idempotent()
-            })
+            Ok(if idempotent { engine } else { engine.not_idempotent() })
         })
         .unwrap()
     };
@@ -60,10 +51,7 @@ fn as_one_batch(
     values: &[u64],
 ) -> Vec<Result<u64, RequestError>> {
     let first = occupy(queue, gate);
-    let handles: Vec<_> = values
-        .iter()
-        .map(|&v| queue.submit(FakeItem::new(v)).unwrap())
-        .collect();
+    let handles: Vec<_> = values.iter().map(|&v| queue.submit(FakeItem::new(v)).unwrap()).collect();
     gate.open_for_good();
     first.wait().unwrap();
     handles.into_iter().map(|handle| handle.wait()).collect()
@@ -72,24 +60,11 @@ fn as_one_batch(
 #[test]
 fn bisection_finds_the_requests_at_fault_wherever_they_are() {
     within_a_minute(|| {
-        for faults in [
-            vec![0],
-            vec![6],
-            vec![3],
-            vec![2, 3],
-            vec![0, 6],
-            vec![0, 1, 2, 3, 4, 5, 6],
-        ] {
+        for faults in [vec![0], vec![6], vec![3], vec![2, 3], vec![0, 6], vec![0, 1, 2, 3, 4, 5, 6]]
+        {
             let (queue, gate, _, _device) = fragile(BatchConfig::default(), true);
-            let values: Vec<u64> = (0..7)
-                .map(|i| {
-                    if faults.contains(&i) {
-                        POISON
-                    } else {
-                        i as u64
-                    }
-                })
-                .collect();
+            let values: Vec<u64> =
+                (0..7).map(|i| if faults.contains(&i) { POISON } else { i as u64 }).collect();
             let answers = as_one_batch(&queue, &gate, &values);
             for (&value, answer) in values.iter().zip(answers) {
                 match answer {
@@ -154,13 +129,8 @@ fn a_queue_gives_up_after_the_configured_number_of_losses() {
             assert!(matches!(bomb(), Err(RequestError::Panicked(_))));
         }
         assert!(matches!(queue.health(), Health::Failed(why) if why.contains("3 times in a row")));
-        assert!(matches!(
-            queue.submit(FakeItem::new(1)),
-            Err(SubmitError::Failed(..))
-        ));
-        queue
-            .shutdown(Shutdown::Drain, Duration::from_secs(50))
-            .unwrap();
+        assert!(matches!(queue.submit(FakeItem::new(1)), Err(SubmitError::Failed(..))));
+        queue.shutdown(Shutdown::Drain, Duration::from_secs(50)).unwrap();
     });
 }
 
@@ -170,9 +140,8 @@ fn a_queue_that_gives_up_answers_what_waits() {
         let (queue, gate, _, _device) = fragile(BatchConfig::default().max_rebuilds(0), true);
         let bomb = queue.submit(FakeItem::new(BOMB)).unwrap();
         gate.wait_for_arrivals(1);
-        let waiting: Vec<_> = (0..3)
-            .map(|v| queue.submit(FakeItem::new(v).key(v)).unwrap())
-            .collect();
+        let waiting: Vec<_> =
+            (0..3).map(|v| queue.submit(FakeItem::new(v).key(v)).unwrap()).collect();
         gate.open_for_good();
         assert!(matches!(bomb.wait(), Err(RequestError::Panicked(_))));
         for handle in waiting {
@@ -222,10 +191,7 @@ fn out_of_memory_splits_the_batch_and_the_ceiling_is_remembered() {
                 Ok(FakeEngine::new(move |batch| {
                     gate.pass();
                     if batch[0].value != u64::MAX {
-                        sizes
-                            .lock()
-                            .unwrap()
-                            .push(vec![batch[0].key, batch.len() as u64]);
+                        sizes.lock().unwrap().push(vec![batch[0].key, batch.len() as u64]);
                     }
                     if batch[0].key == 0 && batch.len() > 3 {
                         return Err(EngineError::out_of_memory("8 rows do not fit"));
@@ -237,9 +203,7 @@ fn out_of_memory_splits_the_batch_and_the_ceiling_is_remembered() {
         };
         let first = occupy(&queue, &gate);
         let submit = |range: std::ops::Range<u64>, key| -> Vec<_> {
-            range
-                .map(|v| queue.submit(FakeItem::new(v).key(key)).unwrap())
-                .collect()
+            range.map(|v| queue.submit(FakeItem::new(v).key(key)).unwrap()).collect()
         };
         let handles = submit(0..8, 0);
         gate.open(1);
@@ -267,17 +231,12 @@ fn one_request_that_does_not_fit_gets_the_error() {
     within_a_minute(|| {
         let device = executor();
         let queue = BatchQueue::new(&device, BatchConfig::default(), || {
-            Ok(FakeEngine::new(|_| {
-                Err(EngineError::out_of_memory("no room"))
-            }))
+            Ok(FakeEngine::new(|_| Err(EngineError::out_of_memory("no room"))))
         })
         .unwrap();
         let answer = queue.submit(FakeItem::new(1)).unwrap().wait();
         let error = answer.unwrap_err();
-        assert!(
-            matches!(error, RequestError::Engine(EngineError::OutOfMemory(_))),
-            "{error}"
-        );
+        assert!(matches!(error, RequestError::Engine(EngineError::OutOfMemory(_))), "{error}");
     });
 }
 
@@ -289,12 +248,7 @@ fn a_wrong_number_of_outputs_is_an_error_that_says_so() {
             Ok(FakeEngine::new(|_| Ok(vec![1, 2, 3])))
         })
         .unwrap();
-        let error = queue
-            .submit(FakeItem::new(1))
-            .unwrap()
-            .wait()
-            .unwrap_err()
-            .to_string();
+        let error = queue.submit(FakeItem::new(1)).unwrap().wait().unwrap_err().to_string();
         assert!(error.contains("3 outputs for 1 requests"), "{error}");
     });
 }
@@ -309,17 +263,12 @@ fn a_factory_that_fails_or_panics_is_an_error_of_new() {
             };
             let error = new(|| Err(EngineError::failed("no such file: model.bin")));
             assert!(matches!(&error, BuildError::Engine(_)));
-            assert!(
-                error.to_string().contains("no such file: model.bin"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("no such file: model.bin"), "{error}");
             let error = new(|| panic!("the factory broke"));
             assert!(matches!(&error, BuildError::Panicked(m) if m == "the factory broke"));
             // The executor is none the worse.
             assert_eq!(device.call(|| 1).unwrap(), 1);
-            device
-                .shutdown(Shutdown::Drain, Duration::from_secs(50))
-                .unwrap();
+            device.shutdown(Shutdown::Drain, Duration::from_secs(50)).unwrap();
         }
     });
 }
@@ -385,15 +334,9 @@ impl Drop for DropBomb {
 fn a_panic_in_any_method_of_an_engine_is_contained() {
     within_a_minute(|| {
         let device = executor();
-        for place in [
-            "warmup",
-            "infer",
-            "payload",
-            "idempotent",
-            "padded_cost",
-            "delivered",
-            "drop",
-        ] {
+        for place in
+            ["warmup", "infer", "payload", "idempotent", "padded_cost", "delivered", "drop"]
+        {
             let built = BatchQueue::new(&device, BatchConfig::default(), move || Ok(Clumsy(place)));
             if place == "warmup" {
                 assert!(matches!(built, Err(BuildError::Panicked(m)) if m == "warmup"));
@@ -405,14 +348,8 @@ fn a_panic_in_any_method_of_an_engine_is_contained() {
                 let fails = !matches!(place, "delivered" | "drop");
                 assert_eq!(answer.is_err(), fails, "{place}: {answer:?}");
             }
-            queue
-                .shutdown(Shutdown::Drain, Duration::from_secs(50))
-                .unwrap();
-            assert_eq!(
-                device.call(|| 1).unwrap(),
-                1,
-                "the worker did not live through {place}"
-            );
+            queue.shutdown(Shutdown::Drain, Duration::from_secs(50)).unwrap();
+            assert_eq!(device.call(|| 1).unwrap(), 1, "the worker did not live through {place}");
         }
     });
 }
@@ -451,14 +388,7 @@ fn inputs_are_dropped_outside_the_lock_and_their_panics_contained() {
         let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(Count)).unwrap();
         for _ in 0..3 {
             assert_eq!(queue.submit(Nasty(None)).unwrap().wait().unwrap(), 1);
-            assert_eq!(
-                queue
-                    .submit(Nasty(Some(device.clone())))
-                    .unwrap()
-                    .wait()
-                    .unwrap(),
-                1
-            );
+            assert_eq!(queue.submit(Nasty(Some(device.clone()))).unwrap().wait().unwrap(), 1);
         }
         // Cancelled, so dropped by the canceller.
         let gate = Gate::new();

@@ -16,9 +16,8 @@ fn alternating_keys_fill_two_batches() {
         let device = executor();
         let (queue, gate, seen) = gated(&device, BatchConfig::default());
         let first = occupy(&queue, &gate);
-        let handles: Vec<_> = (0..8)
-            .map(|i| queue.submit(FakeItem::new(i).key(i % 2)).unwrap())
-            .collect();
+        let handles: Vec<_> =
+            (0..8).map(|i| queue.submit(FakeItem::new(i).key(i % 2)).unwrap()).collect();
         gate.open_for_good();
         first.wait().unwrap();
         assert_eq!(wait_all(handles), (0..8).collect::<Vec<_>>());
@@ -78,9 +77,7 @@ fn a_bulk_request_is_lifted_by_ageing_past_a_stream_of_interactive_ones() {
         let (queue, gate, seen) = gated(&device, config);
         let first = occupy(&queue, &gate);
         let submit = |value, class| {
-            queue
-                .submit(Request::new(FakeItem::new(value)).priority(class))
-                .unwrap()
+            queue.submit(Request::new(FakeItem::new(value)).priority(class)).unwrap()
         };
         let bulk = submit(100, Priority::Bulk);
         // Each round an interactive request arrives and one batch of half an interval runs.
@@ -152,10 +149,7 @@ fn queues_share_the_device_by_time_and_weight() {
         let start = Gate::new();
         let make = |name: u64, takes_ms: u64, weight: u32| {
             let (clock, order, start) = (clock.clone(), order.clone(), start.clone());
-            let config = BatchConfig::default()
-                .max_batch_size(1)
-                .weight(weight)
-                .capacity(2000);
+            let config = BatchConfig::default().max_batch_size(1).weight(weight).capacity(2000);
             BatchQueue::new(&device, config, move || {
                 let (clock, order, start) = (clock.clone(), order.clone(), start.clone());
                 Ok(FakeEngine::new(move |batch| {
@@ -171,13 +165,10 @@ fn queues_share_the_device_by_time_and_weight() {
         let quick = make(1, 1, 1);
         let heavy = make(2, 2, 3);
         let submit = |queue: &BatchQueue<FakeEngine>, count: usize| -> Vec<_> {
-            (0..count)
-                .map(|_| queue.submit(FakeItem::new(0)).unwrap())
-                .collect()
+            (0..count).map(|_| queue.submit(FakeItem::new(0)).unwrap()).collect()
         };
-        let handles = [submit(&slow, 40), submit(&quick, 400), submit(&heavy, 600)]
-            .into_iter()
-            .flatten();
+        let handles =
+            [submit(&slow, 40), submit(&quick, 400), submit(&heavy, 600)].into_iter().flatten();
         let handles: Vec<_> = handles.collect();
         start.open_for_good();
         wait_all(handles);
@@ -190,14 +181,8 @@ fn queues_share_the_device_by_time_and_weight() {
             }
         }
         let [slow, quick, heavy] = time.map(|ms| ms as f64);
-        assert!(
-            (slow / quick - 1.0).abs() < 0.1,
-            "equal weights, unequal time: {time:?}"
-        );
-        assert!(
-            (heavy / quick / 3.0 - 1.0).abs() < 0.1,
-            "weight 3 did not get 3 parts: {time:?}"
-        );
+        assert!((slow / quick - 1.0).abs() < 0.1, "equal weights, unequal time: {time:?}");
+        assert!((heavy / quick / 3.0 - 1.0).abs() < 0.1, "weight 3 did not get 3 parts: {time:?}");
     });
 }
 
@@ -211,26 +196,20 @@ fn a_queue_that_was_idle_does_not_monopolise_the_device() {
         let gate = Gate::new();
         let make = |name: u64| {
             let (clock, order, gate) = (clock.clone(), order.clone(), gate.clone());
-            BatchQueue::new(
-                &device,
-                BatchConfig::default().max_batch_size(1),
-                move || {
-                    let (clock, order, gate) = (clock.clone(), order.clone(), gate.clone());
-                    Ok(FakeEngine::new(move |batch| {
-                        gate.pass();
-                        clock.advance(Duration::from_millis(1));
-                        order.lock().unwrap().push(name);
-                        Ok(vec![0; batch.len()])
-                    }))
-                },
-            )
+            BatchQueue::new(&device, BatchConfig::default().max_batch_size(1), move || {
+                let (clock, order, gate) = (clock.clone(), order.clone(), gate.clone());
+                Ok(FakeEngine::new(move |batch| {
+                    gate.pass();
+                    clock.advance(Duration::from_millis(1));
+                    order.lock().unwrap().push(name);
+                    Ok(vec![0; batch.len()])
+                }))
+            })
             .unwrap()
         };
         let (busy, idle) = (make(0), make(1));
         let submit = |queue: &BatchQueue<FakeEngine>, count: usize| -> Vec<_> {
-            (0..count)
-                .map(|_| queue.submit(FakeItem::new(0)).unwrap())
-                .collect()
+            (0..count).map(|_| queue.submit(FakeItem::new(0)).unwrap()).collect()
         };
         let mut handles = submit(&busy, 300);
         gate.open(100);
@@ -240,10 +219,7 @@ fn a_queue_that_was_idle_does_not_monopolise_the_device() {
         wait_all(handles);
         let order = order.lock().unwrap();
         let idle_share = order[101..201].iter().filter(|&&name| name == 1).count();
-        assert!(
-            (40..=60).contains(&idle_share),
-            "{idle_share} of the next 100 batches"
-        );
+        assert!((40..=60).contains(&idle_share), "{idle_share} of the next 100 batches");
     });
 }
 
@@ -265,9 +241,7 @@ fn a_group_wakes_as_many_workers_as_it_has_batches_for() {
     within_a_minute(|| {
         let device = executor_with(2);
         let (queue, gate, _) = gated(&device, BatchConfig::default());
-        let group = (0..2)
-            .map(|key| Request::new(FakeItem::new(key).key(key)))
-            .collect();
+        let group = (0..2).map(|key| Request::new(FakeItem::new(key).key(key))).collect();
         let handles = queue.submit_group(group).unwrap();
         gate.wait_for_arrivals(2);
         gate.open_for_good();

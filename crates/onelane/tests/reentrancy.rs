@@ -21,9 +21,7 @@ fn asking(
         Ok(FakeEngine::new(move |batch| {
             let inner = inner.get().expect("set before the first request");
             let ask = |item: &FakeItem| {
-                let handle = inner
-                    .submit(*item)
-                    .map_err(|e| EngineError::failed(e.to_string()))?;
+                let handle = inner.submit(*item).map_err(|e| EngineError::failed(e.to_string()))?;
                 Ok(handle.wait().map_err(EngineError::failed)? + 1)
             };
             batch.iter().map(ask).collect()
@@ -45,9 +43,7 @@ fn a_closure_on_the_worker_runs_inline() {
             .call(move || {
                 let order = Arc::new(Mutex::new(vec!["before"]));
                 let noted = order.clone();
-                let handle = inner
-                    .submit(move || noted.lock().unwrap().push("inside"))
-                    .unwrap();
+                let handle = inner.submit(move || noted.lock().unwrap().push("inside")).unwrap();
                 order.lock().unwrap().push("after");
                 handle.wait().unwrap();
                 assert!(inner.is_worker());
@@ -69,9 +65,8 @@ fn an_engine_may_wait_for_another_queue_of_its_device() {
         let inner = Shared::default();
         let outer = asking(&device, inner.clone());
         assert!(inner.set(echo(&device, BatchConfig::default())).is_ok());
-        let handles: Vec<_> = (0..20)
-            .map(|value| outer.submit(FakeItem::new(value)).unwrap())
-            .collect();
+        let handles: Vec<_> =
+            (0..20).map(|value| outer.submit(FakeItem::new(value)).unwrap()).collect();
         assert_eq!(wait_all(handles), (1..21).collect::<Vec<_>>());
     });
 }
@@ -109,16 +104,12 @@ fn a_cycle_through_a_second_queue_is_refused_at_once() {
 fn a_full_queue_is_emptied_inline_or_refuses() {
     within_a_minute(|| {
         let device = executor();
-        let inner = echo(
-            &device,
-            BatchConfig::default().capacity(2).max_batch_size(1),
-        );
+        let inner = echo(&device, BatchConfig::default().capacity(2).max_batch_size(1));
         let asked = inner.clone();
         let values = device
             .call(move || {
-                let handles: Vec<_> = (0..6)
-                    .map(|value| asked.submit(FakeItem::new(value)).unwrap())
-                    .collect();
+                let handles: Vec<_> =
+                    (0..6).map(|value| asked.submit(FakeItem::new(value)).unwrap()).collect();
                 wait_all(handles)
             })
             .unwrap();
@@ -135,10 +126,7 @@ fn a_full_queue_is_emptied_inline_or_refuses() {
                 if batch[0].value == 0 {
                     let _kept = queue.try_submit(FakeItem::new(1)).unwrap();
                     let refused = queue.submit(FakeItem::new(2)).unwrap_err();
-                    assert!(
-                        matches!(refused, SubmitError::WouldDeadlock(_)),
-                        "{refused}"
-                    );
+                    assert!(matches!(refused, SubmitError::WouldDeadlock(_)), "{refused}");
                 }
                 Ok(vec![7; batch.len()])
             }))
@@ -155,12 +143,9 @@ fn a_queue_can_be_made_on_the_worker() {
         for workers in [1, 3] {
             let device = executor_with(workers);
             let here = device.clone();
-            let queue = device
-                .call(move || echo(&here, BatchConfig::default()))
-                .unwrap();
-            let handles: Vec<_> = (0..20)
-                .map(|v| queue.submit(FakeItem::new(v).key(v)).unwrap())
-                .collect();
+            let queue = device.call(move || echo(&here, BatchConfig::default())).unwrap();
+            let handles: Vec<_> =
+                (0..20).map(|v| queue.submit(FakeItem::new(v).key(v)).unwrap()).collect();
             assert_eq!(wait_all(handles), (0..20).collect::<Vec<_>>());
         }
     });

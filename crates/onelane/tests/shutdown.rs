@@ -32,10 +32,7 @@ impl BatchItem for Unit {
 
 impl Rooted {
     fn note(&self, what: &'static str) {
-        self.log
-            .lock()
-            .unwrap()
-            .push((what, thread::current().id()));
+        self.log.lock().unwrap().push((what, thread::current().id()));
     }
 }
 
@@ -67,10 +64,7 @@ fn an_engine_lives_on_the_worker_from_its_factory_to_its_drop() {
         let log = Arc::new(Mutex::new(Vec::new()));
         let noted = log.clone();
         let queue = BatchQueue::new(&device, BatchConfig::default(), move || {
-            let engine = Rooted {
-                log: noted.clone(),
-                not_send: Rc::new(()),
-            };
+            let engine = Rooted { log: noted.clone(), not_send: Rc::new(()) };
             engine.note("factory");
             Ok(engine)
         })
@@ -91,9 +85,8 @@ fn drain_runs_what_was_accepted_and_abort_answers_it() {
             let device = executor();
             let (queue, gate, _) = gated(&device, BatchConfig::default().max_batch_size(1));
             let first = occupy(&queue, &gate);
-            let waiting: Vec<_> = (0..20)
-                .map(|value| queue.submit(FakeItem::new(value)).unwrap())
-                .collect();
+            let waiting: Vec<_> =
+                (0..20).map(|value| queue.submit(FakeItem::new(value)).unwrap()).collect();
             thread::scope(|scope| {
                 let ended = scope.spawn(|| queue.shutdown(mode, LONG));
                 if mode == Shutdown::Abort {
@@ -108,15 +101,8 @@ fn drain_runs_what_was_accepted_and_abort_answers_it() {
                 }
                 ended.join().unwrap().unwrap();
             });
-            assert_eq!(
-                first.wait().unwrap(),
-                u64::MAX,
-                "what runs is finished in both modes"
-            );
-            assert!(matches!(
-                queue.submit(FakeItem::new(1)),
-                Err(SubmitError::Closed(_))
-            ));
+            assert_eq!(first.wait().unwrap(), u64::MAX, "what runs is finished in both modes");
+            assert!(matches!(queue.submit(FakeItem::new(1)), Err(SubmitError::Closed(_))));
             assert!(matches!(queue.health(), Health::Failed(_)));
         }
     });
@@ -134,11 +120,7 @@ fn submit_and_shutdown_in_any_interleaving_lose_nothing() {
             .unwrap();
             let threads = 4;
             let barrier = Barrier::new(threads + 1);
-            let mode = if round % 2 == 0 {
-                Shutdown::Drain
-            } else {
-                Shutdown::Abort
-            };
+            let mode = if round % 2 == 0 { Shutdown::Drain } else { Shutdown::Abort };
             let answered = AtomicUsize::new(0);
             let refused = AtomicUsize::new(0);
             thread::scope(|scope| {
@@ -179,9 +161,8 @@ fn dropping_the_last_handle_drains() {
         let device = executor();
         let (queue, gate, _) = gated(&device, BatchConfig::default().max_batch_size(1));
         let first = occupy(&queue, &gate);
-        let waiting: Vec<_> = (0..5)
-            .map(|value| queue.submit(FakeItem::new(value)).unwrap())
-            .collect();
+        let waiting: Vec<_> =
+            (0..5).map(|value| queue.submit(FakeItem::new(value)).unwrap()).collect();
         let dropper = thread::spawn(move || {
             drop(queue);
             drop(device);
@@ -335,9 +316,6 @@ fn bad_settings_are_named() {
     ];
     for (config, name) in bad.into_iter().zip(names) {
         let error = BatchQueue::new(&device, config, || Ok(FakeEngine::echo())).unwrap_err();
-        assert!(
-            error.to_string().starts_with(&format!("{name} = 0")),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with(&format!("{name} = 0")), "{error}");
     }
 }

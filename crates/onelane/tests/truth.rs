@@ -43,9 +43,8 @@ fn statistics_add_up_at_every_moment() {
         };
         let first = occupy(&queue, &gate);
         check((1, 0, 0, 1));
-        let handles: Vec<_> = (0..6)
-            .map(|value| queue.submit(FakeItem::new(value)).unwrap())
-            .collect();
+        let handles: Vec<_> =
+            (0..6).map(|value| queue.submit(FakeItem::new(value)).unwrap()).collect();
         check((7, 0, 6, 1));
         clock.advance(Duration::from_millis(8));
         gate.open(1);

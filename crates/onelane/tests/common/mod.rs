@@ -52,17 +52,9 @@ pub fn occupy(queue: &BatchQueue<FakeEngine>, gate: &Gate) -> ResponseHandle<u64
 
 /// The batches after the one that occupied the worker.
 pub fn batches(seen: &Seen) -> Vec<Vec<u64>> {
-    seen.lock()
-        .unwrap()
-        .iter()
-        .filter(|batch| **batch != [u64::MAX])
-        .cloned()
-        .collect()
+    seen.lock().unwrap().iter().filter(|batch| **batch != [u64::MAX]).cloned().collect()
 }
 
 pub fn wait_all(handles: impl IntoIterator<Item = ResponseHandle<u64>>) -> Vec<u64> {
-    handles
-        .into_iter()
-        .map(|handle| handle.wait().unwrap())
-        .collect()
+    handles.into_iter().map(|handle| handle.wait().unwrap()).collect()
 }

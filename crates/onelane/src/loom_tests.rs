@@ -1,0 +1,421 @@
+//! Model checks of the real core: every interleaving of a few threads, up to a bound on preemptions.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p onelane --release --lib loom_tests`, or `make loom`. The
+//! locks, parking and threads of `sync.rs` are loom's here, so each model runs the code that ships.
+//! Time is a virtual clock: it moves when a thread of the model moves it, so that a timeout is one
+//! more interleaving. A hang is found as a deadlock of the model.
+//!
+//! Each model names its promise (lib.rs, "What is promised") and prints how many interleavings were
+//! run. `LOOM_MAX_PREEMPTIONS` sets another bound than the one given here.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::testing::{FakeEngine, FakeItem, VirtualClock};
+use crate::{
+    BatchConfig, BatchQueue, BuildError, DeviceExecutor, EngineError, ExecutorConfig, Request,
+    RequestError, Shutdown, SubmitError,
+};
+
+/// Long enough to be never: the clock of a model stands unless a thread moves it.
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// Runs `body` in every interleaving with at most `preemptions` switches away from a thread that
+/// could go on.
+fn model(name: &str, preemptions: usize, body: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    let bound = *builder.preemption_bound.get_or_insert(preemptions);
+    builder.max_branches = 20_000;
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let started = std::time::Instant::now();
+    builder.check(move || {
+        counted.fetch_add(1, SeqCst);
+        body();
+    });
+    let (runs, took) = (runs.load(SeqCst), started.elapsed());
+    println!("{name}: {runs} interleavings, preemption bound {bound}, {took:.1?}");
+}
+
+fn executor(workers: usize) -> (DeviceExecutor, VirtualClock) {
+    let clock = VirtualClock::new();
+    let config = ExecutorConfig::new("model").workers(workers);
+    let device = DeviceExecutor::new(config.clock(clock.clone())).unwrap();
+    (device, clock)
+}
+
+fn echo(device: &DeviceExecutor, config: BatchConfig) -> BatchQueue<FakeEngine> {
+    BatchQueue::new(device, config, || Ok(FakeEngine::echo())).unwrap()
+}
+
+/// What one request came to; everything else is a bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Answered,
+    Refused,
+    Closed,
+}
+
+fn ask(queue: &BatchQueue<FakeEngine>, value: u64) -> End {
+    match queue.submit(FakeItem::new(value)) {
+        Ok(handle) => match handle.wait() {
+            Ok(answer) => {
+                assert_eq!(answer, value, "the answer of another request");
+                End::Answered
+            }
+            Err(RequestError::Closed) => End::Closed,
+            Err(other) => panic!("{other}"),
+        },
+        Err(SubmitError::Closed(refused)) => {
+            assert_eq!(refused.into_input().value, value);
+            End::Refused
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Promise 1: two clients and a worker; each request is answered once, with its own answer.
+#[test]
+fn submit_worker_complete() {
+    model("submit_worker_complete", 2, || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default());
+        let other = queue.clone();
+        let client = loom::thread::spawn(move || ask(&other, 1));
+        assert_eq!(ask(&queue, 2), End::Answered);
+        assert_eq!(client.join().unwrap(), End::Answered);
+        let stats = queue.stats();
+        assert_eq!((stats.submitted, stats.completed), (2, 2));
+        assert_eq!((stats.waiting, stats.running), (0, 0));
+    });
+}
+
+fn submit_against_shutdown(name: &str, mode: Shutdown) {
+    model(name, 3, move || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default());
+        let client = loom::thread::spawn(move || ask(&queue, 1));
+        device.shutdown(mode, NEVER).unwrap();
+        let end = client.join().unwrap();
+        assert!(mode == Shutdown::Abort || end != End::Closed, "a drain lost a request");
+    });
+}
+
+/// Promises 1 and 8: a request is refused, or answered; nothing falls in between.
+#[test]
+fn submit_against_drain() {
+    submit_against_shutdown("submit_against_drain", Shutdown::Drain);
+}
+
+/// Promises 1 and 8, aborting.
+#[test]
+fn submit_against_abort() {
+    submit_against_shutdown("submit_against_abort", Shutdown::Abort);
+}
+
+/// Promise 8: when `shutdown` has returned, every accepted request has been answered already.
+#[test]
+fn nothing_is_open_after_shutdown() {
+    model("nothing_is_open_after_shutdown", 3, || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default());
+        let client = loom::thread::spawn(move || queue.submit(FakeItem::new(1)).ok());
+        device.shutdown(Shutdown::Drain, NEVER).unwrap();
+        if let Some(mut handle) = client.join().unwrap() {
+            let mut context = Context::from_waker(Waker::noop());
+            let polled = Pin::new(&mut handle).poll(&mut context);
+            assert!(matches!(polled, Poll::Ready(Ok(1))), "{polled:?}");
+        }
+    });
+}
+
+/// Promises 1 and 8: a queue is made or refused while its executor ends; `new` does not hang.
+#[test]
+fn new_against_shutdown() {
+    model("new_against_shutdown", 2, || {
+        let (device, _) = executor(1);
+        let other = device.clone();
+        let client = loom::thread::spawn(move || {
+            let config = BatchConfig::default();
+            match BatchQueue::new(&other, config, || Ok(FakeEngine::echo())) {
+                Ok(queue) => ask(&queue, 1),
+                Err(BuildError::Closed(_)) => End::Refused,
+                Err(other) => panic!("{other}"),
+            }
+        });
+        device.shutdown(Shutdown::Drain, NEVER).unwrap();
+        client.join().unwrap();
+    });
+}
+
+/// Promises 1 and 8: one client closes the queue, another the executor; both return.
+#[test]
+fn two_shutdowns() {
+    model("two_shutdowns", 3, || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default());
+        let handle = queue.submit(FakeItem::new(1)).unwrap();
+        let client = loom::thread::spawn(move || queue.shutdown(Shutdown::Drain, NEVER));
+        device.shutdown(Shutdown::Drain, NEVER).unwrap();
+        client.join().unwrap().unwrap();
+        assert_eq!(handle.wait().unwrap(), 1);
+    });
+}
+
+/// Promise 7: a dropped handle counts its request as cancelled or completed, never both, and its
+/// batch-mate is answered.
+#[test]
+fn cancel_against_complete() {
+    model("cancel_against_complete", 3, || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default());
+        let cancelled = queue.submit(FakeItem::new(1)).unwrap();
+        let canceller = loom::thread::spawn(move || drop(cancelled));
+        assert_eq!(ask(&queue, 2), End::Answered);
+        canceller.join().unwrap();
+        // Whatever still runs has ended after this.
+        assert_eq!(ask(&queue, 3), End::Answered);
+        let stats = queue.stats();
+        assert_eq!(stats.completed + stats.cancelled, 3, "{stats:?}");
+        assert_eq!((stats.waiting, stats.running), (0, 0));
+    });
+}
+
+/// Promise 1: a wait that times out gives back a handle that still resolves.
+#[test]
+fn wait_with_timeout_against_complete() {
+    model("wait_with_timeout_against_complete", 2, || {
+        let (device, clock) = executor(1);
+        let queue = echo(&device, BatchConfig::default());
+        let handle = queue.submit(FakeItem::new(1)).unwrap();
+        let second = Duration::from_secs(1);
+        let time = loom::thread::spawn(move || clock.advance(second));
+        let answer = match handle.wait_timeout(second) {
+            Ok(answer) => answer,
+            Err(handle) => handle.wait(),
+        };
+        assert_eq!(answer.unwrap(), 1);
+        time.join().unwrap();
+        assert_eq!(queue.stats().completed, 1);
+    });
+}
+
+/// Promise 7: a request starts before its deadline or is answered `DeadlineExceeded`; the thread
+/// that waits is told in both cases.
+#[test]
+fn deadline_against_dispatch() {
+    model("deadline_against_dispatch", 2, || {
+        let (device, clock) = executor(1);
+        let queue = echo(&device, BatchConfig::default());
+        let second = Duration::from_secs(1);
+        let request = Request::new(FakeItem::new(1)).deadline_after(second);
+        let time = loom::thread::spawn(move || clock.advance(second));
+        let answer = queue.submit(request).unwrap().wait();
+        time.join().unwrap();
+        let stats = queue.stats();
+        match answer {
+            Ok(1) => assert_eq!((stats.completed, stats.expired), (1, 0)),
+            Err(RequestError::DeadlineExceeded) => {
+                assert_eq!((stats.completed, stats.expired), (0, 1));
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+/// Promise 5: a request that panics fails alone, whatever it shares a batch with.
+#[test]
+fn panic_against_submit() {
+    model("panic_against_submit", 2, || {
+        let (device, _) = executor(1);
+        let queue = BatchQueue::new(&device, BatchConfig::default(), || {
+            Ok(FakeEngine::new(|batch| {
+                let bomb = batch.iter().any(|item| item.value == 666);
+                // Without the panic hook: a message for each interleaving would be a long read.
+                if bomb {
+                    std::panic::resume_unwind(Box::new("the bomb went off"));
+                }
+                Ok(batch.iter().map(|item| item.value).collect())
+            }))
+        })
+        .unwrap();
+        let other = queue.clone();
+        let client = loom::thread::spawn(move || ask(&other, 1));
+        let bomb = queue.submit(FakeItem::new(666)).unwrap().wait();
+        assert!(matches!(bomb, Err(RequestError::Panicked(_))), "{bomb:?}");
+        assert_eq!(client.join().unwrap(), End::Answered);
+        let stats = queue.stats();
+        assert_eq!((stats.completed, stats.failed), (1, 1));
+    });
+}
+
+/// Promises 1 and 5: a queue that gives up on its engine answers or refuses whatever comes.
+#[test]
+fn failing_queue_against_submit() {
+    model("failing_queue_against_submit", 2, || {
+        let (device, _) = executor(1);
+        let config = BatchConfig::default().max_rebuilds(0).max_batch_size(1);
+        let queue = BatchQueue::new(&device, config, || {
+            Ok(FakeEngine::new(|_| std::panic::resume_unwind(Box::new("broken"))))
+        })
+        .unwrap();
+        let other = queue.clone();
+        let client = loom::thread::spawn(move || match other.submit(FakeItem::new(1)) {
+            Ok(handle) => assert!(handle.wait().is_err()),
+            Err(SubmitError::Failed(..)) => {}
+            Err(other) => panic!("{other}"),
+        });
+        match queue.submit(FakeItem::new(2)) {
+            Ok(handle) => assert!(handle.wait().is_err()),
+            Err(SubmitError::Failed(..)) => {}
+            Err(other) => panic!("{other}"),
+        }
+        client.join().unwrap();
+    });
+}
+
+/// Promises 1 and 2: two queues share one worker; neither is forgotten.
+#[test]
+fn two_queues_on_one_executor() {
+    model("two_queues_on_one_executor", 2, || {
+        let (device, _) = executor(1);
+        let first = echo(&device, BatchConfig::default());
+        let second = echo(&device, BatchConfig::default());
+        let client = loom::thread::spawn(move || {
+            assert_eq!(ask(&first, 1), End::Answered);
+        });
+        assert_eq!(ask(&second, 2), End::Answered);
+        client.join().unwrap();
+        assert_eq!(device.call(|| 3).unwrap(), 3);
+    });
+}
+
+/// Promise 8: the last handle goes while a batch runs; what was accepted is answered.
+#[test]
+fn last_handle_dropped_while_a_batch_runs() {
+    model("last_handle_dropped_while_a_batch_runs", 3, || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default().max_batch_size(1));
+        let handles = [1, 2].map(|value| queue.submit(FakeItem::new(value)).unwrap());
+        let dropper = loom::thread::spawn(move || {
+            drop(queue);
+            drop(device);
+        });
+        for (handle, value) in handles.into_iter().zip([1, 2]) {
+            assert_eq!(handle.wait().unwrap(), value);
+        }
+        dropper.join().unwrap();
+    });
+}
+
+/// Promise 8: the last handle may go on the worker itself, which cannot join itself.
+#[test]
+fn last_handle_dropped_on_the_worker() {
+    model("last_handle_dropped_on_the_worker", 2, || {
+        let (device, _) = executor(1);
+        let held = device.clone();
+        let handle = device.submit(move || drop(held)).unwrap();
+        drop(device);
+        assert!(handle.wait().is_ok());
+    });
+}
+
+/// Promise 6: whoever waits for room gets it; no wake-up is lost between dispatch and admission.
+#[test]
+fn admission_against_dispatch() {
+    model("admission_against_dispatch", 2, || {
+        let (device, _) = executor(1);
+        let config = BatchConfig::default().capacity(1).max_batch_size(1);
+        let queue = echo(&device, config);
+        let other = queue.clone();
+        let client = loom::thread::spawn(move || {
+            let handles = [1, 2].map(|value| other.submit(FakeItem::new(value)).unwrap());
+            handles.map(|handle| handle.wait().unwrap())
+        });
+        assert_eq!(ask(&queue, 3), End::Answered);
+        assert_eq!(client.join().unwrap(), [1, 2]);
+        let stats = queue.stats();
+        assert_eq!((stats.submitted, stats.completed, stats.refused), (3, 3, 0));
+    });
+}
+
+/// Promise 6: whoever leaves the line for room lets the next one in.
+#[test]
+fn leaving_the_line_against_dispatch() {
+    model("leaving_the_line_against_dispatch", 2, || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default().capacity(1).max_batch_size(1));
+        let (first, second) = (queue.clone(), queue.clone());
+        let impatient = loom::thread::spawn(move || {
+            let mut context = Context::from_waker(Waker::noop());
+            let mut future = Box::pin(first.infer(FakeItem::new(1)));
+            // In line, waiting or answered: it leaves.
+            let _ = future.as_mut().poll(&mut context);
+        });
+        let client = loom::thread::spawn(move || ask(&second, 2));
+        assert_eq!(ask(&queue, 3), End::Answered);
+        impatient.join().unwrap();
+        assert_eq!(client.join().unwrap(), End::Answered);
+    });
+}
+
+/// Promise 8: whoever waits for room is told that the queue closes.
+#[test]
+fn admission_against_close() {
+    model("admission_against_close", 2, || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default().capacity(1).max_batch_size(1));
+        let waiting = queue.submit(FakeItem::new(1)).unwrap();
+        let other = queue.clone();
+        let client = loom::thread::spawn(move || ask(&other, 2));
+        queue.close();
+        assert_ne!(client.join().unwrap(), End::Closed);
+        assert_eq!(waiting.wait().unwrap(), 1);
+    });
+}
+
+/// Promise 3: one group brings work for two workers; the executor ends with both.
+#[test]
+fn a_group_and_two_workers() {
+    model("a_group_and_two_workers", 1, || {
+        let (device, _) = executor(2);
+        let queue = echo(&device, BatchConfig::default());
+        let group = [1, 2].map(|key| Request::new(FakeItem::new(key).key(key)));
+        let handles = queue.submit_group(group.into()).unwrap();
+        for (handle, value) in handles.into_iter().zip([1, 2]) {
+            assert_eq!(handle.wait().unwrap(), value);
+        }
+        device.shutdown(Shutdown::Drain, NEVER).unwrap();
+    });
+}
+
+/// Promise 9: a batch waits inline for another queue of its worker while a client uses that too.
+#[test]
+fn waiting_inline_against_a_client() {
+    model("waiting_inline_against_a_client", 2, || {
+        let (device, _) = executor(1);
+        let inner = echo(&device, BatchConfig::default());
+        let asked = inner.clone();
+        let outer = BatchQueue::new(&device, BatchConfig::default(), move || {
+            let inner = asked.clone();
+            Ok(FakeEngine::new(move |batch| {
+                let answers: Result<_, RequestError> = batch
+                    .iter()
+                    .map(|item| match inner.submit(*item) {
+                        Ok(handle) => handle.wait(),
+                        Err(_) => Err(RequestError::Closed),
+                    })
+                    .collect();
+                answers.map_err(EngineError::failed)
+            }))
+        })
+        .unwrap();
+        let client = loom::thread::spawn(move || ask(&inner, 1));
+        assert_eq!(ask(&outer, 2), End::Answered);
+        assert_eq!(client.join().unwrap(), End::Answered);
+    });
+}
