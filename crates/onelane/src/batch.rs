@@ -11,7 +11,7 @@ use crate::engine::{BatchItem, Engine};
 use crate::error::{EngineError, RequestError};
 use crate::policy::QueueId;
 use crate::response::Responder;
-use crate::waiting::{Closure, RequestList, WaitingList};
+use crate::waiting::{RequestList, WaitingList};
 use crate::worker::WorkerContext;
 
 /// What a finished batch tells the executor.
@@ -151,7 +151,8 @@ impl<E: Engine> RequestBatch<E> {
     fn compute(&mut self, engine: &mut Option<Box<E>>) {
         self.answers.resize_with(self.items.len(), || None);
         // Last in, first out: the left half goes before the right, so answers come in order.
-        let mut parts = vec![0..self.items.len()];
+        let mut parts = Vec::new();
+        parts.push(0..self.items.len());
         while let Some(part) = parts.pop() {
             // Nobody waits for it, and it has cost its batch-mates one run already.
             if part.len() == 1 && self.ran_before() && self.responders[part.start].is_abandoned() {
@@ -304,61 +305,12 @@ impl<E: Engine> Batch for RequestBatch<E> {
 
     fn delivered(&mut self, worker: &WorkerContext) {
         let mut engine = worker.take_engine::<E>(self.plan.queue);
-        if let Some(present) = &mut engine {
-            if contain(|| present.delivered()).is_err() {
-                let lost = engine.take();
-                let _ = contain(|| drop(lost));
-            }
+        if let Some(present) = &mut engine
+            && contain(|| present.delivered()).is_err()
+        {
+            let lost = engine.take();
+            let _ = contain(|| drop(lost));
         }
         worker.put_engine(self.plan.queue, engine);
     }
-}
-
-/// A closure, as a batch of one.
-pub(crate) struct ClosureBatch {
-    closure: Option<Box<dyn Closure>>,
-    seq: [u64; 1],
-}
-
-impl ClosureBatch {
-    pub(crate) fn new(closure: Box<dyn Closure>, seq: u64) -> Self {
-        Self { closure: Some(closure), seq: [seq] }
-    }
-}
-
-impl Batch for ClosureBatch {
-    fn len(&self) -> usize {
-        1
-    }
-
-    fn seqs(&self) -> &[u64] {
-        &self.seq
-    }
-
-    fn run(&mut self, _worker: &WorkerContext) {
-        if let Some(closure) = &mut self.closure {
-            closure.run();
-        }
-    }
-
-    fn outcome(&self) -> Outcome {
-        let ran = self.closure.as_ref().is_some_and(|closure| closure.has_result());
-        Outcome {
-            completed: usize::from(ran),
-            failed: usize::from(!ran),
-            cost: 1,
-            padded_cost: 1,
-            lost_engine: false,
-        }
-    }
-
-    fn settle(&mut self, _list: &mut dyn WaitingList, _after: &mut After) {}
-
-    fn deliver(&mut self, after: &mut After) {
-        if let Some(closure) = self.closure.take() {
-            closure.answer(RequestError::WorkerDied, after);
-        }
-    }
-
-    fn delivered(&mut self, _worker: &WorkerContext) {}
 }

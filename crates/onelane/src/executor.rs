@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use crate::after::After;
 use crate::batch::{BuildFailure, Plan};
+use crate::closure::{ClosureList, Task};
 use crate::config::ExecutorConfig;
 use crate::contain::contain;
 use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
+use crate::queue_state::{Need, Room};
 use crate::response::{Pending, Responder, ResponseHandle};
-use crate::state::{CLOSURES, Need, Room, Shared};
+use crate::shared::Shared;
+use crate::state::CLOSURES;
 use crate::stats::{Health, QueueStats};
 use crate::sync::{self, JoinHandle, Mutex, thread_waker};
-use crate::waiting::{Closure, ClosureList};
 use crate::worker::{WorkerContext, run_worker};
 
 /// What a shutdown does with requests that wait.
@@ -154,7 +156,7 @@ impl DeviceExecutor {
         let refused = match state.admit(CLOSURES, need, &mut None, None, after) {
             Room::Granted => {
                 let seq = state.next_seq();
-                let task = Task { body: Some(closure), result: None, responder };
+                let task = Task::new(closure, responder);
                 let queue = state.queue(CLOSURES).expect("there was room in it under this lock");
                 let id = queue.list_mut::<ClosureList>().push(Box::new(task), now, seq);
                 queue.stats.counters.submitted += 1;
@@ -203,7 +205,8 @@ impl DeviceExecutor {
         if self.owner.wait_for_end(until) { Ok(()) } else { Err(ShutdownError::Timeout(timeout)) }
     }
 
-    /// The worst health of the executor's queues.
+    /// Whether the device works: it stalls when a batch of any queue does. A queue that has failed
+    /// says so itself.
     pub fn health(&self) -> Health {
         let now = self.owner.shared.clock.now();
         self.owner.shared.lock().overall_health(now)
@@ -260,6 +263,10 @@ impl Owner {
         {
             let mut locked = self.shared.lock();
             let (state, after) = locked.parts();
+            // CORRECTNESS: a worker that has ended runs no errand; one that has not yet will.
+            if state.is_stopping() {
+                return Err(BuildError::Closed(self.shared.device.clone()));
+            }
             for index in (0..self.shared.workers).filter(|&index| Some(index) != here) {
                 let plan = Arc::clone(plan);
                 let (pending, responder) = Pending::pair();
@@ -309,34 +316,5 @@ impl Drop for Owner {
         if WorkerContext::current(&self.shared).is_none() {
             self.wait_for_end(None);
         }
-    }
-}
-
-/// A closure with the duty to answer it.
-struct Task<F, T: Send + 'static> {
-    body: Option<F>,
-    result: Option<Result<T, RequestError>>,
-    responder: Responder<T>,
-}
-
-impl<F, T> Closure for Task<F, T>
-where
-    F: FnOnce() -> T + Send + 'static,
-    T: Send + 'static,
-{
-    fn run(&mut self) {
-        if let Some(body) = self.body.take() {
-            self.result = Some(contain(body).map_err(RequestError::Panicked));
-        }
-    }
-
-    fn has_result(&self) -> bool {
-        matches!(self.result, Some(Ok(_)))
-    }
-
-    fn answer(self: Box<Self>, error: RequestError, after: &mut After) {
-        let Self { body, result, responder } = *self;
-        after.discard(body);
-        responder.answer(result.unwrap_or(Err(error)), after);
     }
 }

@@ -58,24 +58,31 @@
 //! executors whose engines wait for each other can deadlock, as two locks can.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+#![warn(clippy::disallowed_types, clippy::disallowed_methods)]
 
 mod after;
 mod batch;
 mod clock;
+mod closure;
 mod config;
 mod contain;
 mod engine;
 mod error;
 mod executor;
 mod fifo;
+mod infer;
 #[cfg(all(test, loom))]
 mod loom_tests;
 mod policy;
 mod queue;
+mod queue_state;
 mod request;
 mod response;
+mod shared;
 mod state;
 mod stats;
+mod submit;
 mod sync;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
@@ -88,7 +95,9 @@ pub use error::{
     BuildError, ConfigError, EngineError, RequestError, ShutdownError, Source, SubmitError,
 };
 pub use executor::{DeviceExecutor, Shutdown};
-pub use queue::{BatchQueue, Infer, InferError};
+pub use infer::{Infer, InferError};
+pub use queue::BatchQueue;
 pub use request::{ParsePriorityError, Priority, Request};
 pub use response::ResponseHandle;
 pub use stats::{Health, QueueStats, Summary};
+pub use submit::{Submitted, SubmittedGroup};

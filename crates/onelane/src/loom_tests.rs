@@ -78,18 +78,22 @@ fn ask(queue: &BatchQueue<FakeEngine>, value: u64) -> End {
     }
 }
 
-/// Promise 1: two clients and a worker; each request is answered once, with its own answer.
+/// Promise 1: three clients and a worker; each request is answered once, with its own answer.
 #[test]
 fn submit_worker_complete() {
     model("submit_worker_complete", 2, || {
         let (device, _) = executor(1);
         let queue = echo(&device, BatchConfig::default());
-        let other = queue.clone();
-        let client = loom::thread::spawn(move || ask(&other, 1));
-        assert_eq!(ask(&queue, 2), End::Answered);
-        assert_eq!(client.join().unwrap(), End::Answered);
+        let clients = [1, 2].map(|value| {
+            let queue = queue.clone();
+            loom::thread::spawn(move || ask(&queue, value))
+        });
+        assert_eq!(ask(&queue, 3), End::Answered);
+        for client in clients {
+            assert_eq!(client.join().unwrap(), End::Answered);
+        }
         let stats = queue.stats();
-        assert_eq!((stats.submitted, stats.completed), (2, 2));
+        assert_eq!((stats.submitted, stats.completed), (3, 3));
         assert_eq!((stats.waiting, stats.running), (0, 0));
     });
 }

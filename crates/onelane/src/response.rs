@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::after::After;
 use crate::error::RequestError;
 use crate::policy::QueueId;
-use crate::state::Shared;
+use crate::shared::Shared;
 use crate::sync::{Mutex, thread_waker};
 use crate::waiting::RequestId;
 use crate::worker::{Help, WorkerContext};

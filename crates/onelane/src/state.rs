@@ -1,9 +1,6 @@
 //! The state of a device executor: everything its workers, clients and shutdowns agree on, behind
 //! one lock.
 //!
-//! Lock order: the state's lock, then a response slot's. No user code runs under either; what has
-//! to run is collected in [`After`] and done when [`Locked`] is dropped.
-//!
 //! Invariants, true whenever the lock is free:
 //! - a request that was accepted waits in one list, or is in one running batch, or is answered;
 //! - if something is runnable, no worker sleeps without a wake-up on its way: each change that makes
@@ -11,74 +8,20 @@
 //! - a queue is removed after its last engine has been dropped on its worker, and not before its
 //!   last request has been answered.
 
-use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::{Deref, DerefMut};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::after::After;
 use crate::batch::Batch;
-use crate::clock::Clock;
+use crate::closure::ClosureList;
 use crate::config::BatchConfig;
 use crate::error::RequestError;
 use crate::policy::{self, Candidate, Decision, Head, QueueId};
-use crate::stats::{Health, QueueStats, Stats};
-use crate::sync::{Mutex, MutexGuard};
-use crate::waiting::{ClosureList, RequestId, WaitingList};
+use crate::queue_state::{Need, Phase, QueueState, Room, Running, remember};
+use crate::stats::{Health, QueueStats};
+use crate::waiting::{RequestId, WaitingList};
 use crate::worker::WorkerContext;
-
-/// What clients, workers and handles of one executor share.
-pub(crate) struct Shared {
-    pub(crate) device: String,
-    pub(crate) workers: usize,
-    pub(crate) clock: Clock,
-    state: Mutex<State>,
-}
-
-impl Shared {
-    pub(crate) fn new(device: String, workers: usize, clock: Clock) -> Self {
-        Self { device, workers, clock, state: Mutex::new(State::new(workers)) }
-    }
-
-    pub(crate) fn lock(&self) -> Locked<'_> {
-        Locked { guard: Some(self.state.lock()), after: After::default() }
-    }
-}
-
-/// The locked state. Dropping it releases the lock first and then does what was put in `after`.
-pub(crate) struct Locked<'a> {
-    guard: Option<MutexGuard<'a, State>>,
-    after: After,
-}
-
-impl Locked<'_> {
-    pub(crate) fn parts(&mut self) -> (&mut State, &mut After) {
-        (self.guard.as_mut().expect(HELD), &mut self.after)
-    }
-}
-
-const HELD: &str = "the guard is taken in drop alone";
-
-impl Deref for Locked<'_> {
-    type Target = State;
-    fn deref(&self) -> &State {
-        self.guard.as_ref().expect(HELD)
-    }
-}
-
-impl DerefMut for Locked<'_> {
-    fn deref_mut(&mut self) -> &mut State {
-        self.guard.as_mut().expect(HELD)
-    }
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        drop(self.guard.take());
-        self.after.run();
-    }
-}
 
 /// Something that has to run on one certain worker: build an engine, drop one.
 pub(crate) type Errand = Box<dyn FnOnce(&WorkerContext) + Send>;
@@ -90,55 +33,6 @@ struct WorkerState {
     asleep: Option<Waker>,
     /// The worker and the request that this one waits for, inline, in the middle of a batch.
     blocked_on: Option<(usize, u64)>,
-}
-
-/// A batch that runs.
-struct Running {
-    worker: usize,
-    since: Instant,
-    seqs: Vec<u64>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// No new requests; what waits is still run.
-    Closed,
-    /// Nothing waits or runs; that many workers have still to drop their engine.
-    Retiring(usize),
-}
-
-/// One queue.
-pub(crate) struct QueueState {
-    pub(crate) list: Box<dyn WaitingList>,
-    config: BatchConfig,
-    phase: Phase,
-    failed: Option<String>,
-    /// Batches in a row that lost their engine and answered no request.
-    losses_in_a_row: u32,
-    virtual_time: Duration,
-    running: Vec<Running>,
-    /// Who waits for room, first come first served.
-    admission: VecDeque<(u64, Waker)>,
-    next_ticket: u64,
-    /// Who waits for the queue to be gone.
-    leaving: Vec<Waker>,
-    pub(crate) stats: Stats,
-}
-
-/// How many requests, and what cost, ask for room at once.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Need {
-    pub(crate) requests: usize,
-    pub(crate) cost: usize,
-}
-
-/// The answer to a request for room.
-pub(crate) enum Room {
-    Granted,
-    Full,
-    Closed,
-    Failed(String),
 }
 
 /// What a worker does next.
@@ -179,7 +73,7 @@ pub(crate) struct State {
 pub(crate) const CLOSURES: QueueId = 0;
 
 impl State {
-    fn new(workers: usize) -> Self {
+    pub(crate) fn new(workers: usize) -> Self {
         let mut state = Self {
             queues: BTreeMap::new(),
             workers: (0..workers).map(|_| WorkerState::default()).collect(),
@@ -209,19 +103,7 @@ impl State {
         list: Box<dyn WaitingList>,
         config: BatchConfig,
     ) {
-        let queue = QueueState {
-            list,
-            config,
-            phase: Phase::Open,
-            failed: None,
-            losses_in_a_row: 0,
-            virtual_time: self.virtual_now,
-            running: Vec::new(),
-            admission: VecDeque::new(),
-            next_ticket: 0,
-            leaving: Vec::new(),
-            stats: Stats::default(),
-        };
+        let queue = QueueState::new(list, config, self.virtual_now);
         self.queues.insert(id, queue);
     }
 
@@ -253,39 +135,23 @@ impl State {
         let Some(queue) = self.queues.get_mut(&id) else {
             return Room::Closed;
         };
-        if let Some(why) = &queue.failed {
-            return Room::Failed(why.clone());
-        }
-        if queue.phase != Phase::Open || self.stopping {
+        if self.stopping {
             return Room::Closed;
         }
-        let first = queue.admission.front().is_none_or(|(front, _)| Some(*front) == *ticket);
-        if first && queue.fits(need) {
-            if ticket.take().is_some() {
-                queue.admission.pop_front();
-                queue.wake_next_admission(after);
-            }
+        let room = queue.admit(need, ticket, waker, after);
+        if matches!(room, Room::Granted) {
             if queue.is_idle() {
                 queue.virtual_time = queue.virtual_time.max(self.virtual_now);
             }
             self.wake_worker(after);
-            return Room::Granted;
         }
-        if let Some(waker) = waker {
-            queue.wait_for_room(ticket, waker, after);
-        }
-        Room::Full
+        room
     }
 
     /// Gives a ticket back; the next in turn may go.
     pub(crate) fn withdraw(&mut self, id: QueueId, ticket: u64, after: &mut After) {
         if let Some(queue) = self.queues.get_mut(&id) {
-            if let Some(at) = queue.admission.iter().position(|(other, _)| *other == ticket) {
-                if let Some((_, waker)) = queue.admission.remove(at) {
-                    after.discard(waker);
-                }
-            }
-            queue.wake_next_admission(after);
+            queue.withdraw(ticket, after);
         }
     }
 
@@ -311,12 +177,7 @@ impl State {
         let Some(removed) = queue.list.remove(request) else {
             return false;
         };
-        let counters = &mut queue.stats.counters;
-        match error {
-            RequestError::Cancelled => counters.cancelled += 1,
-            RequestError::DeadlineExceeded => counters.expired += 1,
-            _ => counters.closed += 1,
-        }
+        queue.count_dismissed(&error);
         removed.answer(error, after);
         queue.wake_next_admission(after);
         self.retire_if_empty(id, after);
@@ -414,13 +275,9 @@ impl State {
         after: &mut After,
     ) -> Box<dyn Batch> {
         let queue = self.queues.get_mut(&id).expect("a head names a queue that is there");
-        let stats = &mut queue.stats;
-        let batch = queue.list.take(head, &mut |arrival| {
-            stats.record_wait(now.saturating_duration_since(arrival));
-        });
-        stats.counters.running += batch.len();
+        let batch = queue.take(head, now);
         let seqs = if self.workers.len() > 1 { batch.seqs().to_vec() } else { Vec::new() };
-        queue.running.push(Running { worker, since: now, seqs });
+        queue.running.push(Running { worker, since: now, ended: false, seqs });
         queue.wake_next_admission(after);
         self.virtual_now = self.virtual_now.max(queue.virtual_time);
         batch
@@ -431,32 +288,23 @@ impl State {
     pub(crate) fn book(
         &mut self,
         id: QueueId,
+        worker: usize,
         batch: &mut dyn Batch,
         service: Duration,
         after: &mut After,
     ) {
         // Gone only if another worker has died.
         let Some(queue) = self.queues.get_mut(&id) else { return };
-        let outcome = batch.outcome();
-        batch.settle(&mut *queue.list, after);
-        queue.virtual_time += service / queue.config.weight;
-        queue.stats.record_batch(batch.len(), service);
-        let counters = &mut queue.stats.counters;
-        counters.running -= batch.len();
-        counters.completed += outcome.completed as u64;
-        counters.failed += outcome.failed as u64;
-        counters.cost += outcome.cost as u64;
-        counters.padded_cost += outcome.padded_cost as u64;
-        counters.engine_losses += u64::from(outcome.lost_engine);
-        self.book_engine_loss(id, outcome.lost_engine, outcome.completed, after);
+        if let Some(why) = queue.book(worker, batch, service, after) {
+            self.fail(id, why, after);
+        }
     }
 
     /// The answers of a batch of this worker have been handed over.
     pub(crate) fn finish(&mut self, id: QueueId, worker: usize, after: &mut After) {
         let Some(queue) = self.queues.get_mut(&id) else { return };
-        // A nested batch of the same queue ends before the one that it is nested in.
-        let at = queue.running.iter().rposition(|running| running.worker == worker);
-        let running = queue.running.remove(at.expect("a batch is noted while it runs"));
+        let at = queue.latest_of(worker).expect("a batch is noted while it runs");
+        let running = queue.running.remove(at);
         for state in &mut self.workers {
             if state.blocked_on.is_some_and(|(_, seq)| running.seqs.contains(&seq)) {
                 state.blocked_on = None;
@@ -465,29 +313,12 @@ impl State {
         self.retire_if_empty(id, after);
     }
 
-    fn book_engine_loss(&mut self, id: QueueId, lost: bool, completed: usize, after: &mut After) {
-        let Some(queue) = self.queues.get_mut(&id) else {
-            return;
-        };
-        if completed > 0 {
-            queue.losses_in_a_row = 0;
-        } else if lost {
-            queue.losses_in_a_row += 1;
-        }
-        if queue.losses_in_a_row > queue.config.max_rebuilds && queue.failed.is_none() {
-            let losses = queue.losses_in_a_row;
-            let why = format!("its engine was lost {losses} times in a row without a response");
-            tracing::error!(queue = %queue.config.name, "{why}");
-            self.fail(id, why, after);
-        }
-    }
-
     fn fail(&mut self, id: QueueId, why: String, after: &mut After) {
         let Some(queue) = self.queues.get_mut(&id) else {
             return;
         };
         queue.failed = Some(why.clone());
-        after.wake_all(queue.admission.drain(..).map(|(_, waker)| waker));
+        queue.dismiss_line(after);
         self.dismiss_all(id, &RequestError::QueueFailed(why), after);
     }
 
@@ -556,7 +387,7 @@ impl State {
         if queue.phase == Phase::Open {
             queue.phase = Phase::Closed;
         }
-        after.wake_all(queue.admission.drain(..).map(|(_, waker)| waker));
+        queue.dismiss_line(after);
         if abort {
             self.dismiss_all(id, &RequestError::Closed, after);
         }
@@ -671,7 +502,7 @@ impl State {
         }
     }
 
-    /// The worst of all queues.
+    /// Of the device: what one queue's engine does to itself is that queue's affair.
     pub(crate) fn overall_health(&self, now: Instant) -> Health {
         if self.died {
             return Health::Failed(RequestError::WorkerDied.to_string());
@@ -679,78 +510,10 @@ impl State {
         if self.stopping {
             return Health::Failed("the executor has been shut down".to_owned());
         }
-        let stalled = self.queues.values().map(|queue| queue.health(now));
-        let stalled = stalled.filter(|health| matches!(health, Health::Stalled { .. }));
-        stalled.last().unwrap_or(Health::Ready)
-    }
-}
-
-fn remember(wakers: &mut Vec<Waker>, waker: &Waker) {
-    if !wakers.iter().any(|other| other.will_wake(waker)) {
-        wakers.push(waker.clone());
-    }
-}
-
-impl QueueState {
-    /// The waiting list, as the type that it was made with.
-    pub(crate) fn list_mut<L: WaitingList>(&mut self) -> &mut L {
-        let list: &mut dyn Any = &mut *self.list;
-        list.downcast_mut().expect("a queue's list keeps its type")
-    }
-
-    fn is_idle(&self) -> bool {
-        self.list.len() == 0 && self.running.is_empty()
-    }
-
-    fn fits(&self, need: Need) -> bool {
-        need.requests <= self.config.capacity - self.list.len().min(self.config.capacity)
-            && need.cost
-                <= self.config.capacity_cost - self.list.cost().min(self.config.capacity_cost)
-    }
-
-    fn wait_for_room(&mut self, ticket: &mut Option<u64>, waker: &Waker, after: &mut After) {
-        if let Some(ticket) = *ticket {
-            if let Some((_, old)) = self.admission.iter_mut().find(|(other, _)| *other == ticket) {
-                if !old.will_wake(waker) {
-                    after.discard(std::mem::replace(old, waker.clone()));
-                }
-                return;
-            }
-        }
-        let number = *ticket.get_or_insert(self.next_ticket);
-        self.next_ticket = self.next_ticket.max(number + 1);
-        self.admission.push_back((number, waker.clone()));
-    }
-
-    /// Lets the first in turn look again. It stays in its place until it has gone in or withdrawn.
-    fn wake_next_admission(&self, after: &mut After) {
-        if let Some((_, waker)) = self.admission.front() {
-            after.wake(waker.clone());
-        }
-    }
-
-    fn candidate(&self, id: QueueId, head: Head) -> Candidate {
-        Candidate { queue: id, head, ageing: self.config.ageing, virtual_time: self.virtual_time }
-    }
-
-    fn snapshot(&self) -> QueueStats {
-        QueueStats {
-            waiting: self.list.len(),
-            waiting_cost: self.list.cost(),
-            ..self.stats.snapshot()
-        }
-    }
-
-    fn health(&self, now: Instant) -> Health {
-        if let Some(why) = &self.failed {
-            return Health::Failed(why.clone());
-        }
-        let longest = self.running.iter().map(|r| now.saturating_duration_since(r.since)).max();
-        match longest {
-            Some(running_for) if running_for >= self.config.stall_after => {
-                Health::Stalled { running_for }
-            }
-            _ => Health::Ready,
-        }
+        let stalls = self.queues.values().filter_map(|queue| match queue.health(now) {
+            Health::Stalled { running_for } => Some(running_for),
+            Health::Ready | Health::Failed(_) => None,
+        });
+        stalls.max().map_or(Health::Ready, |running_for| Health::Stalled { running_for })
     }
 }

@@ -6,6 +6,7 @@
 //! then [`park`]. A thread is woken by the same `Waker` type as an async task.
 
 #[cfg(not(all(test, loom)))]
+#[allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the place")]
 mod imp {
     use std::cell::OnceCell;
     use std::sync::{self, Arc, PoisonError};

@@ -1,5 +1,7 @@
 //! For tests: a virtual clock, an engine to be told what to do, a gate, and a hard timeout.
 
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "tests are not modelled")]
+
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};

@@ -1,5 +1,4 @@
-//! What waits: the requests of one queue in first-in-first-out order per batch key and priority,
-//! and the closures of an executor.
+//! What waits: the requests of one queue in first-in-first-out order per batch key and priority.
 //!
 //! Everything here happens under the executor's lock. Each operation takes constant time whatever
 //! waits (finding a group hashes its key, which was done before the lock), except with
@@ -14,7 +13,7 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::after::After;
-use crate::batch::{Batch, ClosureBatch, Plan, RequestBatch};
+use crate::batch::{Batch, Plan, RequestBatch};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::error::RequestError;
@@ -356,75 +355,5 @@ impl<E: Engine> Removed for RemovedRequest<E> {
         let Self { entry, key } = *self;
         after.discard(key);
         Box::new(entry).answer(error, after);
-    }
-}
-
-/// A closure that waits for the worker, with the duty to answer it.
-pub(crate) trait Closure: Send {
-    /// Runs it; a panic is contained.
-    fn run(&mut self);
-    /// Whether it has run and returned.
-    fn has_result(&self) -> bool;
-    /// Hands the result over, or `error` if it has not run.
-    fn answer(self: Box<Self>, error: RequestError, after: &mut After);
-}
-
-/// The waiting closures of an executor, first in first out, one a batch.
-#[derive(Default)]
-pub(crate) struct ClosureList {
-    waiting: std::collections::BTreeMap<u64, (Instant, Box<dyn Closure>)>,
-}
-
-impl ClosureList {
-    pub(crate) fn push(&mut self, closure: Box<dyn Closure>, at: Instant, seq: u64) -> RequestId {
-        self.waiting.insert(seq, (at, closure));
-        RequestId { slot: 0, seq }
-    }
-}
-
-impl Removed for Box<dyn Closure> {
-    fn answer(self: Box<Self>, error: RequestError, after: &mut After) {
-        (*self).answer(error, after);
-    }
-}
-
-impl WaitingList for ClosureList {
-    fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    fn cost(&self) -> usize {
-        self.waiting.len()
-    }
-
-    fn contains(&self, id: RequestId) -> bool {
-        self.waiting.contains_key(&id.seq)
-    }
-
-    fn heads(&self, visit: &mut dyn FnMut(Head)) {
-        if let Some((&seq, &(arrival, _))) = self.waiting.first_key_value() {
-            visit(Head { slot: 0, class: Priority::Normal, arrival, seq, ready_at: arrival });
-        }
-    }
-
-    fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
-        let (arrival, closure) =
-            self.waiting.remove(&head.seq).expect("a head is waiting until it is taken");
-        waits(arrival);
-        Box::new(ClosureBatch::new(closure, head.seq))
-    }
-
-    fn remove(&mut self, id: RequestId) -> Option<Box<dyn Removed>> {
-        let (_, closure) = self.waiting.remove(&id.seq)?;
-        Some(Box::new(closure))
-    }
-
-    fn first_deadline(&self) -> Option<(Instant, RequestId)> {
-        None
-    }
-
-    fn any(&self) -> Option<RequestId> {
-        let (&seq, _) = self.waiting.first_key_value()?;
-        Some(RequestId { slot: 0, seq })
     }
 }

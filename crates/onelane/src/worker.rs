@@ -13,11 +13,13 @@ use crate::batch::Batch;
 use crate::contain::contain;
 use crate::engine::Engine;
 use crate::policy::QueueId;
-use crate::state::{Place, Shared, Step};
+use crate::shared::Shared;
+use crate::state::{Place, Step};
 use crate::sync::{thread_local, thread_waker};
 use crate::waiting::RequestId;
 
 thread_local! {
+    #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
     static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
 }
 
@@ -127,7 +129,7 @@ impl WorkerContext {
         {
             let mut locked = self.shared.lock();
             let (state, after) = locked.parts();
-            state.book(queue, &mut *batch, service, after);
+            state.book(queue, self.index, &mut *batch, service, after);
         }
         let mut after = After::default();
         batch.deliver(&mut after);

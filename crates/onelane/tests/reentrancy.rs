@@ -49,8 +49,7 @@ fn a_closure_on_the_worker_runs_inline() {
                 assert!(inner.is_worker());
                 let panicked = inner.call(|| panic!("inline")).unwrap_err();
                 assert!(matches!(panicked, RequestError::Panicked(m) if m == "inline"));
-                let order = order.lock().unwrap().clone();
-                order
+                order.lock().unwrap().clone()
             })
             .unwrap();
         assert_eq!(order, ["before", "inside", "after"]);

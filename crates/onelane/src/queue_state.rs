@@ -1,0 +1,261 @@
+//! One queue, as its executor sees it: what waits, what runs, who waits for room, what was counted.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use crate::after::After;
+use crate::batch::Batch;
+use crate::config::BatchConfig;
+use crate::error::RequestError;
+use crate::policy::{Candidate, Head, QueueId};
+use crate::stats::{Health, QueueStats, Stats};
+use crate::waiting::WaitingList;
+
+/// A batch that runs.
+pub(crate) struct Running {
+    pub(crate) worker: usize,
+    pub(crate) since: Instant,
+    /// It has run; its answers are being handed over.
+    pub(crate) ended: bool,
+    /// The numbers of its requests; kept only if there are several workers.
+    pub(crate) seqs: Vec<u64>,
+}
+
+/// How far a queue's shutdown is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Open,
+    /// No new requests; what waits is still run.
+    Closed,
+    /// Nothing waits or runs; that many workers have still to drop their engine.
+    Retiring(usize),
+}
+
+/// One queue.
+pub(crate) struct QueueState {
+    pub(crate) list: Box<dyn WaitingList>,
+    pub(crate) config: BatchConfig,
+    pub(crate) phase: Phase,
+    pub(crate) failed: Option<String>,
+    /// Batches in a row that lost their engine and answered no request.
+    losses_in_a_row: u32,
+    pub(crate) virtual_time: Duration,
+    pub(crate) running: Vec<Running>,
+    /// Who waits for room, first come first served.
+    admission: VecDeque<(u64, Waker)>,
+    next_ticket: u64,
+    /// Who waits for the queue to be gone.
+    pub(crate) leaving: Vec<Waker>,
+    pub(crate) stats: Stats,
+}
+
+/// How many requests, and what cost, ask for room at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    pub(crate) requests: usize,
+    pub(crate) cost: usize,
+}
+
+/// The answer to a request for room.
+pub(crate) enum Room {
+    Granted,
+    Full,
+    Closed,
+    Failed(String),
+}
+
+/// Adds a waker unless it is there already.
+pub(crate) fn remember(wakers: &mut Vec<Waker>, waker: &Waker) {
+    if !wakers.iter().any(|other| other.will_wake(waker)) {
+        wakers.push(waker.clone());
+    }
+}
+
+impl QueueState {
+    pub(crate) fn new(
+        list: Box<dyn WaitingList>,
+        config: BatchConfig,
+        virtual_time: Duration,
+    ) -> Self {
+        Self {
+            list,
+            config,
+            phase: Phase::Open,
+            failed: None,
+            losses_in_a_row: 0,
+            virtual_time,
+            running: Vec::new(),
+            admission: VecDeque::new(),
+            next_ticket: 0,
+            leaving: Vec::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// Grants room, or gives a place in line to who brings a waker.
+    pub(crate) fn admit(
+        &mut self,
+        need: Need,
+        ticket: &mut Option<u64>,
+        waker: Option<&Waker>,
+        after: &mut After,
+    ) -> Room {
+        if let Some(why) = &self.failed {
+            return Room::Failed(why.clone());
+        }
+        if self.phase != Phase::Open {
+            return Room::Closed;
+        }
+        let first = self.admission.front().is_none_or(|(front, _)| Some(*front) == *ticket);
+        if first && self.fits(need) {
+            if ticket.take().is_some() {
+                self.admission.pop_front();
+                self.wake_next_admission(after);
+            }
+            return Room::Granted;
+        }
+        if let Some(waker) = waker {
+            self.wait_for_room(ticket, waker, after);
+        }
+        Room::Full
+    }
+
+    /// Gives a place in line back; the next in turn may go.
+    pub(crate) fn withdraw(&mut self, ticket: u64, after: &mut After) {
+        let at = self.admission.iter().position(|(other, _)| *other == ticket);
+        if let Some((_, waker)) = at.and_then(|at| self.admission.remove(at)) {
+            after.discard(waker);
+        }
+        self.wake_next_admission(after);
+    }
+
+    /// Sends everybody in line away, to see that the queue is closed or has failed.
+    pub(crate) fn dismiss_line(&mut self, after: &mut After) {
+        after.wake_all(self.admission.drain(..).map(|(_, waker)| waker));
+    }
+
+    /// Takes the batch that `head` claims out of the list.
+    pub(crate) fn take(&mut self, head: Head, now: Instant) -> Box<dyn Batch> {
+        let stats = &mut self.stats;
+        let batch = self.list.take(head, &mut |arrival| {
+            stats.record_wait(now.saturating_duration_since(arrival));
+        });
+        stats.counters.running += batch.len();
+        batch
+    }
+
+    pub(crate) fn count_dismissed(&mut self, error: &RequestError) {
+        let counters = &mut self.stats.counters;
+        match error {
+            RequestError::Cancelled => counters.cancelled += 1,
+            RequestError::DeadlineExceeded => counters.expired += 1,
+            _ => counters.closed += 1,
+        }
+    }
+
+    /// The batch that a worker runs. A nested batch of the same queue ends before the one that it is
+    /// nested in.
+    pub(crate) fn latest_of(&self, worker: usize) -> Option<usize> {
+        self.running.iter().rposition(|running| running.worker == worker)
+    }
+
+    /// Counts a batch that has run. Returns why the queue gives up, if it does.
+    pub(crate) fn book(
+        &mut self,
+        worker: usize,
+        batch: &mut dyn Batch,
+        service: Duration,
+        after: &mut After,
+    ) -> Option<String> {
+        if let Some(running) = self.latest_of(worker).map(|at| &mut self.running[at]) {
+            running.ended = true;
+        }
+        let outcome = batch.outcome();
+        batch.settle(&mut *self.list, after);
+        self.virtual_time += service / self.config.weight;
+        self.stats.record_batch(batch.len(), service);
+        let counters = &mut self.stats.counters;
+        counters.running -= batch.len();
+        counters.completed += outcome.completed as u64;
+        counters.failed += outcome.failed as u64;
+        counters.cost += outcome.cost as u64;
+        counters.padded_cost += outcome.padded_cost as u64;
+        counters.engine_losses += u64::from(outcome.lost_engine);
+        if outcome.completed > 0 {
+            self.losses_in_a_row = 0;
+        } else if outcome.lost_engine {
+            self.losses_in_a_row += 1;
+        }
+        let losses = self.losses_in_a_row;
+        if losses <= self.config.max_rebuilds || self.failed.is_some() {
+            return None;
+        }
+        let why = format!("its engine was lost {losses} times in a row without a response");
+        tracing::error!(queue = %self.config.name, "{why}");
+        Some(why)
+    }
+
+    /// The waiting list, as the type that it was made with.
+    pub(crate) fn list_mut<L: WaitingList>(&mut self) -> &mut L {
+        let list: &mut dyn Any = &mut *self.list;
+        list.downcast_mut().expect("a queue's list keeps its type")
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.list.len() == 0 && self.running.is_empty()
+    }
+
+    fn fits(&self, need: Need) -> bool {
+        need.requests <= self.config.capacity - self.list.len().min(self.config.capacity)
+            && need.cost
+                <= self.config.capacity_cost - self.list.cost().min(self.config.capacity_cost)
+    }
+
+    fn wait_for_room(&mut self, ticket: &mut Option<u64>, waker: &Waker, after: &mut After) {
+        let known = self.admission.iter_mut().find(|(other, _)| Some(*other) == *ticket);
+        if let Some((_, old)) = known {
+            if !old.will_wake(waker) {
+                after.discard(std::mem::replace(old, waker.clone()));
+            }
+            return;
+        }
+        let number = *ticket.get_or_insert(self.next_ticket);
+        self.next_ticket = self.next_ticket.max(number + 1);
+        self.admission.push_back((number, waker.clone()));
+    }
+
+    /// Lets the first in turn look again. It stays in its place until it has gone in or withdrawn.
+    pub(crate) fn wake_next_admission(&self, after: &mut After) {
+        if let Some((_, waker)) = self.admission.front() {
+            after.wake(waker.clone());
+        }
+    }
+
+    pub(crate) fn candidate(&self, id: QueueId, head: Head) -> Candidate {
+        Candidate { queue: id, head, ageing: self.config.ageing, virtual_time: self.virtual_time }
+    }
+
+    pub(crate) fn snapshot(&self) -> QueueStats {
+        QueueStats {
+            waiting: self.list.len(),
+            waiting_cost: self.list.cost(),
+            ..self.stats.snapshot()
+        }
+    }
+
+    pub(crate) fn health(&self, now: Instant) -> Health {
+        if let Some(why) = &self.failed {
+            return Health::Failed(why.clone());
+        }
+        let runs = self.running.iter().filter(|running| !running.ended);
+        let longest = runs.map(|r| now.saturating_duration_since(r.since)).max();
+        match longest {
+            Some(running_for) if running_for >= self.config.stall_after => {
+                Health::Stalled { running_for }
+            }
+            _ => Health::Ready,
+        }
+    }
+}
