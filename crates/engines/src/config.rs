@@ -1,0 +1,163 @@
+//! `config.json` of a BERT: the sizes that the model is built from, checked once.
+
+use serde::Deserialize;
+
+use crate::error::LoadError;
+use crate::model_dir::ModelDir;
+
+/// Name of the file in a model directory.
+const FILE: &str = "config.json";
+
+/// The non-linearity between the two products of a feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// The exact GELU, by the error function (`gelu`).
+    GeluErf,
+    /// Its tanh approximation, which is another function (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    /// `max(0, x)`.
+    Relu,
+}
+
+/// Sizes and settings of a BERT encoder.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct BertConfig {
+    /// Width of a token's vector, and of the embedding.
+    pub hidden_size: usize,
+    /// Number of encoder layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads; `hidden_size` is a multiple of it.
+    pub num_attention_heads: usize,
+    /// Width inside the feed-forward block.
+    pub intermediate_size: usize,
+    /// Number of known tokens.
+    pub vocab_size: usize,
+    /// Longest sequence in tokens, special tokens included.
+    pub max_position_embeddings: usize,
+    /// Number of segment kinds; sentence embedding uses the first.
+    pub type_vocab_size: usize,
+    /// Added to the variance in each layer normalisation.
+    pub layer_norm_eps: f64,
+    /// Activation of the feed-forward block.
+    pub activation: Activation,
+    /// The token that fills a sequence up to its bucket's length.
+    pub pad_token_id: u32,
+}
+
+/// The file as it is written.
+#[derive(Deserialize)]
+struct Raw {
+    model_type: Option<String>,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "default_types")]
+    type_vocab_size: usize,
+    #[serde(default = "default_eps")]
+    layer_norm_eps: f64,
+    hidden_act: String,
+    position_embedding_type: Option<String>,
+    #[serde(default)]
+    pad_token_id: u32,
+    #[serde(default)]
+    is_decoder: bool,
+}
+
+fn default_types() -> usize {
+    2
+}
+
+fn default_eps() -> f64 {
+    1e-12
+}
+
+impl BertConfig {
+    /// Reads and checks `config.json` of a model directory.
+    ///
+    /// # Errors
+    /// [`LoadError`] when the file is missing, is not JSON of this form, or asks for something that
+    /// this crate does not compute.
+    pub fn read(dir: &ModelDir) -> Result<Self, LoadError> {
+        let raw: Raw = dir.read_json(FILE)?;
+        let unsupported = |setting: &str, found: &str, supported| LoadError::Unsupported {
+            path: dir.file(FILE),
+            setting: setting.to_owned(),
+            found: found.to_owned(),
+            supported,
+        };
+        for (setting, found, supported) in [
+            ("model_type", &raw.model_type, "bert"),
+            ("position_embedding_type", &raw.position_embedding_type, "absolute"),
+        ] {
+            if let Some(found) = found.as_deref().filter(|&found| found != supported) {
+                return Err(unsupported(setting, found, supported));
+            }
+        }
+        if raw.is_decoder {
+            return Err(unsupported("is_decoder", "true", "false"));
+        }
+        let activation = match raw.hidden_act.as_str() {
+            "gelu" | "gelu_python" => Activation::GeluErf,
+            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            other => {
+                let supported = "gelu, gelu_new, gelu_pytorch_tanh, relu";
+                return Err(unsupported("hidden_act", other, supported));
+            }
+        };
+        raw.check()
+            .map_err(|reason| LoadError::Damaged { path: dir.file(FILE), reason })?;
+        Ok(Self {
+            hidden_size: raw.hidden_size,
+            num_hidden_layers: raw.num_hidden_layers,
+            num_attention_heads: raw.num_attention_heads,
+            intermediate_size: raw.intermediate_size,
+            vocab_size: raw.vocab_size,
+            max_position_embeddings: raw.max_position_embeddings,
+            type_vocab_size: raw.type_vocab_size,
+            layer_norm_eps: raw.layer_norm_eps,
+            activation,
+            pad_token_id: raw.pad_token_id,
+        })
+    }
+}
+
+impl Raw {
+    /// Whether the numbers fit together.
+    fn check(&self) -> Result<(), String> {
+        for (name, value) in [
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("vocab_size", self.vocab_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("type_vocab_size", self.type_vocab_size),
+        ] {
+            // The upper bound keeps sizes from overflowing when they are multiplied.
+            if value == 0 || value > 1 << 24 {
+                return Err(format!("{name} is {value}"));
+            }
+        }
+        if self.hidden_size % self.num_attention_heads != 0 {
+            return Err(format!(
+                "hidden_size {} is not a multiple of num_attention_heads {}",
+                self.hidden_size, self.num_attention_heads
+            ));
+        }
+        if self.pad_token_id as usize >= self.vocab_size {
+            return Err(format!(
+                "pad_token_id {} is outside the vocabulary of {}",
+                self.pad_token_id, self.vocab_size
+            ));
+        }
+        if !self.layer_norm_eps.is_finite() || self.layer_norm_eps < 0.0 {
+            return Err(format!("layer_norm_eps is {}", self.layer_norm_eps));
+        }
+        Ok(())
+    }
+}

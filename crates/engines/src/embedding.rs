@@ -1,0 +1,171 @@
+//! A sentence-embedding model as its users see it: opened once, shared by all threads, and loaded
+//! into an engine on the worker.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::bert::Bert;
+use crate::bucket::{BucketConfig, Shape};
+use crate::config::BertConfig;
+use crate::device::DeviceName;
+use crate::embedding_engine::EmbeddingEngine;
+use crate::error::LoadError;
+use crate::model_dir::ModelDir;
+use crate::tokeniser::Tokeniser;
+
+/// What becomes of the empty places in a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Padding {
+    /// [`Skip`](Self::Skip) on the CPU, [`Pad`](Self::Pad) elsewhere.
+    #[default]
+    ByDevice,
+    /// Rows are filled up to their bucket's length and computed as a whole.
+    Pad,
+    /// Kernels for ragged rows compute the real tokens only. CPU only.
+    Skip,
+}
+
+/// Settings of an embedding model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EmbeddingConfig {
+    /// Length buckets and row counts; `None` means [`BucketConfig::coarse`] where padding is
+    /// skipped and [`BucketConfig::fine`] where it is computed.
+    pub buckets: Option<BucketConfig>,
+    /// What becomes of the empty places in a run.
+    pub padding: Padding,
+}
+
+impl EmbeddingConfig {
+    /// Sets the length buckets and row counts.
+    #[must_use]
+    pub fn buckets(mut self, buckets: BucketConfig) -> Self {
+        self.buckets = Some(buckets);
+        self
+    }
+
+    /// Sets what becomes of the empty places in a run.
+    #[must_use]
+    pub fn padding(mut self, padding: Padding) -> Self {
+        self.padding = padding;
+        self
+    }
+}
+
+/// A BERT sentence-embedding model: its tokeniser, settings and statistics, without the weights.
+///
+/// Cheap to clone; every clone sees the same statistics.
+///
+/// ```no_run
+/// use onelane::{BatchConfig, BatchQueue, DeviceExecutor};
+/// use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let name = DeviceName::Cpu;
+/// let model = EmbeddingModel::open("all-MiniLM-L6-v2", name, EmbeddingConfig::default())?;
+/// let device = DeviceExecutor::shared(&name.to_string())?;
+/// let factory = model.clone();
+/// let queue = BatchQueue::new(&device, BatchConfig::default(), move || Ok(factory.load()?))?;
+///
+/// let embedding: Vec<f32> = queue.submit(model.tokeniser().encode("a text")?)?.wait()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct EmbeddingModel {
+    dir: ModelDir,
+    config: BertConfig,
+    device: DeviceName,
+    skip_padding: bool,
+    tokeniser: Arc<Tokeniser>,
+    shapes: ShapeLog,
+}
+
+impl EmbeddingModel {
+    /// Opens a model directory: reads its settings and tokeniser, not yet its weights.
+    ///
+    /// # Errors
+    /// [`LoadError`] names the file that is missing, damaged or unsupported.
+    pub fn open(
+        path: impl AsRef<Path>,
+        device: DeviceName,
+        config: EmbeddingConfig,
+    ) -> Result<Self, LoadError> {
+        let skip_padding = match (config.padding, device) {
+            (Padding::Pad, _) => false,
+            (Padding::ByDevice, device) => device == DeviceName::Cpu,
+            (Padding::Skip, DeviceName::Cpu) => true,
+            (Padding::Skip, device) => {
+                return Err(LoadError::Padding { device: device.to_string() });
+            }
+        };
+        let by_device =
+            if skip_padding { BucketConfig::coarse() } else { BucketConfig::fine() };
+        let dir = ModelDir::open(path)?;
+        let bert = BertConfig::read(&dir)?;
+        let buckets = config.buckets.unwrap_or(by_device);
+        let tokeniser = Tokeniser::load(&dir, &bert, &buckets)?;
+        Ok(Self {
+            dir,
+            config: bert,
+            device,
+            skip_padding,
+            tokeniser: Arc::new(tokeniser),
+            shapes: ShapeLog::default(),
+        })
+    }
+
+    /// Loads the weights onto the device. Call it in a queue's factory, so that it runs on the
+    /// worker.
+    ///
+    /// # Errors
+    /// [`LoadError`] when the device cannot be opened, or the weights are damaged, of another model,
+    /// or too large for it.
+    pub fn load(&self) -> Result<EmbeddingEngine, LoadError> {
+        let device = self.device.open()?;
+        let bert = Bert::load(&self.dir, self.config.clone(), &device)?;
+        Ok(EmbeddingEngine::new(
+            bert,
+            self.tokeniser.buckets().clone(),
+            self.skip_padding,
+            self.shapes.clone(),
+        ))
+    }
+
+    /// The tokeniser, for the submitting threads.
+    pub fn tokeniser(&self) -> &Tokeniser {
+        &self.tokeniser
+    }
+
+    /// Width of an embedding.
+    pub fn hidden_size(&self) -> usize {
+        self.config.hidden_size
+    }
+
+    /// Whether padding is skipped rather than computed.
+    pub fn skips_padding(&self) -> bool {
+        self.skip_padding
+    }
+
+    /// The distinct shapes run so far; never more than `tokeniser().buckets().max_shapes()`.
+    pub fn shapes(&self) -> Vec<Shape> {
+        self.shapes.seen()
+    }
+}
+
+/// The distinct shapes that engines of one model have run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ShapeLog(Arc<Mutex<BTreeSet<Shape>>>);
+
+impl ShapeLog {
+    /// Notes a run.
+    pub fn note(&self, shape: Shape) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(shape);
+    }
+
+    fn seen(&self) -> Vec<Shape> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+}

@@ -1,0 +1,81 @@
+//! The embedding engine: batches of tokenised texts in, unit vectors out.
+
+use onelane::{BatchItem, Engine, EngineError};
+
+use crate::bert::Bert;
+use crate::bucket::{Buckets, Shape};
+use crate::embedding::ShapeLog;
+use crate::error::engine_error;
+use crate::tokeniser::TokenisedText;
+
+/// Part of a run that may be empty before a batch is cut further. On a GPU a quarter more rows cost
+/// less than another pass through the layers.
+const SLACK: f64 = 0.25;
+
+/// Embeds texts; made by [`EmbeddingModel::load`](crate::EmbeddingModel::load).
+///
+/// A text's embedding does not depend on what it is batched with: only texts of its bucket share
+/// its batch, its row always has the bucket's length, and padding is masked or not computed at all.
+pub struct EmbeddingEngine {
+    bert: Bert,
+    buckets: Buckets,
+    skip_padding: bool,
+    shapes: ShapeLog,
+}
+
+impl EmbeddingEngine {
+    pub(crate) fn new(bert: Bert, buckets: Buckets, skip_padding: bool, shapes: ShapeLog) -> Self {
+        Self { bert, buckets, skip_padding, shapes }
+    }
+
+    /// How a batch is cut: skipped padding costs nothing, so that then only size cuts.
+    fn plan(&self, batch: &[TokenisedText]) -> Vec<(usize, Shape)> {
+        let Some(first) = batch.first() else { return Vec::new() };
+        let slack = if self.skip_padding { 1.0 } else { SLACK };
+        self.buckets.plan(batch.len(), first.bucket(), slack)
+    }
+}
+
+impl Engine for EmbeddingEngine {
+    type Item = TokenisedText;
+    /// A vector of the model's `hidden_size`, of length 1.
+    type Output = Vec<f32>;
+
+    fn infer(&mut self, batch: &[TokenisedText]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let mut embeddings = Vec::with_capacity(batch.len());
+        let mut rest = batch;
+        for (taken, shape) in self.plan(batch) {
+            let (now, later) = rest.split_at(taken);
+            let texts: Vec<&[u32]> = now.iter().map(TokenisedText::ids).collect();
+            self.shapes.note(shape);
+            let run = if self.skip_padding {
+                self.bert.embed_ragged(&texts)
+            } else {
+                self.bert.embed_padded(&texts, shape)
+            };
+            embeddings.extend(run.map_err(engine_error)?);
+            rest = later;
+        }
+        Ok(embeddings)
+    }
+
+    fn warmup(&mut self) -> Result<(), EngineError> {
+        let shortest = self.buckets.lengths()[0];
+        let shape = Shape { rows: self.buckets.rows()[0], length: shortest };
+        let text = [self.bert.config().pad_token_id];
+        let run = if self.skip_padding {
+            self.bert.embed_ragged(&[&text])
+        } else {
+            self.bert.embed_padded(&[&text], shape)
+        };
+        run.map(drop).map_err(engine_error)
+    }
+
+    fn padded_cost(&self, batch: &[TokenisedText]) -> usize {
+        if self.skip_padding {
+            batch.iter().map(BatchItem::cost).sum()
+        } else {
+            self.plan(batch).iter().map(|(_, shape)| shape.tokens()).sum()
+        }
+    }
+}

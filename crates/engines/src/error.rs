@@ -1,0 +1,145 @@
+//! What can go wrong while a model is loaded, and how a device's errors become the core's.
+
+use std::path::PathBuf;
+
+use onelane::EngineError;
+
+/// Why a model directory could not be loaded. Each names the file, and says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The path is no directory.
+    #[error(
+        "{} is not a directory: give the directory that holds config.json, tokenizer.json and \
+         model.safetensors",
+        path.display()
+    )]
+    NotADirectory {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// A needed file is absent.
+    #[error(
+        "{} does not exist: the model directory must hold config.json, tokenizer.json and \
+         model.safetensors",
+        path.display()
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is there but cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{} is damaged or of another format: {reason}; copy the model directory again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found wrong.
+        reason: String,
+    },
+    /// A tensor is absent, or has another shape or type than `config.json` says.
+    #[error(
+        "{}: tensor {name} should be floats of shape {expected:?} by config.json, found {found}; \
+         config.json and model.safetensors must come from the same model",
+        path.display()
+    )]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// Its shape by `config.json`.
+        expected: Vec<usize>,
+        /// Its shape and type in the file, or `none`.
+        found: String,
+    },
+    /// The model asks for something that this crate does not compute.
+    #[error("{}: {setting} = {found} is not supported (supported: {supported})", path.display())]
+    Unsupported {
+        /// The file that asks.
+        path: PathBuf,
+        /// The setting.
+        setting: String,
+        /// Its value.
+        found: String,
+        /// The values that work.
+        supported: &'static str,
+    },
+    /// The length buckets cannot be used.
+    #[error(transparent)]
+    Buckets(#[from] crate::bucket::BucketError),
+    /// Padding cannot be skipped on this device.
+    #[error("padding can be skipped on the cpu only, not on {device}: use Padding::Pad")]
+    Padding {
+        /// The device.
+        device: String,
+    },
+    /// The device cannot be opened.
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
+    /// The device refused the weights.
+    #[error("cannot put the model on the device: {0}")]
+    Upload(#[from] candle_core::Error),
+}
+
+impl From<LoadError> for EngineError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Upload(error) if is_out_of_memory(&error) => Self::out_of_memory(error),
+            error => Self::failed(error),
+        }
+    }
+}
+
+/// A candle error as the core's: out of memory is told apart, since the core then splits the batch.
+pub(crate) fn engine_error(error: candle_core::Error) -> EngineError {
+    if is_out_of_memory(&error) {
+        EngineError::out_of_memory(error)
+    } else {
+        EngineError::failed(error)
+    }
+}
+
+/// Whether a device said that it has no memory left.
+///
+/// candle wraps the errors of its backends in boxes whose types exist only in builds with that
+/// backend, and Metal reports text alone, so this reads the texts: CUDA's
+/// `CUDA_ERROR_OUT_OF_MEMORY`, cuBLAS's `CUBLAS_STATUS_ALLOC_FAILED`, and what candle's Metal
+/// backend says when a buffer could not be made.
+fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    let text = match error {
+        candle_core::Error::Cuda(source) => format!("{source} {source:?}"),
+        candle_core::Error::Metal(source) => format!("{source} {source:?}"),
+        candle_core::Error::WithBacktrace { inner, .. }
+        | candle_core::Error::Context { inner, .. } => return is_out_of_memory(inner),
+        _ => return false,
+    };
+    ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED", "FailedToCreateResource", "OutOfMemory", "Insufficient Memory"]
+        .iter()
+        .any(|said| text.contains(said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn out_of_memory_is_told_from_other_device_errors() {
+        let cuda = |text: &str| candle_core::Error::Cuda(text.into());
+        let said = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        assert!(matches!(engine_error(cuda(said)), EngineError::OutOfMemory(_)));
+        assert!(matches!(engine_error(cuda(said).bt()), EngineError::OutOfMemory(_)));
+        let other = cuda("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)");
+        assert!(matches!(engine_error(other), EngineError::Failed(_)));
+        // A model's own text never counts.
+        let text = candle_core::Error::Msg("out of memory".to_owned());
+        assert!(matches!(engine_error(text), EngineError::Failed(_)));
+    }
+}

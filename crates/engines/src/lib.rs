@@ -1,0 +1,44 @@
+//! Engines for [`onelane`] on candle: an MLP and BERT sentence embeddings.
+//!
+//! They run on the CPU in every build, and on Metal (feature `metal`) or CUDA (feature `cuda`)
+//! where the build has it. Features only add: the API is the same without them, and asking for a
+//! device that the build lacks is an error that says what to do.
+//!
+//! | to do | use |
+//! |---|---|
+//! | name and open a device | [`DeviceName`], [`devices`] |
+//! | embed sentences | [`EmbeddingModel`], [`Tokeniser`], [`EmbeddingEngine`] |
+//! | choose shapes | [`EmbeddingConfig`], [`BucketConfig`], [`Padding`] |
+//! | run rows through an MLP | [`MlpEngine`], [`MlpRow`] |
+//! | use the models without a queue | [`Bert`], [`Mlp`] |
+
+#![forbid(unsafe_code)]
+
+mod bert;
+mod bucket;
+mod config;
+mod cpu;
+mod device;
+mod embedding;
+mod embedding_engine;
+mod error;
+mod inventory;
+mod mlp;
+mod mlp_engine;
+mod model_dir;
+mod ops;
+mod tokeniser;
+mod weights;
+
+pub use bert::Bert;
+pub use bucket::{BucketConfig, BucketError, Buckets, Shape};
+pub use config::{Activation, BertConfig};
+pub use device::{DeviceError, DeviceName, DeviceNameError};
+pub use embedding::{EmbeddingConfig, EmbeddingModel, Padding};
+pub use embedding_engine::EmbeddingEngine;
+pub use error::LoadError;
+pub use inventory::{DeviceInfo, devices};
+pub use mlp::{MLP_WIDTH, Mlp, MlpRow, MlpRowError};
+pub use mlp_engine::MlpEngine;
+pub use model_dir::{ModelDir, SentenceSettings};
+pub use tokeniser::{TokeniseError, TokenisedText, Tokeniser};

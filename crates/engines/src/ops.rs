@@ -1,0 +1,249 @@
+//! The steps of a BERT layer as candle operations: fused on the CPU, composed of candle's own
+//! elsewhere. Both compute the same function, which the tests hold them to.
+
+use candle_core::{CpuStorage, CustomOp2, D, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor};
+
+use crate::config::Activation;
+use crate::cpu::{self, Heads, NormParams, Projected, Sequence};
+
+/// The elements of a contiguous f32 tensor.
+fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let (start, end) = contiguous(layout)?;
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// The same, to write to.
+fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let (start, end) = contiguous(layout)?;
+    match storage {
+        CpuStorage::F32(data) => Ok(&mut data[start..end]),
+        _ => candle_core::bail!("expected a tensor of f32"),
+    }
+}
+
+fn contiguous(layout: &Layout) -> Result<(usize, usize)> {
+    match layout.contiguous_offsets() {
+        Some(range) => Ok(range),
+        None => candle_core::bail!("expected a contiguous tensor"),
+    }
+}
+
+/// `activation(x + bias)` for x (tokens, width) and bias (width).
+///
+/// Takes x, which the CPU overwrites: it must be the only tensor on its storage.
+pub(crate) fn bias_activation(x: Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        x.inplace_op2(bias, &BiasActivation(activation))?;
+        return Ok(x);
+    }
+    bias_activation_composed(&x, bias, activation)
+}
+
+fn bias_activation_composed(x: &Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
+    let x = x.broadcast_add(bias)?;
+    match activation {
+        Activation::GeluErf => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Relu => x.relu(),
+    }
+}
+
+struct BiasActivation(Activation);
+
+impl InplaceOp2 for BiasActivation {
+    fn name(&self) -> &'static str {
+        "bias-activation"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, xl: &Layout, b: &CpuStorage, bl: &Layout) -> Result<()> {
+        cpu::bias_activation(elements_mut(x, xl)?, elements(b, bl)?, self.0);
+        Ok(())
+    }
+}
+
+/// "Add bias and residual, then normalise".
+pub(crate) struct Norm {
+    /// (3, width): the bias of the product before; scale; shift.
+    params: Tensor,
+    eps: f32,
+}
+
+impl Norm {
+    /// From three tensors of (width).
+    pub fn new(bias: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Self> {
+        Ok(Self { params: Tensor::stack(&[bias, gamma, beta], 0)?, eps: eps as f32 })
+    }
+
+    /// `LayerNorm(x + bias + residual)`, all (tokens, width).
+    ///
+    /// Takes x, which the CPU overwrites: it must be the only tensor on its storage.
+    pub fn add_forward(&self, x: Tensor, residual: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            x.inplace_op3(residual, &self.params, &AddNorm { eps: self.eps })?;
+            return Ok(x);
+        }
+        self.add_composed(&x, residual)
+    }
+
+    fn add_composed(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let param = |i| self.params.get(i);
+        let x = (x.broadcast_add(&param(0)?)? + residual)?;
+        candle_nn::ops::layer_norm(&x, &param(1)?, &param(2)?, self.eps)
+    }
+}
+
+struct AddNorm {
+    eps: f32,
+}
+
+impl InplaceOp3 for AddNorm {
+    fn name(&self) -> &'static str {
+        "add-layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        xl: &Layout,
+        residual: &CpuStorage,
+        rl: &Layout,
+        params: &CpuStorage,
+        pl: &Layout,
+    ) -> Result<()> {
+        let params = elements(params, pl)?;
+        let (bias, rest) = params.split_at(params.len() / 3);
+        let (gamma, beta) = rest.split_at(bias.len());
+        let params = NormParams { bias, gamma, beta, eps: self.eps };
+        cpu::add_layer_norm(elements_mut(x, xl)?, elements(residual, rl)?, params);
+        Ok(())
+    }
+}
+
+/// Self-attention of each sequence by the CPU kernel, which reads real tokens only.
+///
+/// `qkv` is (tokens, 3 * width) without its `bias` (3 * width); the result is (tokens, width).
+pub(crate) fn attention_ragged(
+    qkv: &Tensor,
+    bias: &Tensor,
+    sequences: &[Sequence],
+    heads: Heads,
+) -> Result<Tensor> {
+    qkv.apply_op2_no_bwd(bias, &RaggedAttention { sequences, heads })
+}
+
+struct RaggedAttention<'a> {
+    sequences: &'a [Sequence],
+    heads: Heads,
+}
+
+impl CustomOp2 for RaggedAttention<'_> {
+    fn name(&self) -> &'static str {
+        "ragged-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        qkv: &CpuStorage,
+        ql: &Layout,
+        bias: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let qkv = elements(qkv, ql)?;
+        let width = self.heads.width();
+        let tokens = qkv.len() / (3 * width);
+        let mut out = vec![0_f32; tokens * width];
+        let input = Projected { qkv, bias: elements(bias, bl)?, heads: self.heads };
+        cpu::attention(input, self.sequences, &mut out);
+        Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
+    }
+}
+
+/// Self-attention of padded rows by candle's own operations, on any device.
+///
+/// `qkv` as in [`attention_ragged`] with tokens = rows * length; `mask` is (rows, 1, 1, length): 0
+/// for a real token, a large negative number for padding.
+pub(crate) fn attention_padded(
+    qkv: &Tensor,
+    bias: &Tensor,
+    mask: &Tensor,
+    heads: Heads,
+) -> Result<Tensor> {
+    let (rows, _, _, length) = mask.dims4()?;
+    let qkv = qkv.broadcast_add(bias)?.reshape((rows, length, 3, heads.count, heads.size))?;
+    let part = |i| qkv.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
+    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+    let scores = q.matmul(&k.transpose(D::Minus2, D::Minus1)?)?.broadcast_add(mask)?;
+    let out = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;
+    out.transpose(1, 2)?.contiguous()?.reshape((rows * length, heads.width()))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// Numbers in -1..1 that differ everywhere.
+    fn tensor(shape: &[usize], seed: f32) -> Tensor {
+        let n: usize = shape.iter().product();
+        let data: Vec<f32> = (0..n).map(|i| ((i as f32 + seed) * 0.734_1 + seed).sin()).collect();
+        Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        flat(a).iter().zip(flat(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn fused_and_composed_activations_agree() {
+        // 700 rows are several tasks; a width of 37 leaves a tail in every vector loop.
+        for activation in [Activation::GeluErf, Activation::GeluTanh, Activation::Relu] {
+            let x = (tensor(&[700, 37], 1.0) * 4.0).unwrap();
+            let bias = tensor(&[37], 2.0);
+            let composed = bias_activation_composed(&x, &bias, activation).unwrap();
+            let fused = bias_activation(x.copy().unwrap(), &bias, activation).unwrap();
+            assert!(difference(&fused, &composed) < 2e-6, "{activation:?}");
+        }
+    }
+
+    #[test]
+    fn fused_and_composed_normalisations_agree() {
+        let (bias, gamma, beta) = (tensor(&[37], 1.0), tensor(&[37], 2.0), tensor(&[37], 3.0));
+        let norm = Norm::new(&bias, &gamma, &beta, 1e-12).unwrap();
+        let (x, residual) = (tensor(&[700, 37], 4.0), tensor(&[700, 37], 5.0));
+        let composed = norm.add_composed(&x, &residual).unwrap();
+        let fused = norm.add_forward(x.copy().unwrap(), &residual).unwrap();
+        assert!(difference(&fused, &composed) < 5e-6);
+    }
+
+    #[test]
+    fn ragged_attention_is_padded_attention_without_the_padding() {
+        // Head sizes below, at and above the width of a vector; lengths with every kind of tail.
+        for (count, size) in [(4, 8), (2, 16), (3, 20), (1, 64)] {
+            let heads = Heads { count, size };
+            let lengths = [1, 3, 4, 16, 17, 70, 133];
+            let length = 133;
+            let qkv = tensor(&[lengths.len() * length, 3 * heads.width()], 0.5);
+            let bias = tensor(&[3 * heads.width()], 1.5);
+            let mask: Vec<f32> = lengths
+                .iter()
+                .flat_map(|&real| (0..length).map(move |i| if i < real { 0.0 } else { -1e30 }))
+                .collect();
+            let mask = Tensor::from_vec(mask, (lengths.len(), 1, 1, length), &Device::Cpu).unwrap();
+            let padded = attention_padded(&qkv, &bias, &mask, heads).unwrap();
+            let sequences: Vec<Sequence> = lengths
+                .iter()
+                .enumerate()
+                .map(|(row, &real)| Sequence { start: row * length, length: real })
+                .collect();
+            let ragged = attention_ragged(&qkv, &bias, &sequences, heads).unwrap();
+            for Sequence { start, length } in sequences {
+                let rows = |t: &Tensor| t.narrow(0, start, length).unwrap();
+                let off = difference(&rows(&ragged), &rows(&padded));
+                assert!(off < 5e-6, "heads {count} x {size}, length {length}: {off}");
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The tokeniser: where its limit comes from, truncation, odd texts, many threads.
+
+mod common;
+
+use common::{POSITIONS, TinyBert, text, within_a_minute, write_json};
+use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel};
+use serde_json::json;
+
+fn open(dir: &tempfile::TempDir) -> EmbeddingModel {
+    EmbeddingModel::open(dir.path(), DeviceName::Cpu, EmbeddingConfig::default()).unwrap()
+}
+
+#[test]
+fn the_limit_is_the_one_that_the_files_state() {
+    let mut tiny = TinyBert::new();
+    let dir = tiny.write();
+    assert_eq!(open(&dir).tokeniser().max_length(), POSITIONS, "no file states a limit");
+
+    tiny.tokenizer["truncation"] =
+        json!({"max_length": 20, "strategy": "OnlyFirst", "stride": 3, "direction": "Right"});
+    let dir = tiny.write();
+    assert_eq!(open(&dir).tokeniser().max_length(), 20, "tokenizer.json");
+
+    write_json(dir.path(), "tokenizer_config.json", &json!({"model_max_length": 40}));
+    assert_eq!(open(&dir).tokeniser().max_length(), 40, "tokenizer_config.json");
+    write_json(dir.path(), "tokenizer_config.json", &json!({"model_max_length": 1e30}));
+    assert_eq!(open(&dir).tokeniser().max_length(), 20, "1e30 is no limit");
+
+    write_json(dir.path(), "sentence_bert_config.json", &json!({"max_seq_length": 60}));
+    assert_eq!(open(&dir).tokeniser().max_length(), 60, "sentence_bert_config.json");
+    write_json(dir.path(), "sentence_bert_config.json", &json!({"max_seq_length": 9999}));
+    assert_eq!(open(&dir).tokeniser().max_length(), POSITIONS, "never more than positions");
+}
+
+#[test]
+fn a_long_text_is_truncated_and_says_so() {
+    let dir = TinyBert::new().write();
+    write_json(dir.path(), "sentence_bert_config.json", &json!({"max_seq_length": 20}));
+    let model = open(&dir);
+    let whole = model.tokeniser().encode(&text(18, 1)).unwrap();
+    assert_eq!((whole.ids().len(), whole.truncated()), (20, false));
+    for words in [19, 1000] {
+        let cut = model.tokeniser().encode(&text(words, 1)).unwrap();
+        assert_eq!((cut.ids().len(), cut.bucket(), cut.truncated()), (20, 20, true));
+        // The end is cut, not the start; [CLS] and [SEP] stay.
+        assert_eq!(cut.ids(), whole.ids());
+        assert_eq!((cut.ids()[0], cut.ids()[19]), (2, 3));
+    }
+}
+
+#[test]
+fn the_tokeniser_never_pads() {
+    // tokenizer.json asks for a fixed 128.
+    let model = open(&TinyBert::new().write());
+    assert_eq!(model.tokeniser().encode("w1 w2 w3").unwrap().ids(), [2, 6, 7, 8, 3]);
+}
+
+#[test]
+fn odd_texts_become_tokens() {
+    let model = open(&TinyBert::new().write());
+    let ids = |text: &str| model.tokeniser().encode(text).unwrap().ids().to_vec();
+    assert_eq!(ids(""), [2, 3], "an empty text is its special tokens");
+    assert_eq!(ids(" \t\r\u{0} "), [2, 3]);
+    assert_eq!(ids("unknown"), [2, 1, 3]);
+    assert_eq!(ids(&"x".repeat(100_000)), [2, 1, 3]);
+    assert_eq!(ids("w1 \u{1F600} \u{200D}")[..2], [2, 6]);
+}
+
+#[test]
+fn text_is_lower_cased_when_the_settings_say_so() {
+    let dir = TinyBert::new().write();
+    assert_eq!(open(&dir).tokeniser().encode("W1").unwrap().ids(), [2, 1, 3]);
+    let settings = json!({"max_seq_length": 20, "do_lower_case": true});
+    write_json(dir.path(), "sentence_bert_config.json", &settings);
+    assert_eq!(open(&dir).tokeniser().encode("W1").unwrap().ids(), [2, 6, 3]);
+}
+
+#[test]
+fn eight_threads_share_one_tokeniser() {
+    let dir = TinyBert::new().write();
+    within_a_minute(move || {
+        let model = open(&dir);
+        let expected: Vec<_> =
+            (0..200).map(|i| model.tokeniser().encode(&text(i, i)).unwrap()).collect();
+        let barrier = std::sync::Barrier::new(8);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    for (i, expected) in expected.iter().enumerate() {
+                        assert_eq!(&model.tokeniser().encode(&text(i, i)).unwrap(), expected);
+                    }
+                });
+            }
+        });
+    });
+}

@@ -1,0 +1,525 @@
+//! Deterministic simulation: the real executor on a virtual clock against a reference that says, for
+//! every step of a random workload, what must be so after it.
+//!
+//! The engine stands at a gate in each batch, so that a test decides when a batch ends; nothing
+//! depends on the speed of the machine. The reference is written for clarity, with lists and sorts.
+//! A failing workload is shrunk, printed, and kept in `simulation.proptest-regressions`, from where
+//! `cargo test -p onelane --test simulation` runs it first; `PROPTEST_CASES` sets how many there are.
+
+mod common;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::executor_on;
+use onelane::testing::{FakeEngine, FakeItem, Gate, VirtualClock, within_a_minute};
+use onelane::{
+    BatchConfig, BatchQueue, DeviceExecutor, EngineError, Priority, Request, RequestError,
+    ResponseHandle, Shutdown, SubmitError,
+};
+use proptest::prelude::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// What the engine makes of a request; part of its value, so that the engine can see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nature {
+    Good,
+    Poison,
+    Bomb,
+}
+
+fn nature(value: u64) -> Nature {
+    match value % 16 {
+        14 => Nature::Poison,
+        15 => Nature::Bomb,
+        _ => Nature::Good,
+    }
+}
+
+/// The answer that belongs to a request.
+fn answer(value: u64) -> u64 {
+    value.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17)
+}
+
+/// More requests of this key than this do not fit in the device's memory.
+fn fits(key: u64) -> usize {
+    if key == 2 { 2 } else { usize::MAX }
+}
+
+#[derive(Clone, Debug)]
+struct New {
+    key: u64,
+    class: usize,
+    cost: usize,
+    nature: u64,
+    deadline_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Submit(New),
+    Group(Vec<New>),
+    /// Drops the handle of one of those that are open.
+    Cancel(prop::sample::Index),
+    Advance(u64),
+    /// Lets the running batch end.
+    Run,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
+    max_batch_size: usize,
+    max_batch_cost: usize,
+    capacity: usize,
+    capacity_cost: usize,
+    ageing_ms: Option<u64>,
+    abort: bool,
+}
+
+fn news() -> impl Strategy<Value = New> {
+    let nature = prop_oneof![8 => 0..14_u64, 1 => Just(14), 1 => Just(15)];
+    (0..3_u64, 0..3_usize, 1..4_usize, nature, prop::option::weighted(0.3, 0..40_u64)).prop_map(
+        |(key, class, cost, nature, deadline_ms)| New { key, class, cost, nature, deadline_ms },
+    )
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => news().prop_map(Step::Submit),
+        2 => prop::collection::vec(news(), 0..6).prop_map(Step::Group),
+        2 => any::<prop::sample::Index>().prop_map(Step::Cancel),
+        2 => (1..30_u64).prop_map(Step::Advance),
+        4 => Just(Step::Run),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let any_cost = prop_oneof![Just(usize::MAX), 3..9_usize];
+    (
+        1..6_usize,
+        any_cost.clone(),
+        1..10_usize,
+        any_cost,
+        prop::option::of(1..20_u64),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(max_batch_size, max_batch_cost, capacity, capacity_cost, ageing_ms, abort)| {
+                Settings {
+                    max_batch_size,
+                    max_batch_cost,
+                    capacity,
+                    capacity_cost,
+                    ageing_ms,
+                    abort,
+                }
+            },
+        )
+}
+
+/// A request that the reference knows of.
+#[derive(Clone, Debug)]
+struct Known {
+    value: u64,
+    key: u64,
+    class: usize,
+    cost: usize,
+    arrival: Duration,
+    deadline: Option<Duration>,
+}
+
+/// What the reference expects a request to come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Response,
+    Engine,
+    Panicked,
+    Expired,
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counters {
+    submitted: u64,
+    refused: u64,
+    completed: u64,
+    failed: u64,
+    cancelled: u64,
+    expired: u64,
+    closed: u64,
+    waiting: usize,
+    waiting_cost: usize,
+    running: usize,
+}
+
+/// The reference.
+struct Reference {
+    settings: Settings,
+    now: Duration,
+    /// In order of acceptance.
+    waiting: Vec<Known>,
+    running: Option<Vec<Known>>,
+    dropped: HashSet<u64>,
+    ceilings: HashMap<u64, usize>,
+    ends: BTreeMap<u64, End>,
+    counters: Counters,
+    batches: Vec<Vec<u64>>,
+}
+
+impl Reference {
+    fn ageing(&self) -> Option<u32> {
+        self.settings.ageing_ms.map(|ms| ms as u32)
+    }
+
+    fn room_for(&self, requests: usize, cost: usize) -> bool {
+        let held: usize = self.waiting.iter().map(|known| known.cost).sum();
+        self.waiting.len() + requests <= self.settings.capacity
+            && held.saturating_add(cost) <= self.settings.capacity_cost
+    }
+
+    /// The worker is free: what it does next.
+    fn dispatch(&mut self) {
+        let now = self.now;
+        let (late, waiting): (Vec<_>, Vec<_>) =
+            self.waiting.drain(..).partition(|known| known.deadline.is_some_and(|at| at <= now));
+        self.waiting = waiting;
+        for known in late {
+            self.counters.expired += 1;
+            self.ends.insert(known.value, End::Expired);
+        }
+        let class = |known: &Known| {
+            let lifts = match self.ageing() {
+                Some(ageing) => (now - known.arrival).as_millis() as u32 / ageing,
+                None => 0,
+            };
+            (known.class as u32).saturating_sub(lifts)
+        };
+        // The best class, then the oldest, then the first accepted.
+        let best = (0..self.waiting.len())
+            .min_by_key(|&at| (class(&self.waiting[at]), self.waiting[at].arrival, at));
+        let Some(best) = best else { return };
+        let head = self.waiting.remove(best);
+        let limit = self.ceilings.get(&head.key).map_or(self.settings.max_batch_size, |&ceiling| {
+            ceiling.min(self.settings.max_batch_size)
+        });
+        let mut mates: Vec<Known> =
+            self.waiting.iter().filter(|known| known.key == head.key).cloned().collect();
+        mates.sort_by_key(|known| known.class);
+        let mut cost = head.cost;
+        let mut batch = vec![head];
+        for mate in mates {
+            if batch.len() == limit || cost + mate.cost > self.settings.max_batch_cost {
+                break;
+            }
+            cost += mate.cost;
+            self.waiting.retain(|known| known.value != mate.value);
+            batch.push(mate);
+        }
+        self.batches.push(batch.iter().map(|known| known.value).collect());
+        self.running = Some(batch);
+    }
+
+    /// The running batch ends, and the worker goes on.
+    fn end_batch(&mut self) {
+        let Some(batch) = self.running.take() else { return };
+        let mut parts = vec![0..batch.len()];
+        while let Some(part) = parts.pop() {
+            let items = &batch[part.clone()];
+            let alone = items.len() == 1;
+            if alone && batch.len() > 1 && self.dropped.contains(&items[0].value) {
+                self.counters.failed += 1;
+                continue;
+            }
+            let has = |kind| items.iter().any(|known| nature(known.value) == kind);
+            let too_many = items.len() > fits(items[0].key);
+            if too_many {
+                let half = items.len() / 2;
+                let ceiling = self.ceilings.entry(items[0].key).or_insert(half);
+                *ceiling = half.min(*ceiling);
+            }
+            if !(too_many || has(Nature::Bomb) || has(Nature::Poison)) {
+                self.counters.completed += items.len() as u64;
+                for known in items {
+                    self.ends.insert(known.value, End::Response);
+                }
+            } else if alone {
+                self.counters.failed += 1;
+                let bomb = nature(items[0].value) == Nature::Bomb;
+                let end = if bomb { End::Panicked } else { End::Engine };
+                self.ends.insert(items[0].value, end);
+            } else {
+                let middle = part.start + part.len() / 2;
+                parts.push(middle..part.end);
+                parts.push(part.start..middle);
+            }
+        }
+        self.dispatch();
+    }
+
+    fn cancel(&mut self, value: u64) {
+        let before = self.waiting.len();
+        self.waiting.retain(|known| known.value != value);
+        if self.waiting.len() < before {
+            self.counters.cancelled += 1;
+        }
+        self.dropped.insert(value);
+    }
+
+    fn counters(&self) -> Counters {
+        Counters {
+            waiting: self.waiting.len(),
+            waiting_cost: self.waiting.iter().map(|known| known.cost).sum(),
+            running: self.running.as_ref().map_or(0, Vec::len),
+            ..self.counters
+        }
+    }
+}
+
+type Batches = Arc<Mutex<Vec<Vec<u64>>>>;
+
+/// The real thing, driven step by step.
+struct Simulation {
+    clock: VirtualClock,
+    device: DeviceExecutor,
+    queue: BatchQueue<FakeEngine>,
+    gate: Gate,
+    seen: Batches,
+    handles: BTreeMap<u64, ResponseHandle<u64>>,
+    reference: Reference,
+    next: u64,
+}
+
+fn engine(gate: Gate, seen: Batches, known: Arc<Mutex<HashSet<u64>>>) -> FakeEngine {
+    FakeEngine::new(move |batch| {
+        let values: Vec<u64> = batch.iter().map(|item| item.value).collect();
+        // A first run stands at the gate; the runs of its parts do not.
+        if known.lock().unwrap().insert(values[0]) {
+            known.lock().unwrap().extend(&values);
+            seen.lock().unwrap().push(values.clone());
+            gate.pass();
+        }
+        if batch.len() > fits(batch[0].key) {
+            return Err(EngineError::out_of_memory("too many"));
+        }
+        let has = |kind| values.iter().any(|&value| nature(value) == kind);
+        if has(Nature::Bomb) {
+            // Without the panic hook: thousands of these are expected.
+            std::panic::resume_unwind(Box::new("a bomb"));
+        }
+        if has(Nature::Poison) {
+            return Err(EngineError::failed("poisoned"));
+        }
+        Ok(values.iter().map(|&value| answer(value)).collect())
+    })
+}
+
+impl Simulation {
+    fn new(settings: &Settings) -> Self {
+        let clock = VirtualClock::new();
+        let device = executor_on(&clock);
+        let (gate, seen, known) = (Gate::new(), Batches::default(), Arc::default());
+        let ageing = settings.ageing_ms.map_or(Duration::MAX, |ms| MS * ms as u32);
+        let config = BatchConfig::default()
+            .max_batch_size(settings.max_batch_size)
+            .max_batch_cost(settings.max_batch_cost)
+            .capacity(settings.capacity)
+            .capacity_cost(settings.capacity_cost)
+            .ageing(ageing)
+            .max_rebuilds(u32::MAX);
+        let queue = {
+            let (gate, seen) = (gate.clone(), seen.clone());
+            let factory = move || Ok(engine(gate.clone(), Arc::clone(&seen), Arc::clone(&known)));
+            BatchQueue::new(&device, config, factory).unwrap()
+        };
+        let reference = Reference {
+            settings: settings.clone(),
+            now: Duration::ZERO,
+            waiting: Vec::new(),
+            running: None,
+            dropped: HashSet::new(),
+            ceilings: HashMap::new(),
+            ends: BTreeMap::new(),
+            counters: Counters::default(),
+            batches: Vec::new(),
+        };
+        Self { clock, device, queue, gate, seen, handles: BTreeMap::new(), reference, next: 0 }
+    }
+
+    fn make(&mut self, new: &New) -> (Request<FakeItem>, Known) {
+        self.next += 1;
+        let value = self.next * 16 + new.nature;
+        let item = FakeItem::new(value).key(new.key).cost(new.cost);
+        let mut request = Request::new(item).priority(Priority::ALL[new.class]);
+        if let Some(ms) = new.deadline_ms {
+            request = request.deadline_after(MS * ms as u32);
+        }
+        let now = self.reference.now;
+        let deadline = new.deadline_ms.map(|ms| now + MS * ms as u32);
+        let New { key, class, cost, .. } = *new;
+        (request, Known { value, key, class, cost, arrival: now, deadline })
+    }
+
+    /// Submits as one: a single request, or a group.
+    fn submit(&mut self, news: &[New], group: bool) {
+        let made: Vec<_> = news.iter().map(|new| self.make(new)).collect();
+        let (requests, known): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+        let count = known.len();
+        let total: usize = known.iter().map(|known| known.cost).sum();
+        let settings = &self.reference.settings;
+        let too_heavy = known.iter().any(|known| known.cost > settings.max_batch_cost)
+            || total > settings.capacity_cost
+            || count > settings.capacity;
+        let room = self.reference.room_for(count, total);
+        let submitted = if group {
+            self.queue.try_submit_group(requests)
+        } else {
+            let one = requests.into_iter().next().unwrap();
+            match self.queue.try_submit(one) {
+                Ok(handle) => Ok(vec![handle]),
+                Err(SubmitError::Full(one)) => Err(SubmitError::Full(vec![one])),
+                Err(SubmitError::TooHeavy { refused, amount, limit, max }) => {
+                    Err(SubmitError::TooHeavy { refused: vec![refused], amount, limit, max })
+                }
+                Err(other) => panic!("{other}"),
+            }
+        };
+        match submitted {
+            Ok(handles) => {
+                assert!(room && !too_heavy, "{count} of cost {total} were accepted");
+                assert_eq!(handles.len(), count);
+                self.reference.counters.submitted += count as u64;
+                let values = known.iter().map(|known| known.value);
+                self.handles.extend(values.zip(handles));
+                self.reference.waiting.extend(known);
+                if self.reference.running.is_none() {
+                    self.reference.dispatch();
+                }
+            }
+            Err(refused) => {
+                assert!(!room || too_heavy, "{refused}");
+                let heavy = matches!(refused, SubmitError::TooHeavy { .. });
+                assert_eq!(heavy, too_heavy, "{refused}");
+                let back = refused.into_refused().into_iter().map(|r| r.into_input().value);
+                assert!(back.eq(known.iter().map(|known| known.value)), "came back changed");
+                self.reference.counters.refused += count as u64;
+            }
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Submit(new) => self.submit(std::slice::from_ref(new), false),
+            Step::Group(news) => self.submit(news, true),
+            Step::Cancel(index) => {
+                if !self.handles.is_empty() {
+                    let value = *index.get(&self.handles.keys().copied().collect::<Vec<_>>());
+                    drop(self.handles.remove(&value));
+                    // An answer that has come is only thrown away.
+                    if !self.reference.ends.contains_key(&value) {
+                        self.reference.cancel(value);
+                    }
+                }
+            }
+            Step::Advance(ms) => {
+                self.clock.advance(MS * *ms as u32);
+                self.reference.now += MS * *ms as u32;
+            }
+            Step::Run => {
+                if self.reference.running.is_some() {
+                    self.gate.open(1);
+                    self.reference.end_batch();
+                }
+            }
+        }
+        self.settle();
+        self.check();
+    }
+
+    /// Waits until the worker is where the reference is: at the gate, or idle.
+    fn settle(&self) {
+        self.gate.wait_for_arrivals(self.reference.batches.len());
+        // Nothing tells that the worker is idle; what it has booked does.
+        while self.queue.stats().running != self.reference.counters().running {
+            std::thread::yield_now();
+        }
+    }
+
+    fn check(&self) {
+        let stats = self.queue.stats();
+        let ends = stats.completed + stats.failed + stats.cancelled + stats.expired + stats.closed;
+        assert_eq!(stats.submitted, ends + (stats.waiting + stats.running) as u64);
+        assert!(stats.waiting <= self.reference.settings.capacity);
+        assert!(stats.waiting_cost <= self.reference.settings.capacity_cost);
+        let counters = Counters {
+            submitted: stats.submitted,
+            refused: stats.refused,
+            completed: stats.completed,
+            failed: stats.failed,
+            cancelled: stats.cancelled,
+            expired: stats.expired,
+            closed: stats.closed,
+            waiting: stats.waiting,
+            waiting_cost: stats.waiting_cost,
+            running: stats.running,
+        };
+        assert_eq!(counters, self.reference.counters());
+        assert_eq!(*self.seen.lock().unwrap(), self.reference.batches);
+    }
+
+    /// Shuts down and looks at every answer.
+    fn end(mut self) {
+        let mode = if self.reference.settings.abort { Shutdown::Abort } else { Shutdown::Drain };
+        if mode == Shutdown::Abort {
+            for known in std::mem::take(&mut self.reference.waiting) {
+                self.reference.ends.insert(known.value, End::Closed);
+            }
+            // What waits is answered before this returns; what runs is still at the gate.
+            let ended = self.device.shutdown(mode, Duration::ZERO);
+            assert!(ended.is_err() || self.reference.running.is_none(), "a batch still runs");
+        }
+        self.gate.open_for_good();
+        while self.reference.running.is_some() {
+            self.reference.end_batch();
+        }
+        self.device.shutdown(mode, Duration::from_secs(50)).unwrap();
+        assert_eq!(*self.seen.lock().unwrap(), self.reference.batches);
+        for (value, handle) in std::mem::take(&mut self.handles) {
+            let end = match handle.wait() {
+                Ok(given) => {
+                    assert_eq!(given, answer(value), "the answer of another request");
+                    End::Response
+                }
+                Err(RequestError::Engine(_)) => End::Engine,
+                Err(RequestError::Panicked(_)) => End::Panicked,
+                Err(RequestError::DeadlineExceeded) => End::Expired,
+                Err(RequestError::Closed) => End::Closed,
+                Err(other) => panic!("{other}"),
+            };
+            assert_eq!(Some(&end), self.reference.ends.get(&value), "request {value}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: Some(Box::new(
+            prop::test_runner::FileFailurePersistence::WithSource("proptest-regressions"),
+        )),
+        ..ProptestConfig::default()
+    })]
+
+    /// Promises 1, 4, 5, 6, 7, 8 and 10 at once, after every step.
+    #[test]
+    fn the_executor_does_what_the_reference_says(settings in settings(), steps in steps()) {
+        within_a_minute(move || {
+            let mut simulation = Simulation::new(&settings);
+            for step in &steps {
+                simulation.step(step);
+            }
+            simulation.end();
+        });
+    }
+}

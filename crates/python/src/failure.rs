@@ -1,0 +1,157 @@
+//! Errors on their way between Python and the core: a Python exception crosses the core as the
+//! source of an engine error and comes out as the same object; the core's own errors become the
+//! exceptions of `onelane.errors`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use onelane::{BuildError, EngineError, RequestError, SubmitError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use crate::interpreter::drop_attached;
+
+/// A Python exception as a Rust error. The text is made where the exception was caught, so that
+/// showing it needs no interpreter.
+pub(crate) struct PyFailure {
+    error: Option<PyErr>,
+    text: String,
+}
+
+impl PyFailure {
+    fn new(py: Python<'_>, error: PyErr) -> Self {
+        let text = error
+            .value(py)
+            .str()
+            .map_or_else(|_| "<no text>".to_owned(), |s| s.to_string_lossy().into());
+        let name = error.get_type(py).name();
+        let name = name.map_or_else(|_| "exception".to_owned(), |n| n.to_string());
+        Self {
+            error: Some(error),
+            text: format!("{name}: {text}"),
+        }
+    }
+}
+
+impl fmt::Display for PyFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for PyFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PyFailure({})", self.text)
+    }
+}
+
+impl std::error::Error for PyFailure {}
+
+impl Drop for PyFailure {
+    fn drop(&mut self) {
+        // A traceback keeps a worker's frames, and with them device tensors.
+        drop_attached(self.error.take());
+    }
+}
+
+/// An exception raised while a batch ran. Running out of device memory is told apart: the core
+/// splits such a batch.
+pub(crate) fn engine_error(py: Python<'_>, error: PyErr) -> EngineError {
+    let out_of_memory = call_errors(py, "is_out_of_memory", (error.value(py),))
+        .and_then(|answer| answer.extract::<bool>(py))
+        .unwrap_or(false);
+    let failure = PyFailure::new(py, error);
+    if out_of_memory {
+        EngineError::out_of_memory(failure)
+    } else {
+        EngineError::failed(failure)
+    }
+}
+
+/// The exception inside an engine error, with its traceback; or a new one with the error's text.
+fn from_engine(py: Python<'_>, error: &EngineError) -> PyErr {
+    let source = match error {
+        EngineError::OutOfMemory(source) | EngineError::Failed(source) => Some(Arc::clone(source)),
+        _ => None,
+    };
+    source
+        .as_deref()
+        .and_then(|source| source.downcast_ref::<PyFailure>())
+        .and_then(|failure| failure.error.as_ref())
+        .map_or_else(
+            || raise(py, "EngineLost", error.to_string()),
+            |error| error.clone_ref(py),
+        )
+}
+
+/// Why a request has no response, as an exception.
+pub(crate) fn from_request(py: Python<'_>, error: &RequestError) -> PyErr {
+    let name = match error {
+        RequestError::Engine(error) | RequestError::Rebuild(error) => {
+            return from_engine(py, error);
+        }
+        RequestError::DeadlineExceeded => "DeadlineExceeded",
+        RequestError::Cancelled => "RequestCancelled",
+        RequestError::Closed => "QueueClosed",
+        RequestError::WouldDeadlock => "WouldDeadlock",
+        _ => "EngineLost",
+    };
+    raise(py, name, error.to_string())
+}
+
+/// Why something was not accepted, as an exception.
+pub(crate) fn from_submit<R>(py: Python<'_>, error: &SubmitError<R>) -> PyErr {
+    let name = match error {
+        SubmitError::Full(_) => "QueueFull",
+        SubmitError::Closed(_) => "QueueClosed",
+        SubmitError::TooHeavy { .. } => "RequestTooLarge",
+        SubmitError::WouldDeadlock(_) => "WouldDeadlock",
+        _ => "EngineLost",
+    };
+    raise(py, name, error.to_string())
+}
+
+/// Why a queue or an executor could not be made, as an exception.
+pub(crate) fn from_build(py: Python<'_>, error: &BuildError) -> PyErr {
+    match error {
+        BuildError::Config(_) => pyo3::exceptions::PyValueError::new_err(error.to_string()),
+        BuildError::Engine(engine) => from_engine(py, engine),
+        BuildError::Closed(_) => raise(py, "QueueClosed", error.to_string()),
+        BuildError::Thread(_) => pyo3::exceptions::PyRuntimeError::new_err(error.to_string()),
+        _ => raise(py, "EngineLost", error.to_string()),
+    }
+}
+
+/// An exception of `onelane.errors` with a text.
+pub(crate) fn raise(py: Python<'_>, name: &str, text: String) -> PyErr {
+    let kind = errors(py)
+        .and_then(|module| module.bind(py).getattr(name))
+        .and_then(|kind| Ok(kind.cast_into::<PyType>()?));
+    match kind {
+        Ok(kind) => PyErr::from_type(kind, text),
+        Err(error) => error,
+    }
+}
+
+/// The exception of an object that a fork left to its parent.
+pub(crate) fn forked(py: Python<'_>, what: &str) -> PyErr {
+    let text = format!(
+        "onelane: this {what} belongs to the parent process, whose worker thread does not exist \
+         after a fork; make a new one in the child"
+    );
+    raise(py, "ForkedProcess", text)
+}
+
+fn errors(py: Python<'_>) -> PyResult<&Py<PyModule>> {
+    static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    ERRORS.get_or_try_init(py, || Ok(py.import("onelane.errors")?.unbind()))
+}
+
+fn call_errors<'py>(
+    py: Python<'py>,
+    name: &str,
+    args: impl pyo3::call::PyCallArgs<'py>,
+) -> PyResult<Py<PyAny>> {
+    Ok(errors(py)?.bind(py).getattr(name)?.call1(args)?.unbind())
+}

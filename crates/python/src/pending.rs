@@ -1,0 +1,414 @@
+//! Requests whose answer goes into a Python future, of `concurrent.futures` or of asyncio.
+//!
+//! A pending request holds its response handle and is the handle's waker. While a batch is being
+//! handed over, wakers on the worker only push to a list; when the core says that all answers have
+//! been delivered, the whole list is resolved under one attachment to the interpreter, with one
+//! `call_soon_threadsafe` for each event loop. A waker called anywhere else resolves by itself.
+//!
+//! Lock order: nothing attaches, and no Python code runs, under `stage` or `target`.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use onelane::{Infer, InferError, RequestError, ResponseHandle};
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+
+use crate::engine::PyEngine;
+use crate::failure::{from_request, from_submit};
+use crate::interpreter::{drop_attached, generation};
+use crate::item::{Answer, Item};
+
+/// Where the answer goes.
+pub(crate) enum Target {
+    /// A `concurrent.futures.Future`.
+    Thread(Py<PyAny>),
+    /// A future of an asyncio event loop: the loop, then the future.
+    Loop(Py<PyAny>, Py<PyAny>),
+}
+
+/// What is waited for.
+enum Waiting {
+    /// An accepted request.
+    Accepted(ResponseHandle<Answer>),
+    /// A request that waits in line for room; polled on its event loop's thread only, because on
+    /// the worker a poll would run batches.
+    InLine(Infer<PyEngine>),
+}
+
+type Outcome = Result<Answer, InferError<Item>>;
+
+const WAITING: u8 = 0;
+const STARTED: u8 = 1;
+const CANCELLED: u8 = 2;
+
+/// What is waited for, or who is looking at it. A look takes it out: a waker that is called in the
+/// middle of a look, by the same thread even, finds a note to leave instead of a lock.
+enum Stage {
+    /// Nothing, not yet or not any more.
+    Empty,
+    Held(Waiting),
+    /// Somebody looks; `woken` sends them round again, `given_up` ends it.
+    Looking {
+        woken: bool,
+        given_up: bool,
+    },
+}
+
+/// A request whose answer goes into a Python future.
+pub(crate) struct Pending {
+    state: AtomicU8,
+    in_line: AtomicBool,
+    stage: Mutex<Stage>,
+    target: Mutex<Option<Target>>,
+    generation: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stage {
+    const LOOKING: Self = Self::Looking {
+        woken: false,
+        given_up: false,
+    };
+}
+
+impl Pending {
+    pub(crate) fn new(target: Target) -> Arc<Self> {
+        Arc::new(Self {
+            state: AtomicU8::new(WAITING),
+            in_line: AtomicBool::new(false),
+            stage: Mutex::new(Stage::Empty),
+            target: Mutex::new(Some(target)),
+            generation: generation(),
+        })
+    }
+
+    /// Waits for an accepted request. If it has been answered already, the future is resolved here.
+    pub(crate) fn accepted(self: &Arc<Self>, py: Python<'_>, handle: ResponseHandle<Answer>) {
+        *lock(&self.stage) = Stage::Held(Waiting::Accepted(handle));
+        self.advance(py);
+        // A cancel between the submission and here found no handle to drop.
+        if self.state.load(Ordering::Acquire) == CANCELLED {
+            self.give_up(py);
+        }
+    }
+
+    /// Waits in line for room, then for the answer.
+    pub(crate) fn in_line(self: &Arc<Self>, py: Python<'_>, infer: Infer<PyEngine>) {
+        self.in_line.store(true, Ordering::Release);
+        *lock(&self.stage) = Stage::Held(Waiting::InLine(infer));
+        self.advance(py);
+    }
+
+    /// Resolves the future with what came of a request that ran inline.
+    pub(crate) fn answered(&self, py: Python<'_>, answer: Result<Answer, RequestError>) {
+        resolve(py, self.take_target(), answer.map_err(InferError::Failed));
+    }
+
+    /// Looks for the answer and, if it has come, resolves the future.
+    pub(crate) fn advance(self: &Arc<Self>, py: Python<'_>) {
+        if let Some(outcome) = self.poll() {
+            resolve(py, self.take_target(), outcome);
+        }
+    }
+
+    fn poll(self: &Arc<Self>) -> Option<Outcome> {
+        let waker = Waker::from(Arc::clone(self));
+        let mut context = Context::from_waker(&waker);
+        let mut waiting = self.begin_look()?;
+        loop {
+            let polled = match &mut waiting {
+                Waiting::Accepted(handle) => Pin::new(handle)
+                    .poll(&mut context)
+                    .map_err(InferError::Failed),
+                Waiting::InLine(infer) => Pin::new(infer).poll(&mut context),
+            };
+            let mut stage = lock(&self.stage);
+            match (polled, &*stage) {
+                (Poll::Ready(outcome), _) => {
+                    *stage = Stage::Empty;
+                    return Some(outcome);
+                }
+                (Poll::Pending, Stage::Looking { given_up: true, .. }) => {
+                    *stage = Stage::Empty;
+                    drop(stage);
+                    return None;
+                }
+                (Poll::Pending, Stage::Looking { woken: true, .. }) => {
+                    *stage = Stage::LOOKING;
+                }
+                (Poll::Pending, _) => {
+                    *stage = Stage::Held(waiting);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Takes out what is waited for; leaves a note when somebody else is looking at it.
+    fn begin_look(&self) -> Option<Waiting> {
+        let mut stage = lock(&self.stage);
+        match std::mem::replace(&mut *stage, Stage::LOOKING) {
+            Stage::Held(waiting) => Some(waiting),
+            Stage::Empty => {
+                *stage = Stage::Empty;
+                None
+            }
+            Stage::Looking { given_up, .. } => {
+                *stage = Stage::Looking {
+                    woken: true,
+                    given_up,
+                };
+                None
+            }
+        }
+    }
+
+    fn take_target(&self) -> Option<Target> {
+        lock(&self.target).take()
+    }
+
+    /// Claims the request for running; `false` when it has been cancelled. Tells the future the
+    /// first time.
+    pub(crate) fn start(&self, py: Python<'_>) -> bool {
+        let claim = self.state.compare_exchange(
+            WAITING,
+            STARTED,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if claim.is_ok() {
+            let future = match &*lock(&self.target) {
+                Some(Target::Thread(future)) => Some(future.clone_ref(py)),
+                _ => None,
+            };
+            if let Some(future) = future {
+                // It can only fail for a future that its user has resolved or cancelled behind our
+                // back; then the result is dropped when it comes.
+                let _ = future.call_method0(py, "set_running_or_notify_cancel");
+            }
+        }
+        claim != Err(CANCELLED)
+    }
+
+    /// Cancels the request if it has not started: it leaves its queue.
+    fn cancel(&self, py: Python<'_>) -> bool {
+        let claim = self.state.compare_exchange(
+            WAITING,
+            CANCELLED,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if claim.is_ok() {
+            self.give_up(py);
+        }
+        claim.is_ok()
+    }
+
+    /// Stops waiting, whether the request runs or not.
+    fn give_up(&self, _py: Python<'_>) {
+        let left = {
+            let mut stage = lock(&self.stage);
+            match &mut *stage {
+                Stage::Looking { given_up, .. } => {
+                    *given_up = true;
+                    None
+                }
+                other => Some(std::mem::replace(other, Stage::Empty)),
+            }
+        };
+        // Outside the lock: dropping a handle cancels its request.
+        drop(left);
+        let target = self.take_target();
+        drop(target);
+    }
+
+    fn is_stale(&self) -> bool {
+        self.generation != generation()
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.is_stale() {
+            // The locks of the core may have been held by another thread when the process forked.
+            let stage = std::mem::replace(&mut *lock(&self.stage), Stage::Empty);
+            std::mem::forget(stage);
+        }
+        if let Some(target) = self.take_target() {
+            drop_attached(target);
+        }
+    }
+}
+
+impl Wake for Pending {
+    fn wake(self: Arc<Self>) {
+        if self.in_line.load(Ordering::Acquire) {
+            // Polled on the loop's own thread.
+            Python::try_attach(|py| advance_on_loop(py, &self));
+        } else if let Some(pending) = push_delivery(self) {
+            Python::try_attach(|py| pending.advance(py));
+        }
+    }
+}
+
+thread_local! {
+    /// Whether a batch of this worker has run whose answers are still to be delivered.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+    static DELIVERED: RefCell<Vec<Arc<Pending>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// From here to [`take_delivered`], wakers called on this thread are collected.
+pub(crate) fn expect_delivery() {
+    EXPECTED.set(true);
+}
+
+/// A model may run now, and what it waits for must not be collected.
+pub(crate) fn no_delivery() {
+    EXPECTED.set(false);
+}
+
+/// What was collected.
+pub(crate) fn take_delivered() -> Vec<Arc<Pending>> {
+    EXPECTED.set(false);
+    DELIVERED.take()
+}
+
+/// Collects a request for the delivery, or gives it back if none is expected on this thread.
+fn push_delivery(pending: Arc<Pending>) -> Option<Arc<Pending>> {
+    if !EXPECTED.get() {
+        return Some(pending);
+    }
+    DELIVERED.with_borrow_mut(|delivered| delivered.push(pending));
+    None
+}
+
+/// Resolves the futures of a whole batch; those of one event loop with one call to it.
+pub(crate) fn resolve_all(py: Python<'_>, delivered: Vec<Arc<Pending>>) {
+    let mut loops: Vec<(Py<PyAny>, Vec<Py<PyAny>>)> = Vec::new();
+    for pending in delivered {
+        let Some(outcome) = pending.poll() else {
+            continue;
+        };
+        match pending.take_target() {
+            Some(Target::Loop(event_loop, future)) => {
+                let Ok(resolved) = resolution(py, future, outcome) else {
+                    continue;
+                };
+                match loops.iter_mut().find(|(other, _)| other.is(&event_loop)) {
+                    Some((_, futures)) => futures.push(resolved),
+                    None => loops.push((event_loop, vec![resolved])),
+                }
+            }
+            target => resolve(py, target, outcome),
+        }
+    }
+    for (event_loop, futures) in loops {
+        tell_loop(py, &event_loop, futures);
+    }
+}
+
+fn resolve(py: Python<'_>, target: Option<Target>, outcome: Outcome) {
+    match target {
+        None => {}
+        Some(Target::Thread(future)) => {
+            // An error here means that somebody else has resolved or cancelled the future.
+            let _ = match value(py, outcome) {
+                Ok(value) => future.call_method1(py, "set_result", (value,)),
+                Err(error) => future.call_method1(py, "set_exception", (error.into_value(py),)),
+            };
+        }
+        Some(Target::Loop(event_loop, future)) => {
+            if let Ok(resolved) = resolution(py, future, outcome) {
+                tell_loop(py, &event_loop, vec![resolved]);
+            }
+        }
+    }
+}
+
+fn value(py: Python<'_>, outcome: Outcome) -> PyResult<Py<PyAny>> {
+    match outcome {
+        Ok(answer) => answer.into_result(py),
+        Err(InferError::Failed(error)) => Err(from_request(py, &error)),
+        Err(InferError::Refused(error)) => Err(from_submit(py, &error)),
+        Err(error) => Err(crate::failure::raise(py, "EngineLost", error.to_string())),
+    }
+}
+
+/// `(future, failed, value)`, as `onelane._aio.resolve` wants them.
+fn resolution(py: Python<'_>, future: Py<PyAny>, outcome: Outcome) -> PyResult<Py<PyAny>> {
+    let (failed, value) = match value(py, outcome) {
+        Ok(value) => (false, value),
+        Err(error) => (true, error.into_value(py).into_any()),
+    };
+    Ok((future, failed, value).into_pyobject(py)?.into_any().unbind())
+}
+
+fn tell_loop(py: Python<'_>, event_loop: &Py<PyAny>, futures: Vec<Py<PyAny>>) {
+    let tell = || -> PyResult<()> {
+        let resolve = py.import("onelane._aio")?.getattr("resolve")?;
+        let futures = PyList::new(py, futures)?;
+        event_loop.call_method1(py, "call_soon_threadsafe", (resolve, futures))?;
+        Ok(())
+    };
+    // A loop that has been closed has nobody left who waits.
+    let _ = tell();
+}
+
+fn advance_on_loop(py: Python<'_>, pending: &Arc<Pending>) {
+    let event_loop = match &*lock(&pending.target) {
+        Some(Target::Loop(event_loop, _)) => event_loop.clone_ref(py),
+        _ => return,
+    };
+    let tell = || -> PyResult<()> {
+        let advance = Py::new(py, Ticket(Arc::clone(pending)))?.getattr(py, "advance")?;
+        let args = PyTuple::new(py, [advance])?;
+        event_loop.call_method1(py, "call_soon_threadsafe", args)?;
+        Ok(())
+    };
+    let _ = tell();
+}
+
+/// A submitted request, as its future knows it.
+#[pyclass(frozen, module = "onelane._onelane", name = "Ticket")]
+pub(crate) struct Ticket(pub(crate) Arc<Pending>);
+
+#[pymethods]
+impl Ticket {
+    /// Cancels the request if it has not started. Says whether this call has cancelled it.
+    fn cancel(&self, py: Python<'_>) -> bool {
+        if self.0.is_stale() {
+            return false;
+        }
+        self.0.cancel(py)
+    }
+
+    /// Stops waiting for the request: one that has not started is cancelled, the result of one that
+    /// runs is dropped. The future is left as it is.
+    fn abandon(&self, py: Python<'_>) {
+        if !self.0.is_stale() && !self.0.cancel(py) {
+            self.0.give_up(py);
+        }
+    }
+
+    /// Looks for the answer and, if it has come, resolves the future. A deadline that has passed is
+    /// an answer.
+    fn advance(&self, py: Python<'_>) {
+        if !self.0.is_stale() {
+            self.0.advance(py);
+        }
+    }
+
+    /// Whether a fork has left this request to the parent process.
+    #[getter]
+    fn stale(&self) -> bool {
+        self.0.is_stale()
+    }
+}

@@ -1,0 +1,430 @@
+//! The batch queue as Python's front sees it: inputs are opaque objects with a key, a cost and an
+//! urgency that the front has worked out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use onelane::{
+    BatchConfig, BatchQueue, BuildError, DeviceExecutor, Priority, Request, ResponseHandle,
+    Shutdown, ShutdownError, SubmitError,
+};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::engine::PyEngine;
+use crate::executor::Executor;
+use crate::failure::{forked, from_build, from_request, from_submit, raise};
+use crate::interpreter::{Step, generation, wait};
+use crate::item::{Answer, Item};
+use crate::pending::{Pending, Target, Ticket};
+use crate::stats;
+
+type Handle = ResponseHandle<Answer>;
+
+/// The typed front of one engine, which is a Python function.
+#[pyclass(frozen, module = "onelane._onelane", name = "Queue")]
+pub(crate) struct Queue {
+    /// `None` in `drop` alone.
+    queue: Option<BatchQueue<PyEngine>>,
+    /// `None` in `drop` alone.
+    device: Option<DeviceExecutor>,
+    /// Attempts that found the queue full and were followed by a wait: not refusals.
+    waited: AtomicU64,
+    generation: u64,
+}
+
+/// What is submitted beside the input.
+#[derive(FromPyObject)]
+struct Submission {
+    #[pyo3(item(0))]
+    payload: Py<PyAny>,
+    #[pyo3(item(1))]
+    key: u64,
+    #[pyo3(item(2))]
+    cost: usize,
+}
+
+impl Submission {
+    fn into_item(self) -> Item {
+        Item::new(self.payload, self.key, self.cost)
+    }
+}
+
+fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|error| PyValueError::new_err(format!("{name} = {value}: {error}")))
+}
+
+fn until(timeout: Option<f64>) -> PyResult<Option<Instant>> {
+    let Some(timeout) = timeout else {
+        return Ok(None);
+    };
+    // A time that has passed is now; one past the end of time is never.
+    let timeout = seconds("timeout", timeout.clamp(0.0, 1e9))?;
+    Ok(Instant::now().checked_add(timeout))
+}
+
+fn request(item: Item, priority: u8, until: Option<Instant>) -> PyResult<Request<Item>> {
+    let class = Priority::ALL.get(usize::from(priority));
+    let class = class.ok_or_else(|| PyValueError::new_err(format!("priority {priority}")))?;
+    let request = Request::new(item).priority(*class);
+    Ok(match until {
+        Some(until) => request.deadline(until),
+        None => request,
+    })
+}
+
+#[pymethods]
+impl Queue {
+    #[new]
+    #[pyo3(signature = (executor, build, **settings))]
+    fn new(
+        py: Python<'_>,
+        executor: &Executor,
+        build: Py<PyAny>,
+        settings: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let device = executor.device(py)?.clone();
+        let (config, idempotent) = read_settings(settings)?;
+        let build = Arc::new(build);
+        let factory = move || PyEngine::build(&build, idempotent);
+        let queue = if device.is_worker() {
+            // Python code of ours runs on the worker: build right here.
+            py.detach(|| BatchQueue::new(&device, config, factory))
+        } else {
+            build_interruptibly(py, &device, config, factory)?
+        };
+        Ok(Self {
+            queue: Some(queue.map_err(|error| from_build(py, &error))?),
+            device: Some(device),
+            waited: AtomicU64::new(0),
+            generation: generation(),
+        })
+    }
+
+    /// Submits a request and waits for its response, without a future.
+    fn call(
+        &self,
+        py: Python<'_>,
+        submission: Submission,
+        priority: u8,
+        timeout: Option<f64>,
+    ) -> PyResult<Py<PyAny>> {
+        let queue = self.queue(py)?;
+        let until = until(timeout)?;
+        let request = request(submission.into_item(), priority, until)?;
+        let handle = self.submit_waiting(py, queue, request, until)?;
+        let answer = wait_for(py, handle, until)?;
+        answer.into_result(py)
+    }
+
+    /// Submits a request whose response goes into a `concurrent.futures.Future`.
+    fn submit(
+        &self,
+        py: Python<'_>,
+        submission: Submission,
+        priority: u8,
+        timeout: Option<f64>,
+        future: Py<PyAny>,
+    ) -> PyResult<Ticket> {
+        let queue = self.queue(py)?;
+        let until = until(timeout)?;
+        let pending = Pending::new(Target::Thread(future));
+        let item = submission.into_item().with_pending(&pending);
+        let request = request(item, priority, until)?;
+        let handle = self.submit_waiting(py, queue, request, until)?;
+        self.follow(py, &pending, handle);
+        Ok(Ticket(pending))
+    }
+
+    /// Submits several requests at once: all or none.
+    fn submit_many(
+        &self,
+        py: Python<'_>,
+        submissions: Vec<Submission>,
+        priority: u8,
+        timeout: Option<f64>,
+        futures: Vec<Py<PyAny>>,
+    ) -> PyResult<Vec<Ticket>> {
+        let queue = self.queue(py)?;
+        let until = until(timeout)?;
+        let mut requests = Vec::with_capacity(submissions.len());
+        let mut pendings = Vec::with_capacity(submissions.len());
+        for (submission, future) in submissions.into_iter().zip(futures) {
+            let pending = Pending::new(Target::Thread(future));
+            let item = submission.into_item().with_pending(&pending);
+            requests.push(request(item, priority, until)?);
+            pendings.push(pending);
+        }
+        let handles = self.submit_group(py, queue, requests, until)?;
+        for (pending, handle) in pendings.iter().zip(handles) {
+            self.follow(py, pending, handle);
+        }
+        Ok(pendings.into_iter().map(Ticket).collect())
+    }
+
+    /// Submits a request whose response goes into a future of an asyncio event loop. Does not
+    /// block: a request that finds no room waits in line for it.
+    fn submit_async(
+        &self,
+        py: Python<'_>,
+        submission: Submission,
+        priority: u8,
+        timeout: Option<f64>,
+        target: (Py<PyAny>, Py<PyAny>),
+    ) -> PyResult<Ticket> {
+        let queue = self.queue(py)?;
+        let until = until(timeout)?;
+        let (event_loop, future) = target;
+        let pending = Pending::new(Target::Loop(event_loop, future));
+        let item = submission.into_item().with_pending(&pending);
+        let request = request(item, priority, until)?;
+        match queue.try_submit(request) {
+            Ok(handle) => self.follow(py, &pending, handle),
+            Err(SubmitError::Full(request)) => {
+                self.waited.fetch_add(1, Ordering::Relaxed);
+                pending.in_line(py, queue.infer(request));
+            }
+            Err(error) => return Err(from_submit(py, &error)),
+        }
+        Ok(Ticket(pending))
+    }
+
+    /// Refuses new requests; what was accepted is run.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.queue(py)?.close();
+        Ok(())
+    }
+
+    /// Closes the queue and waits until the engine is gone. `False`: the time was over first, or
+    /// this is the worker itself; the shutdown goes on.
+    fn shutdown(&self, py: Python<'_>, abort: bool, timeout: Option<f64>) -> PyResult<bool> {
+        let queue = self.queue(py)?;
+        let mode = if abort {
+            Shutdown::Abort
+        } else {
+            Shutdown::Drain
+        };
+        let until = until(timeout)?;
+        wait_shutdown(py, until, |slice| queue.shutdown(mode, slice))
+    }
+
+    /// The counters and histograms, as a dict.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.queue(py)?.stats();
+        stats::to_dict(py, &stats, self.waited.load(Ordering::Relaxed))
+    }
+
+    /// `(state, detail, running_for_s)`.
+    fn health(&self, py: Python<'_>) -> PyResult<(&'static str, Option<String>, Option<f64>)> {
+        Ok(stats::health(&self.queue(py)?.health()))
+    }
+
+    /// Whether the calling thread is a worker of the queue's executor.
+    fn is_worker(&self) -> bool {
+        self.generation == generation()
+            && self.device.as_ref().is_some_and(DeviceExecutor::is_worker)
+    }
+}
+
+impl Queue {
+    fn queue(&self, py: Python<'_>) -> PyResult<&BatchQueue<PyEngine>> {
+        match &self.queue {
+            Some(queue) if self.generation == generation() => Ok(queue),
+            _ => Err(forked(py, "queue")),
+        }
+    }
+
+    /// Submits, waiting for room if need be. With room, the interpreter is not let go of.
+    fn submit_waiting(
+        &self,
+        py: Python<'_>,
+        queue: &BatchQueue<PyEngine>,
+        request: Request<Item>,
+        until: Option<Instant>,
+    ) -> PyResult<Handle> {
+        let request = match queue.try_submit(request) {
+            Ok(handle) => return Ok(handle),
+            Err(SubmitError::Full(request)) => request,
+            Err(error) => return Err(from_submit(py, &error)),
+        };
+        wait(py, request, |request, slice| {
+            self.waited.fetch_add(1, Ordering::Relaxed);
+            let submitted = match patience(until, slice) {
+                None => queue.submit(request),
+                Some(patience) => queue.submit_timeout(request, patience),
+            };
+            match submitted {
+                Err(SubmitError::Full(request)) if !is_over(until) => Step::Again(request),
+                other => Step::Done(other),
+            }
+        })?
+        .map_err(|error| from_submit(py, &error))
+    }
+
+    fn submit_group(
+        &self,
+        py: Python<'_>,
+        queue: &BatchQueue<PyEngine>,
+        requests: Vec<Request<Item>>,
+        until: Option<Instant>,
+    ) -> PyResult<Vec<Handle>> {
+        let count = requests.len() as u64;
+        wait(py, requests, |requests, slice| {
+            let submitted = queue.try_submit_group(requests);
+            let Err(SubmitError::Full(requests)) = submitted else {
+                return Step::Done(submitted);
+            };
+            if is_over(until) {
+                return Step::Done(Err(SubmitError::Full(requests)));
+            }
+            self.waited.fetch_add(count, Ordering::Relaxed);
+            match patience(until, slice) {
+                None => Step::Done(queue.submit_group(requests)),
+                Some(patience) => {
+                    // The core has no group submission with a time limit: look again in a while.
+                    std::thread::park_timeout(patience.min(Duration::from_millis(5)));
+                    Step::Again(requests)
+                }
+            }
+        })?
+        .map_err(|error| from_submit(py, &error))
+    }
+
+    /// Lets the answer find its future. On the worker the request is run inline, now.
+    fn follow(&self, py: Python<'_>, pending: &Arc<Pending>, handle: Handle) {
+        if self.is_worker() {
+            let answer = py.detach(|| handle.wait());
+            pending.answered(py, answer);
+        } else {
+            pending.accepted(py, handle);
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if self.generation != generation() {
+            // The locks of the core may have been held by another thread when the process forked,
+            // and the worker is not there to be waited for.
+            std::mem::forget(self.queue.take());
+            std::mem::forget(self.device.take());
+        }
+    }
+}
+
+/// Waits for an answer, with signals seen on the main thread.
+pub(crate) fn wait_for<T: Send + 'static>(
+    py: Python<'_>,
+    handle: ResponseHandle<T>,
+    until: Option<Instant>,
+) -> PyResult<T> {
+    let answer = wait(py, handle, |handle, slice| {
+        let Some(patience) = patience(until, slice) else {
+            return Step::Done(Some(handle.wait()));
+        };
+        match handle.wait_timeout(patience) {
+            Ok(answer) => Step::Done(Some(answer)),
+            Err(handle) if !is_over(until) => Step::Again(handle),
+            // Dropped: the request runs, and its response has no reader.
+            Err(_) => Step::Done(None),
+        }
+    })?;
+    match answer {
+        Some(answer) => answer.map_err(|error| from_request(py, &error)),
+        None => Err(raise(
+            py,
+            "DeadlineExceeded",
+            "the deadline passed while the request was running".to_owned(),
+        )),
+    }
+}
+
+/// Repeats a shutdown in slices until it has ended. `false` when the time was over first, or on a
+/// worker, which cannot wait for itself.
+pub(crate) fn wait_shutdown(
+    py: Python<'_>,
+    until: Option<Instant>,
+    shutdown: impl Fn(Duration) -> Result<(), ShutdownError> + Sync,
+) -> PyResult<bool> {
+    const LONG: Duration = Duration::from_secs(3600);
+    wait(py, (), |(), slice| {
+        match shutdown(patience(until, slice).unwrap_or(LONG)) {
+            Ok(()) => Step::Done(true),
+            Err(ShutdownError::Timeout(_)) if !is_over(until) => Step::Again(()),
+            Err(_) => Step::Done(false),
+        }
+    })
+}
+
+fn is_over(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| until <= Instant::now())
+}
+
+/// How long one step may take.
+fn patience(until: Option<Instant>, slice: Option<Duration>) -> Option<Duration> {
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    [left, slice].into_iter().flatten().min()
+}
+
+type Built = Result<BatchQueue<PyEngine>, BuildError>;
+
+/// Loading a model can take minutes: on the main thread signals are seen meanwhile.
+fn build_interruptibly(
+    py: Python<'_>,
+    device: &DeviceExecutor,
+    config: BatchConfig,
+    factory: impl Fn() -> Result<PyEngine, onelane::EngineError> + Send + Sync + 'static,
+) -> PyResult<Built> {
+    let (sender, receiver) = sync_channel::<Built>(1);
+    let device = device.clone();
+    let build = move || {
+        // If nobody waits any more, the queue is dropped, which closes it.
+        let _ = sender.send(BatchQueue::new(&device, config, factory));
+    };
+    let name = "onelane build".to_owned();
+    let thread = std::thread::Builder::new().name(name).spawn(build);
+    thread.map_err(|error| PyRuntimeError::new_err(format!("no thread: {error}")))?;
+    wait(py, receiver, |receiver, slice| {
+        let slice = slice.unwrap_or(Duration::from_secs(3600));
+        match receiver.recv_timeout(slice) {
+            Ok(built) => Step::Done(Ok(built)),
+            Err(RecvTimeoutError::Timeout) => Step::Again(receiver),
+            Err(RecvTimeoutError::Disconnected) => Step::Done(Err(())),
+        }
+    })?
+    .map_err(|()| PyRuntimeError::new_err("the thread that built the queue has died"))
+}
+
+/// The settings of a queue, by the names of `BatchConfig`; times in milliseconds or seconds, as the
+/// name says.
+fn read_settings(settings: Option<&Bound<'_, PyDict>>) -> PyResult<(BatchConfig, bool)> {
+    let mut config = BatchConfig::default();
+    let mut idempotent = true;
+    let Some(settings) = settings else {
+        return Ok((config, idempotent));
+    };
+    for (name, value) in settings.iter() {
+        let name: String = name.extract()?;
+        match name.as_str() {
+            "name" => config.name = value.extract()?,
+            "max_batch_size" => config.max_batch_size = value.extract()?,
+            "max_batch_cost" => config.max_batch_cost = value.extract()?,
+            "capacity" => config.capacity = value.extract()?,
+            "max_wait_ms" => {
+                config.max_wait = seconds("max_wait_ms", value.extract::<f64>()? / 1000.0)?;
+            }
+            "stall_after_s" => config.stall_after = seconds("stall_after_s", value.extract()?)?,
+            "weight" => config.weight = value.extract()?,
+            "idempotent" => idempotent = value.extract()?,
+            _ => return Err(PyValueError::new_err(format!("unknown setting {name:?}"))),
+        }
+    }
+    config
+        .validate()
+        .map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok((config, idempotent))
+}

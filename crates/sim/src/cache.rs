@@ -1,0 +1,121 @@
+//! The shader cache and the graph cache (rules R6 and R9).
+//!
+//! A miss is found, then compiled, then inserted. Unlocked, two threads can be in between at once.
+
+use std::collections::BTreeSet;
+
+use crate::baton::ThreadId;
+use crate::error::Fault;
+
+/// One cache.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    name: &'static str,
+    /// What is in it, per thread where each thread has its own.
+    keys: BTreeSet<(Option<ThreadId>, String)>,
+    /// Threads that have missed and not inserted yet.
+    missed: Vec<(ThreadId, String)>,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+}
+
+/// What a lookup found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    Hit,
+    Miss,
+}
+
+impl Cache {
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            keys: BTreeSet::new(),
+            missed: Vec::new(),
+            hits: 0,
+            misses: 0,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.keys.clear();
+    }
+
+    /// Drops what a thread had for itself.
+    pub(crate) fn forget(&mut self, thread: ThreadId) {
+        self.keys.retain(|(owner, _)| *owner != Some(thread));
+    }
+
+    /// Looks a key up. After a miss the caller must [`Cache::insert`].
+    pub(crate) fn find(
+        &mut self,
+        owner: Option<ThreadId>,
+        thread: ThreadId,
+        key: &str,
+    ) -> Lookup {
+        if self.keys.contains(&(owner, key.to_owned())) {
+            self.hits += 1;
+            return Lookup::Hit;
+        }
+        self.misses += 1;
+        self.missed.push((thread, key.to_owned()));
+        Lookup::Miss
+    }
+
+    /// Inserts a key after a miss.
+    ///
+    /// # Errors
+    /// Unlocked, when another thread is also between a miss and its insertion, or inserted the same
+    /// key since the miss: two threads change one table.
+    pub(crate) fn insert(
+        &mut self,
+        owner: Option<ThreadId>,
+        thread: ThreadId,
+        (key, locked): (&str, bool),
+    ) -> Result<(), Fault> {
+        self.missed.retain(|(t, k)| *t != thread || k != key);
+        let fresh = self.keys.insert((owner, key.to_owned()));
+        let alone = self.missed.is_empty();
+        if locked || owner.is_some() || (fresh && alone) {
+            Ok(())
+        } else {
+            Err(Fault::CacheRace {
+                cache: self.name,
+                key: key.to_owned(),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: ThreadId = ThreadId(1);
+    const TWO: ThreadId = ThreadId(2);
+
+    #[test]
+    fn interleaved_misses_race_when_unlocked() {
+        for (locked, races) in [(false, true), (true, false)] {
+            let mut cache = Cache::new("shader");
+            assert_eq!(cache.find(None, ONE, "relu"), Lookup::Miss);
+            assert_eq!(cache.find(None, TWO, "add"), Lookup::Miss);
+            assert_eq!(cache.insert(None, ONE, ("relu", locked)).is_err(), races);
+        }
+    }
+
+    #[test]
+    fn one_thread_after_the_other_never_races() {
+        let mut cache = Cache::new("shader");
+        assert_eq!(cache.find(None, ONE, "relu"), Lookup::Miss);
+        cache.insert(None, ONE, ("relu", false)).unwrap();
+        assert_eq!(cache.find(None, TWO, "relu"), Lookup::Hit);
+        assert_eq!(cache.find(None, TWO, "add"), Lookup::Miss);
+        cache.insert(None, TWO, ("add", false)).unwrap();
+        assert_eq!((cache.len(), cache.hits, cache.misses), (2, 1, 2));
+    }
+}

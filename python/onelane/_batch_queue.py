@@ -1,0 +1,349 @@
+"""The batch queue: many threads and tasks, one model, batches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Literal
+
+from onelane import _devices, _model, _modes, _onelane
+from onelane._calls import CallCollator
+from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
+from onelane._executor import DeviceExecutor, executor
+from onelane._future import RequestFuture
+from onelane._pad import Pad
+from onelane._stats import Health, QueueStats
+from onelane.errors import DeadlineExceeded
+
+Priority = Literal["interactive", "normal", "bulk"]
+
+_CLASSES = {"interactive": 0, "normal": 1, "bulk": 2}
+_KEYS_KEPT = 4096
+
+
+class _Keys:
+    """Gives equal batch keys equal numbers, so that the core compares numbers.
+
+    Bounded: after a while it starts anew. Numbers are never used twice, so all that is lost is
+    that requests from before and after do not share a batch.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+        self._next = itertools.count()
+        self._lock = threading.Lock()
+
+    def number(self, key: Any) -> int:
+        number = self._numbers.get(key)
+        if number is not None:
+            return number
+        with self._lock:
+            if len(self._numbers) >= _KEYS_KEPT:
+                self._numbers = {}
+            return self._numbers.setdefault(key, next(self._next))
+
+
+class BatchQueue:
+    """The front of one model on one device. Requests that wait together run as one batch.
+
+    ::
+
+        queue = onelane.BatchQueue(model, "mps", max_batch_size=32)
+        y = queue(x)                      # from any thread
+        future = queue.submit(x)          # a concurrent.futures.Future
+        y = await queue.infer(x)          # from any event loop
+
+    model: an `nn.Module` (moved to the device on the worker), any callable, or a factory: a
+        function without parameters, or anything with `factory=True`. A factory is called on the
+        worker, and what it returns lives and dies there.
+    device: a name (`"mps"`, `"cuda:1"`, `"cpu"`), a `torch.device`, or a `DeviceExecutor`. The
+        queues of one device share its one worker. Default: `mps` where there is one, else `cuda`,
+        else `cpu`.
+    max_batch_size: the most rows in a batch; requests with `collate="list"`. A single request with
+        more rows runs alone and whole.
+    max_wait_ms: how long an idle worker may wait for a batch to fill; 0 never waits.
+    capacity: the most requests that may wait; then calls wait for room.
+    collate: `"tensor"`: a request is a tensor or NumPy array whose first dimension is the batch's,
+        of any size, or a dict or tuple of such. Requests share a batch when dtypes, trailing
+        shapes, structure and plain values agree. `"list"`: a request is any object; the model gets
+        a list and returns one result an item. A function: makes the batch from the list.
+    pad: a `Pad`, for a dimension that varies.
+    output: `"cpu"`: results are CPU tensors of their own, detached. `"device"`: they stay on the
+        device, complete; touching or freeing them off the worker is then your risk.
+    batch: False runs each request by itself, with any shapes in and out.
+    unpack: whether a dict given alone becomes keyword arguments of the model, and a tuple
+        positional ones.
+    idempotent: False if a failed batch must not be run again in parts. Otherwise a request that
+        makes its batch fail fails alone.
+
+    A call runs with the caller's grad, inference and autocast modes, and with the context variables
+    of the first request of the batch. Do not change an input before its result is there.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: Any = None,
+        max_batch_size: int = 32,
+        max_wait_ms: float = 0,
+        capacity: int = 1024,
+        workers: int = 1,
+        collate: Literal["tensor", "list"] | Callable[[list[Any]], Any] | CallCollator = "tensor",
+        pad: Pad | None = None,
+        output: Literal["cpu", "device"] = "cpu",
+        *,
+        batch: bool = True,
+        factory: bool | None = None,
+        unpack: bool = True,
+        idempotent: bool = True,
+        name: str | None = None,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
+        if output not in ("cpu", "device"):
+            raise ValueError(f"output={output!r}: use 'cpu' or 'device'")
+        if max_batch_size < 1:
+            raise ValueError(f"max_batch_size={max_batch_size}: use at least 1")
+        if isinstance(device, DeviceExecutor):
+            self._executor = device
+        else:
+            self._executor = executor(_devices.default() if device is None else device, workers)
+        self._collator = _collator(collate, pad, batch, unpack)
+        self._max_rows = max_batch_size
+        self._keys = _Keys()
+        self._autocast = _devices.autocast_types(self._executor.device)
+        build = _model.Build(
+            model,
+            factory=_model.takes_nothing(model) if factory is None else factory,
+            device=self._executor.device,
+            collator=self._collator,
+            to_cpu=output == "cpu",
+        )
+        self._core = _onelane.Queue(
+            self._executor._core,
+            build,
+            name=name or getattr(model, "__name__", None) or type(model).__name__,
+            max_batch_size=max_batch_size if batch else 1,
+            max_batch_cost=max_batch_size,
+            max_wait_ms=float(max_wait_ms),
+            capacity=capacity,
+            idempotent=idempotent,
+        )
+
+    @classmethod
+    def from_factory(
+        cls, factory: Callable[[], Any], device: Any = None, **settings: Any
+    ) -> BatchQueue:
+        """Make a queue whose model is built by `factory()`, on the worker."""
+        return cls(factory, device, factory=True, **settings)
+
+    @property
+    def executor(self) -> DeviceExecutor:
+        """The executor that owns the device."""
+        return self._executor
+
+    def _submission(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[_model.Payload, int, int]:
+        modes = _modes.capture(self._autocast)
+        request, key = self._collator.prepare(args, kwargs)
+        payload = _model.Payload(request, modes, contextvars.copy_context())
+        cost = min(max(request.rows, 1), self._max_rows)
+        return payload, self._keys.number((key, modes)), cost
+
+    def __call__(
+        self,
+        *inputs: Any,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        priority: Priority = "normal",
+        **named: Any,
+    ) -> Any:
+        """Return the model's response to one request; blocks until it is there.
+
+        timeout: seconds after which to give up; deadline: the same as an instant of
+        `time.monotonic()`. A request that has not started by then is not computed, and
+        `DeadlineExceeded`, a `TimeoutError`, is raised.
+        """
+        submission = self._submission(inputs, named)
+        left = _left(timeout, deadline)
+        return self._core.call(submission, _class(priority), left)
+
+    def submit(
+        self,
+        *inputs: Any,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        priority: Priority = "normal",
+        **named: Any,
+    ) -> Future[Any]:
+        """Submit one request and return its future; blocks only while the queue is full.
+
+        timeout, deadline: when the request must have started, or the future gets
+        `DeadlineExceeded`. Cancelling the future takes the request out of the queue.
+        """
+        future = RequestFuture()
+        submission = self._submission(inputs, named)
+        left = _left(timeout, deadline)
+        future._ticket = self._core.submit(submission, _class(priority), left, future)
+        return future
+
+    def submit_many(
+        self,
+        inputs: Iterable[Any],
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        priority: Priority = "normal",
+    ) -> list[Future[Any]]:
+        """Submit several requests at once: all are accepted, or none is."""
+        submissions = [self._submission((x,), {}) for x in inputs]
+        futures = [RequestFuture() for _ in submissions]
+        left = _left(timeout, deadline)
+        tickets = self._core.submit_many(submissions, _class(priority), left, futures)
+        for future, ticket in zip(futures, tickets, strict=True):
+            future._ticket = ticket
+        return list(futures)
+
+    async def infer(
+        self,
+        *inputs: Any,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        priority: Priority = "normal",
+        **named: Any,
+    ) -> Any:
+        """Await the model's response to one request; never blocks the event loop.
+
+        timeout, deadline: as in a call. Cancelling the task cancels the request.
+        """
+        submission = self._submission(inputs, named)
+        left = _left(timeout, deadline)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        ticket = self._core.submit_async(submission, _class(priority), left, (loop, future))
+        timer = None if left is None else loop.call_later(left, _expire, ticket, future)
+        try:
+            return await future
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if not future.done() or future.cancelled():
+                ticket.abandon()
+
+    def map(
+        self,
+        inputs: Iterable[Any],
+        *,
+        timeout: float | None = None,
+        priority: Priority = "normal",
+    ) -> Iterator[Any]:
+        """Return the responses to many requests, in order.
+
+        Some batches' worth of requests are under way at a time, so `inputs` may be endless. The
+        first are submitted at once. timeout: seconds from this call until `TimeoutError` is raised.
+        """
+        window = 4 * self._max_rows * self._executor.workers
+        end = None if timeout is None else time.monotonic() + timeout
+        source = iter(inputs)
+        futures: deque[Future[Any]] = deque()
+
+        def fill() -> None:
+            for x in itertools.islice(source, window - len(futures)):
+                futures.append(self.submit(x, priority=priority))
+
+        def results() -> Iterator[Any]:
+            try:
+                while futures:
+                    left = None if end is None else end - time.monotonic()
+                    result = futures[0].result(left)
+                    futures.popleft()
+                    fill()
+                    yield result
+            finally:
+                for future in futures:
+                    future.cancel()
+
+        fill()
+        return results()
+
+    def stats(self) -> QueueStats:
+        """Return a snapshot of the counters; zeros when the queue has been closed and is empty."""
+        return QueueStats._of(self._core.stats())
+
+    def health(self) -> Health:
+        """Return whether the queue works, stalls or has failed."""
+        return Health(*self._core.health())
+
+    def close(self) -> None:
+        """Refuse new requests, run what was accepted, drop the model on its worker, and wait."""
+        self._core.shutdown(False, None)
+
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> bool:
+        """Refuse new requests; run what was accepted, or give it up with `cancel_futures`.
+
+        timeout: seconds to wait. Returns whether everything has ended; if not, it goes on.
+        Requests that are given up raise `QueueClosed`.
+        """
+        return self._core.shutdown(cancel_futures, timeout if wait else 0.0)
+
+    def __enter__(self) -> BatchQueue:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"BatchQueue(device={self._executor.device!r}, max_batch_size={self._max_rows})"
+
+
+def _collator(collate: Any, pad: Pad | None, batch: bool, unpack: bool) -> Collator:
+    if pad is not None and (collate != "tensor" or not batch):
+        raise ValueError("pad= is for tensors that are batched: use collate='tensor' with it")
+    if isinstance(collate, CallCollator):
+        return collate
+    if not batch:
+        return SingleCollator(unpack)
+    if collate == "tensor":
+        return TensorCollator(pad, unpack)
+    if collate == "list":
+        return ListCollator(None)
+    if callable(collate):
+        return ListCollator(collate)
+    raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list")
+
+
+def _left(timeout: float | None, deadline: float | None) -> float | None:
+    if deadline is None:
+        return timeout
+    left = deadline - time.monotonic()
+    return left if timeout is None else min(left, timeout)
+
+
+def _class(priority: str) -> int:
+    try:
+        return _CLASSES[priority]
+    except KeyError:
+        raise ValueError(f"priority={priority!r}: use 'interactive', 'normal' or 'bulk'") from None
+
+
+def _expire(ticket: _onelane.Ticket, future: asyncio.Future[Any]) -> None:
+    # If it has not started this takes it out of the queue, and the core says that it has expired.
+    ticket.advance()
+    if not future.done():
+        ticket.abandon()
+        future.set_exception(DeadlineExceeded("the deadline passed before there was a response"))

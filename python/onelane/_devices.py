@@ -1,0 +1,80 @@
+"""Names of devices, and the few things that PyTorch has to be asked about one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+# Device types for which autocast exists. A model on mps may run parts on the CPU.
+_AUTOCAST = ("cuda", "mps", "xpu", "cpu")
+
+
+def canonical(device: Any) -> str:
+    """Return the name of a device: `mps` and `mps:0` are one."""
+    name = str(device)
+    if not name:
+        raise ValueError("device is empty: name one, for example 'mps', 'cuda:1' or 'cpu'")
+    return name.removesuffix(":0")
+
+
+def torch_device(name: str) -> Any:
+    """Return the `torch.device` of that name.
+
+    None if PyTorch is not loaded, or knows no such device (`mlx`).
+    """
+    torch = sys.modules.get("torch")
+    try:
+        return None if torch is None else torch.device(name)
+    except RuntimeError:
+        return None
+
+
+def default() -> str:
+    """Return `mps` where PyTorch has it, else `cuda`, else `cpu`."""
+    try:
+        import torch
+    except ImportError:
+        return "cpu"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def autocast_types(name: str) -> tuple[str, ...]:
+    """Return the device types whose autocast state matters to a worker of this device."""
+    kind = name.partition(":")[0]
+    return (kind, "cpu") if kind in _AUTOCAST and kind != "cpu" else ("cpu",)
+
+
+def synchronize(name: str) -> None:
+    """Wait until everything that was submitted to the device has run; on its worker."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    kind = name.partition(":")[0]
+    if kind == "mps":
+        if torch.backends.mps.is_available():
+            torch.mps.synchronize()
+    elif kind == "cuda":
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize(torch.device(name))
+    elif kind == "xpu":
+        torch.xpu.synchronize(torch.device(name))
+
+
+@contextlib.contextmanager
+def synchronous_loading() -> Iterator[None]:
+    """Have transformers load weights on the calling thread, not in a pool of its own."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before

@@ -1,0 +1,91 @@
+"""The model on its worker: built or moved there, called there, dropped there."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from onelane import _devices, _modes
+from onelane._collate import Collator, Input
+
+
+class Payload(NamedTuple):
+    """One request: its input, and what of the caller's thread goes with it."""
+
+    input: Input
+    modes: _modes.Modes
+    context: contextvars.Context
+
+
+def is_module(value: Any) -> bool:
+    """Whether `value` is a `torch.nn.Module`; does not load PyTorch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def takes_nothing(function: Any) -> bool:
+    """Whether a callable takes no argument at all: it can be a factory, but not a model."""
+    if isinstance(function, type) or is_module(function):
+        return False
+    try:
+        return not inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+class Runner:
+    """Runs batches of one model on one worker."""
+
+    def __init__(self, model: Callable[..., Any], build: Build) -> None:
+        self._model, self._collator = model, build.collator
+        self.device, self.to_cpu = build.device, build.to_cpu
+        self.torch_device = build.torch_device
+        self._modes: _modes.Modes = None
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model in the modes of the request."""
+        if self._modes is None:
+            return self._model(*args, **kwargs)
+        with _modes.applied(self._modes):
+            return self._model(*args, **kwargs)
+
+    def run(self, payloads: list[Payload]) -> tuple[list[Any], int]:
+        """Run one batch; its requests agree about modes, and the first one's context is used."""
+        first = payloads[0]
+        self._modes = first.modes
+        inputs = [payload.input for payload in payloads]
+        return first.context.run(self._collator.run, self, inputs)
+
+
+class Build:
+    """Makes the runners of a queue: called once on each worker."""
+
+    def __init__(
+        self, model: Any, *, factory: bool, device: str, collator: Collator, to_cpu: bool
+    ) -> None:
+        self._model, self._factory = model, factory
+        self.device, self.collator, self.to_cpu = device, collator, to_cpu
+        self.torch_device = _devices.torch_device(device)
+        self._used = False
+
+    def __call__(self) -> Callable[[list[Payload]], tuple[list[Any], int]]:
+        model = self._model
+        if self._factory:
+            with _devices.synchronous_loading():
+                model = model()
+            if not callable(model):
+                raise TypeError(
+                    f"the factory returned {type(model).__name__}, which cannot be called"
+                )
+            self.torch_device = _devices.torch_device(self.device)
+        elif is_module(model) and self._used:
+            # Another worker has the module itself.
+            model = copy.deepcopy(model)
+        self._used = True
+        if is_module(model) and self.torch_device is not None:
+            model = model.to(self.torch_device)
+        return Runner(model, self).run

@@ -1,0 +1,46 @@
+"""PyTorch's per-thread modes: taken on the calling thread, applied on the worker."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# (grad enabled, inference mode, ((device type, autocast dtype, cache enabled), ...)). Hashable: it
+# is part of a request's batch key. None: torch is not loaded.
+Modes = tuple[bool, bool, tuple[tuple[str, Any, bool], ...]] | None
+
+DEFAULT: Modes = (True, False, ())
+
+
+def capture(device_types: Iterable[str]) -> Modes:
+    """Return the calling thread's modes; autocast for the given device types."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "is_autocast_cache_enabled"):
+        return None
+    autocast: tuple[tuple[str, Any, bool], ...] = ()
+    for device_type in device_types:
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+            autocast += ((device_type, dtype, torch.is_autocast_cache_enabled()),)
+    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast)
+
+
+@contextlib.contextmanager
+def applied(modes: Modes) -> Iterator[None]:
+    """Apply modes to the calling thread for the length of a with block."""
+    if modes is None:
+        yield
+        return
+    import torch
+
+    grad, inference, autocast = modes
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled() != inference:
+            stack.enter_context(torch.inference_mode(inference))
+        if torch.is_grad_enabled() != grad:
+            stack.enter_context(torch.set_grad_enabled(grad))
+        for device_type, dtype, cache in autocast:
+            stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=cache))
+        yield

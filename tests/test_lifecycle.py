@@ -1,0 +1,257 @@
+"""Signals, forks and the end of the interpreter; each case in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.timeout(90)
+
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def run(code, *, expect=0, send=None, env=None):
+    """Run a program; `send` is a signal to send when it has printed "ready"."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
+    head = ""
+    if send is not None:
+        assert process.stdout is not None
+        while "ready" not in head:
+            line = process.stdout.readline()
+            assert line, process.stderr.read() if process.stderr else ""
+            head += line
+        process.send_signal(send)
+    try:
+        out, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        out, err = process.communicate()
+        pytest.fail(f"hung\n{out}\n{err}")
+    assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
+    return head + out, err
+
+
+@pytest.mark.parametrize("front", ["device.call(slow)", "queue(1)", "queue.submit(1).result()"])
+def test_ctrl_c_ends_a_wait(front):
+    out, _ = run(
+        f"""
+        import threading, onelane
+        release = threading.Event()
+        def slow(xs=None):
+            print("ready", flush=True)
+            release.wait(30)
+            return xs
+        device = onelane.DeviceExecutor("test")
+        queue = onelane.BatchQueue(slow, device, collate="list")
+        try:
+            {front}
+        except KeyboardInterrupt:
+            print("interrupted")
+        release.set()
+        print(queue(2) if "queue" in {front!r} else device.call(int))
+        """,
+        send=signal.SIGINT,
+    )
+    assert "interrupted" in out
+
+
+def test_ctrl_c_cancels_the_request():
+    out, _ = run(
+        """
+        import threading, onelane
+        release, ran = threading.Event(), []
+        device = onelane.DeviceExecutor("test")
+        queue = onelane.BatchQueue(lambda xs: ran.extend(xs) or xs, device, collate="list")
+        started = threading.Event()
+        device.submit(lambda: (started.set(), release.wait(30)))
+        started.wait(30)
+        print("ready", flush=True)
+        try:
+            queue("interrupted")
+        except KeyboardInterrupt:
+            release.set()
+        queue("later")
+        print(ran, queue.stats().cancelled)
+        """,
+        send=signal.SIGINT,
+    )
+    assert "['later'] 1" in out
+
+
+def test_exit_runs_what_was_submitted():
+    out, err = run(
+        """
+        import onelane, threading
+        device = onelane.executor("test")
+        go = threading.Event()
+        device.submit(go.wait, 30)
+        future = device.submit(print, "the call has run")
+        future.add_done_callback(lambda f: print("and its callback"))
+        go.set()
+        """
+    )
+    assert "the call has run\nand its callback" in out
+    assert err == ""
+
+
+def test_exit_with_requests_in_flight():
+    out, err = run(
+        """
+        import onelane, threading
+        queue = onelane.BatchQueue(lambda xs: xs, "test", collate="list")
+        for i in range(500):
+            queue.submit(i).add_done_callback(lambda f, i=i: i == 499 and print(f.result()))
+        """
+    )
+    assert out == "499\n"
+    assert err == ""
+
+
+def test_exit_with_daemon_threads_that_wait_and_submit():
+    _, err = run(
+        """
+        import onelane, threading
+        device = onelane.DeviceExecutor("test")
+        queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+        barrier = threading.Barrier(9)
+        def spin():
+            barrier.wait()
+            while True:
+                try:
+                    queue(1), device.call(int), queue.submit(2).result()
+                except RuntimeError:
+                    return
+        for _ in range(8):
+            threading.Thread(target=spin, daemon=True).start()
+        barrier.wait()
+        for _ in range(50):
+            queue(3)
+        """
+    )
+    assert "Fatal" not in err
+
+
+def test_exit_while_a_thread_pool_still_uses_the_queue():
+    out, _ = run(
+        """
+        import onelane
+        from concurrent.futures import ThreadPoolExecutor
+        queue = onelane.BatchQueue(lambda xs: xs, "test", collate="list")
+        pool = ThreadPoolExecutor(4)
+        futures = [pool.submit(queue, i) for i in range(200)]
+        futures[-1].add_done_callback(lambda f: print(f.result()))
+        """
+    )
+    assert out == "199\n"
+
+
+def test_exit_by_an_exception_with_work_in_flight():
+    out, err = run(
+        """
+        import onelane
+        device = onelane.executor("test")
+        device.submit(print, "ran")
+        raise ValueError("the program's own")
+        """,
+        expect=1,
+    )
+    assert out == "ran\n"
+    assert "the program's own" in err
+
+
+@posix
+def test_fork_gives_fresh_shared_executors_and_clear_errors():
+    out, _ = run(
+        """
+        import gc, os, threading, onelane
+        shared = onelane.executor("test")
+        own = onelane.DeviceExecutor("own")
+        queue = onelane.BatchQueue(lambda xs: xs, shared, collate="list")
+        hold, held = threading.Event(), threading.Event()
+        own.submit(lambda: (held.set(), hold.wait(30)))
+        held.wait(30)
+        slow = onelane.BatchQueue(lambda xs: xs, shared, collate="list")
+        shared_hold = shared.submit(hold.wait, 30)
+        pending = slow.submit(1)
+        many = [threading.Thread(target=slow, args=(i,)) for i in range(4)]
+        for thread in many: thread.start()
+        pid = os.fork()
+        if pid == 0:
+            for use in (lambda: own.submit(int), lambda: own.call(int), lambda: queue(1),
+                        lambda: queue.submit(1), lambda: shared.submit(int),
+                        lambda: own.shutdown(), lambda: queue.close(), lambda: pending.result(),
+                        lambda: queue.stats()):
+                try:
+                    use()
+                except RuntimeError as error:
+                    assert "belongs to the parent process" in str(error), error
+                else:
+                    raise SystemExit(3)
+            assert not pending.cancel()
+            fresh = onelane.executor("test")
+            assert fresh is not shared
+            assert fresh.call(os.getpid) == os.getpid()
+            assert onelane.BatchQueue(lambda xs: xs, "test", collate="list")("x") == "x"
+            del own, queue, slow, pending, shared
+            gc.collect()
+            print("child fine", flush=True)
+            raise SystemExit(7)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 7, status
+        hold.set()
+        for thread in many: thread.join()
+        print("parent fine", pending.result(), queue(5), own.call(int))
+        """
+    )
+    assert "child fine" in out
+    assert "parent fine 1 5 0" in out
+
+
+@posix
+def test_multiprocessing_with_fork():
+    out, _ = run(
+        """
+        import multiprocessing, onelane
+        def work(x):
+            return onelane.executor("test").call(pow, x, 2)
+        work(1)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(pool.map(work, range(5)))
+        """
+    )
+    assert "[0, 1, 4, 9, 16]" in out
+
+
+def test_the_package_imports_neither_torch_nor_the_native_module():
+    out, _ = run(
+        """
+        import sys, onelane, onelane.patch035
+        print("torch" in sys.modules, "onelane._onelane" in sys.modules, "numpy" in sys.modules)
+        """
+    )
+    assert out == "False False False\n"
+
+
+def test_lists_and_calls_need_no_torch():
+    out, _ = run(
+        """
+        import sys
+        sys.modules["torch"] = None
+        import onelane
+        queue = onelane.BatchQueue(lambda xs: [x * 2 for x in xs], "mlx", collate="list")
+        print(queue(21), onelane.executor("mlx").call(int))
+        print(len(onelane.guard(dict, "mlx")))
+        """
+    )
+    assert out == "42 0\n0\n"
