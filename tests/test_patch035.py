@@ -563,6 +563,9 @@ UNKNOWN_TEXTS: dict[str, Callable[[str], str]] = {
     "no such function": lambda s: s.replace("def _in_projection_packed(", "def _other("),
     "two of them": lambda s: s + "\n\ndef _in_projection_packed(): ...\n",
     "not Python": lambda s: s + "\n)\n",
+    "patched, and changed elsewhere": lambda s: unified_diff.apply(target.hunks(), s).replace(
+        "w_q, w_k, w_v = w.chunk(3)\n", "w_q, w_k, w_v = w.chunk(3)  # here\n", 1
+    ),
     "patched, then changed": lambda s: unified_diff.apply(target.hunks(), s).replace(
         "proj.chunk(3, dim=-1)", "proj.chunk(3, dim=-2)"
     ),

@@ -117,11 +117,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(output) = output {
         output.write(json()?.as_bytes())?;
     }
-    let text = if args.json {
-        json()?
-    } else {
-        table::text(&report)
-    };
+    let text = if args.json { json()? } else { table::text(&report) };
     match io::stdout().lock().write_all(text.as_bytes()) {
         // Whoever read has seen enough; the exit code still tells the result.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -156,5 +152,5 @@ fn test_names() -> String {
 }
 
 fn tests_help() -> String {
-    format!("Runs only these tests, of {}.", test_names())
+    format!("Runs only these tests, of {}", test_names())
 }

@@ -84,10 +84,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .saturating_mul(BATCHES_UNDER_WAY)
         .clamp(64, 1 << 14)
         .max(args.threads.saturating_mul(2));
-    let config = BatchConfig::default()
-        .name("embed")
-        .max_batch_size(args.max_batch_size)
-        .capacity(window);
+    let config =
+        BatchConfig::default().name("embed").max_batch_size(args.max_batch_size).capacity(window);
     let device = DeviceExecutor::shared(&args.device.to_string())?;
     let factory = model.clone();
     let queue = BatchQueue::new(&device, config, move || Ok(factory.load()?))
@@ -152,7 +150,9 @@ impl Progress {
     /// `bytes` is the size of the input, if it is known.
     fn new(bytes: Option<u64>, limit: usize) -> Self {
         let (bar, template) = match bytes {
-            Some(bytes) => (ProgressBar::new(bytes), "{elapsed_precise} {bar:30} {percent:>3}% {msg}"),
+            Some(bytes) => {
+                (ProgressBar::new(bytes), "{elapsed_precise} {bar:30} {percent:>3}% {msg}")
+            }
             None => (ProgressBar::new_spinner(), "{elapsed_precise} {spinner} {msg}"),
         };
         let style = ProgressStyle::with_template(template);

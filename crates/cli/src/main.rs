@@ -29,7 +29,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(name = "onelane", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     /// Says more on stderr: once for what happens, twice for details. RUST_LOG does the same by target.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
     verbose: u8,
 
     #[command(subcommand)]
@@ -40,6 +40,7 @@ struct Cli {
 enum Command {
     Correctness(correctness::Args),
     Embed(embed::Args),
+    /// Lists the devices that this build and this machine can use.
     Devices(devices::Args),
 }
 
@@ -78,18 +79,11 @@ fn log_to_stderr(verbose: u8) -> anyhow::Result<()> {
                 _ => LevelFilter::TRACE,
             };
             // Other crates' details only where they are asked for by name.
-            Targets::new()
-                .with_default(level.min(LevelFilter::WARN))
-                .with_target("onelane", level)
+            Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("onelane", level)
         }
     };
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(false);
-    tracing_subscriber::registry()
-        .with(filter)
-        .with(lines)
-        .init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(filter).with(lines).init();
     Ok(())
 }
 

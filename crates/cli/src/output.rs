@@ -26,17 +26,11 @@ impl OutputFile {
             Ok(metadata) if metadata.is_dir() => bail!("{}: it is a directory", cannot()),
             Ok(metadata) if metadata.is_file() => {
                 // A file that is write-protected is not replaced behind its owner's back.
-                fs::OpenOptions::new()
-                    .write(true)
-                    .open(&path)
-                    .with_context(cannot)?;
+                fs::OpenOptions::new().write(true).open(&path).with_context(cannot)?;
                 probe(&path).with_context(cannot)?;
             }
             Ok(_) => {
-                fs::OpenOptions::new()
-                    .write(true)
-                    .open(&path)
-                    .with_context(cannot)?;
+                fs::OpenOptions::new().write(true).open(&path).with_context(cannot)?;
             }
             Err(_) => probe(&path).with_context(cannot)?,
         }

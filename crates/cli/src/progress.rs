@@ -30,8 +30,7 @@ impl Observer for SuiteBar {
         self.end += steps as u64;
         let threads = plan.threads;
         let plural = if threads == 1 { "" } else { "s" };
-        self.bar
-            .set_message(format!("{}, {threads} thread{plural}", plan.case.name));
+        self.bar.set_message(format!("{}, {threads} thread{plural}", plan.case.name));
     }
 
     fn step(&mut self) {
@@ -42,8 +41,7 @@ impl Observer for SuiteBar {
         self.bar.set_position(self.end);
         if !result.passed {
             let threads = result.threads;
-            self.bar
-                .println(format!("FAIL {} ({threads} threads)", result.name));
+            self.bar.println(format!("FAIL {} ({threads} threads)", result.name));
         }
     }
 }

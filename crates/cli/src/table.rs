@@ -38,7 +38,9 @@ fn headline(report: &Report) -> String {
     let mode = match report.mode {
         Mode::Single => "one thread, against the reference on the CPU",
         Mode::Parallel => "threads call the device, against the same device run sequentially",
-        Mode::Batched => "threads submit to a batch queue, against the same device run sequentially",
+        Mode::Batched => {
+            "threads submit to a batch queue, against the same device run sequentially"
+        }
     };
     let _ = write!(text, ": {mode}");
     if let Some(workers) = report.workers {

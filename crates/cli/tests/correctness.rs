@@ -31,9 +31,8 @@ fn a_batched_run_reports_every_test_and_count() {
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     assert_eq!(stderr, "", "a progress bar is for terminals only");
     let report: Value = serde_json::from_str(stdout).unwrap();
-    let fields = |value: &Value| -> Vec<String> {
-        value.as_object().unwrap().keys().cloned().collect()
-    };
+    let fields =
+        |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
     let mut expected = vec![
         "device",
         "device_kind",
@@ -55,7 +54,10 @@ fn a_batched_run_reports_every_test_and_count() {
     assert_eq!(report["threads"], serde_json::json!([2, 3]));
     assert_eq!(report["workers"], 1);
     assert_eq!(report["iterations"], 2);
-    assert_eq!((&report["total"], &report["passed"], &report["failed"]), (&4.into(), &4.into(), &0.into()));
+    assert_eq!(
+        (&report["total"], &report["passed"], &report["failed"]),
+        (&4.into(), &4.into(), &0.into())
+    );
     let results = report["results"].as_array().unwrap();
     let runs: Vec<_> = results
         .iter()

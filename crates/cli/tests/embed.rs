@@ -102,7 +102,9 @@ fn every_line_gets_its_embedding_in_input_order() {
     // The closing line, and nothing else, is on stderr.
     let closing = texts(&many).1;
     assert_eq!(closing.lines().count(), 1, "{closing}");
-    for part in ["500 texts in ", "texts/s", " batches, ", " texts a batch", "% padding", "distinct shapes"] {
+    for part in
+        ["500 texts in ", "texts/s", " batches, ", " texts a batch", "% padding", "distinct shapes"]
+    {
         assert!(closing.contains(part), "{closing:?} lacks {part:?}");
     }
     assert!(texts(&alone).1.contains("500 batches, 1.0 texts a batch"), "{}", texts(&alone).1);

@@ -121,8 +121,7 @@ impl Bert {
 
     fn embed_ragged_once(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
         let ids = texts.concat();
-        let positions: Vec<u32> =
-            texts.iter().flat_map(|text| (0..).take(text.len())).collect();
+        let positions: Vec<u32> = texts.iter().flat_map(|text| (0..).take(text.len())).collect();
         let mut start = 0;
         let sequences: Vec<Sequence> = texts
             .iter()
@@ -173,7 +172,8 @@ impl Bert {
         let mask = Tensor::from_vec(mask, (rows, 1, 1, length), &self.device)?;
         let mean = Tensor::from_vec(mean, (rows, 1, length), &self.device)?;
         let width = self.config.hidden_size;
-        let x = self.encode(ids, positions, &Layout::Padded(mask))?.reshape((rows, length, width))?;
+        let x =
+            self.encode(ids, positions, &Layout::Padded(mask))?.reshape((rows, length, width))?;
         let mut embeddings = mean.matmul(&x)?.squeeze(1)?.to_vec2::<f32>()?;
         embeddings.truncate(texts.len());
         embeddings.iter_mut().for_each(|embedding| cpu::normalise(embedding));
@@ -198,9 +198,7 @@ impl Bert {
                 Layout::Ragged(sequences) => {
                     ops::attention_ragged(&qkv, &layer.qkv.bias, sequences, heads)?
                 }
-                Layout::Padded(mask) => {
-                    ops::attention_padded(&qkv, &layer.qkv.bias, mask, heads)?
-                }
+                Layout::Padded(mask) => ops::attention_padded(&qkv, &layer.qkv.bias, mask, heads)?,
             };
             let a = layer.attention_norm.add_forward(a.matmul(&layer.attention)?, &x)?;
             let up = a.matmul(&layer.up.weight)?;

@@ -69,10 +69,7 @@ impl BucketConfig {
             }
         }
         let shorter = self.lengths.iter().copied().filter(|&length| length < limit);
-        Ok(Buckets {
-            lengths: shorter.chain([limit]).collect(),
-            rows: self.rows.clone(),
-        })
+        Ok(Buckets { lengths: shorter.chain([limit]).collect(), rows: self.rows.clone() })
     }
 }
 

@@ -109,8 +109,7 @@ impl BertConfig {
                 return Err(unsupported("hidden_act", other, supported));
             }
         };
-        raw.check()
-            .map_err(|reason| LoadError::Damaged { path: dir.file(FILE), reason })?;
+        raw.check().map_err(|reason| LoadError::Damaged { path: dir.file(FILE), reason })?;
         Ok(Self {
             hidden_size: raw.hidden_size,
             num_hidden_layers: raw.num_hidden_layers,
@@ -143,7 +142,7 @@ impl Raw {
                 return Err(format!("{name} is {value}"));
             }
         }
-        if self.hidden_size % self.num_attention_heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(format!(
                 "hidden_size {} is not a multiple of num_attention_heads {}",
                 self.hidden_size, self.num_attention_heads

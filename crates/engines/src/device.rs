@@ -78,21 +78,25 @@ impl FromStr for DeviceName {
             Some((kind, number)) => (kind, Some(number)),
             None => (given, None),
         };
-        let parse = |kind: &'static str| match number {
-            None => Ok(0),
-            // Digits only: usize would take "+1" too.
-            Some(number) if number.bytes().all(|b| b.is_ascii_digit()) => {
-                number.parse().map_err(|_| number)
+        let parse = |kind: &'static str| {
+            match number {
+                None => Ok(0),
+                // Digits only: usize would take "+1" too.
+                Some(number) if number.bytes().all(|b| b.is_ascii_digit()) => {
+                    number.parse().map_err(|_| number)
+                }
+                Some(number) => Err(number),
             }
-            Some(number) => Err(number),
-        }
-        .map_err(|number: &str| DeviceNameError::Number {
-            given: given.to_owned(),
-            kind,
-            number: number.to_owned(),
-        });
+            .map_err(|number: &str| DeviceNameError::Number {
+                given: given.to_owned(),
+                kind,
+                number: number.to_owned(),
+            })
+        };
         match kind.to_ascii_lowercase().as_str() {
-            "cpu" if number.is_some() => Err(DeviceNameError::CpuNumber { given: given.to_owned() }),
+            "cpu" if number.is_some() => {
+                Err(DeviceNameError::CpuNumber { given: given.to_owned() })
+            }
             "cpu" => Ok(Self::Cpu),
             "metal" => parse("metal").map(Self::Metal),
             "cuda" => parse("cuda").map(Self::Cuda),
@@ -163,8 +167,7 @@ fn open_metal(device: DeviceName, n: usize) -> Result<Device, DeviceError> {
     if n >= found {
         return Err(DeviceError::NoSuchDevice { device, found });
     }
-    Device::new_metal(n)
-        .map_err(|source| DeviceError::Driver { device, source: Box::new(source) })
+    Device::new_metal(n).map_err(|source| DeviceError::Driver { device, source: Box::new(source) })
 }
 
 #[cfg(not(feature = "metal"))]

@@ -101,8 +101,7 @@ impl EmbeddingModel {
                 return Err(LoadError::Padding { device: device.to_string() });
             }
         };
-        let by_device =
-            if skip_padding { BucketConfig::coarse() } else { BucketConfig::fine() };
+        let by_device = if skip_padding { BucketConfig::coarse() } else { BucketConfig::fine() };
         let dir = ModelDir::open(path)?;
         let bert = BertConfig::read(&dir)?;
         let buckets = config.buckets.unwrap_or(by_device);

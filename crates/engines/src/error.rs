@@ -121,9 +121,16 @@ fn is_out_of_memory(error: &candle_core::Error) -> bool {
         | candle_core::Error::Context { inner, .. } => return is_out_of_memory(inner),
         _ => return false,
     };
-    ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED", "FailedToCreateResource", "OutOfMemory", "Insufficient Memory"]
-        .iter()
-        .any(|said| text.contains(said))
+    [
+        "OUT_OF_MEMORY",
+        "out of memory",
+        "ALLOC_FAILED",
+        "FailedToCreateResource",
+        "OutOfMemory",
+        "Insufficient Memory",
+    ]
+    .iter()
+    .any(|said| text.contains(said))
 }
 
 #[cfg(test)]

@@ -88,7 +88,9 @@ fn metal() -> Vec<DeviceInfo> {
 #[cfg(feature = "cuda")]
 fn cuda() -> Vec<DeviceInfo> {
     match cuda_names() {
-        Ok(names) if names.is_empty() => absent("cuda", "this machine has no CUDA device".to_owned()),
+        Ok(names) if names.is_empty() => {
+            absent("cuda", "this machine has no CUDA device".to_owned())
+        }
         Ok(names) => listed(names, DeviceName::Cuda),
         Err(error) => absent("cuda", format!("the CUDA driver refuses: {error}")),
     }
@@ -119,7 +121,5 @@ pub(crate) fn cuda_names() -> candle_core::Result<Vec<String>> {
     use candle_core::cuda_backend::cudarc::driver::result;
     result::init().w()?;
     let count = result::device::get_count().w()?;
-    (0..count)
-        .map(|n| result::device::get(n).and_then(result::device::get_name).w())
-        .collect()
+    (0..count).map(|n| result::device::get(n).and_then(result::device::get_name).w()).collect()
 }

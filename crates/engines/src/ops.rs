@@ -1,7 +1,9 @@
 //! The steps of a BERT layer as candle operations: fused on the CPU, composed of candle's own
 //! elsewhere. Both compute the same function, which the tests hold them to.
 
-use candle_core::{CpuStorage, CustomOp2, D, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor};
+use candle_core::{
+    CpuStorage, CustomOp2, D, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor,
+};
 
 use crate::config::Activation;
 use crate::cpu::{self, Heads, NormParams, Projected, Sequence};

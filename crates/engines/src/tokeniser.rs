@@ -79,8 +79,8 @@ impl Tokeniser {
     ) -> Result<Self, LoadError> {
         let settings = SentenceSettings::read(dir)?;
         let damaged = |reason: String| LoadError::Damaged { path: dir.file(FILE), reason };
-        let mut tokenizer = Tokenizer::from_bytes(dir.read(FILE)?)
-            .map_err(|error| damaged(error.to_string()))?;
+        let mut tokenizer =
+            Tokenizer::from_bytes(dir.read(FILE)?).map_err(|error| damaged(error.to_string()))?;
 
         let truncation = tokenizer.get_truncation().cloned().unwrap_or_default();
         let stated = tokenizer.get_truncation().map(|truncation| truncation.max_length);
@@ -89,9 +89,8 @@ impl Tokeniser {
             .or(stated)
             .unwrap_or(config.max_position_embeddings)
             .min(config.max_position_embeddings);
-        let special = tokenizer
-            .get_post_processor()
-            .map_or(0, |processor| processor.added_tokens(false));
+        let special =
+            tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
         if limit <= special {
             return Err(damaged(format!(
                 "a limit of {limit} tokens leaves no room beside {special} special tokens"

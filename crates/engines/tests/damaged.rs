@@ -65,7 +65,13 @@ fn a_file_cut_short_or_of_another_kind() {
         let dir = TinyBert::new().write();
         let path = dir.path().join(file);
         let whole = std::fs::read(&path).unwrap();
-        for bytes in [&whole[..whole.len() - 1], &whole[..whole.len() / 2], &whole[..4], b"", b"\xff\xfe<html>"] {
+        for bytes in [
+            &whole[..whole.len() - 1],
+            &whole[..whole.len() / 2],
+            &whole[..4],
+            b"",
+            b"\xff\xfe<html>",
+        ] {
             std::fs::write(&path, bytes).unwrap();
             let (error, text) = refused(dir.path(), file);
             assert!(matches!(error, LoadError::Damaged { .. }), "{} bytes: {text}", bytes.len());
@@ -156,7 +162,10 @@ fn a_pooling_other_than_the_mean() {
         write_json(dir.path(), "1_Pooling/config.json", &pooling);
         let (error, text) = refused(dir.path(), "1_Pooling/config.json");
         assert!(matches!(error, LoadError::Unsupported { .. }), "{text}");
-        assert!(text.contains(&format!("= {found} ")) && text.contains("supported: mean"), "{text}");
+        assert!(
+            text.contains(&format!("= {found} ")) && text.contains("supported: mean"),
+            "{text}"
+        );
     }
     for pooling in [flags(&["mean_tokens"]), json!({"pooling_mode": "mean"})] {
         write_json(dir.path(), "1_Pooling/config.json", &pooling);

@@ -28,9 +28,16 @@ fn other_texts_are_refused_with_what_was_wrong_and_what_is_right() {
         let text = error.to_string();
         assert!(text.contains(&format!("{given:?}")) && text.contains("cuda:N"), "{text}");
     }
-    for given in ["metal:", "metal:x", "cuda:-1", "cuda:+1", "cuda: 1", "cuda:0:1", "cuda:1.0",
-        "metal:99999999999999999999999"]
-    {
+    for given in [
+        "metal:",
+        "metal:x",
+        "cuda:-1",
+        "cuda:+1",
+        "cuda: 1",
+        "cuda:0:1",
+        "cuda:1.0",
+        "metal:99999999999999999999999",
+    ] {
         let error = refused(given);
         assert!(matches!(error, DeviceNameError::Number { .. }), "{given}");
         assert!(error.to_string().contains(given), "{error}");

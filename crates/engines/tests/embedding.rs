@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{HEADS, LAYERS, SPECIAL, Tensors, TinyBert, WIDTH, difference, text, within_a_minute};
+use common::{HEADS, LAYERS, SPECIAL, Tensors, TinyBert, WIDTH, difference, in_time, text};
 use onelane::{BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, ExecutorConfig};
 use onelane_engines::{
     BucketConfig, DeviceName, EmbeddingConfig, EmbeddingModel, Padding, Shape, TokenisedText,
@@ -24,16 +24,21 @@ fn with(padding: Padding) -> EmbeddingConfig {
 fn texts_of_each_bucket(model: &EmbeddingModel) -> Vec<(usize, Vec<TokenisedText>)> {
     let mut shortest = 2;
     let buckets = model.tokeniser().buckets();
-    buckets.lengths().iter().map(|&length| {
-        let tokens: Vec<usize> = (shortest.max(2)..=length).step_by(3).chain([length]).collect();
-        shortest = length + 1;
-        let texts = tokens.iter().enumerate().map(|(i, tokens)| {
-            let encoded = model.tokeniser().encode(&text(tokens - 2, i)).unwrap();
-            assert_eq!((encoded.cost(), encoded.bucket()), (*tokens, length));
-            encoded
-        });
-        (length, texts.collect())
-    }).collect()
+    buckets
+        .lengths()
+        .iter()
+        .map(|&length| {
+            let tokens: Vec<usize> =
+                (shortest.max(2)..=length).step_by(3).chain([length]).collect();
+            shortest = length + 1;
+            let texts = tokens.iter().enumerate().map(|(i, tokens)| {
+                let encoded = model.tokeniser().encode(&text(tokens - 2, i)).unwrap();
+                assert_eq!((encoded.cost(), encoded.bucket()), (*tokens, length));
+                encoded
+            });
+            (length, texts.collect())
+        })
+        .collect()
 }
 
 #[test]
@@ -122,7 +127,7 @@ fn shapes_stay_within_the_documented_bound() {
 #[test]
 fn eight_threads_through_the_queue_get_their_own_embeddings() {
     let dir = TinyBert::new().write();
-    within_a_minute(move || {
+    in_time(move || {
         let model = open(&dir, EmbeddingConfig::default());
         let mut alone = model.load().unwrap();
         let device = DeviceExecutor::new(ExecutorConfig::new("cpu")).unwrap();
@@ -142,7 +147,10 @@ fn eight_threads_through_the_queue_get_their_own_embeddings() {
                             (encoded.clone(), queue.submit(encoded).unwrap())
                         };
                         let pending: Vec<_> = (0..40).map(submit).collect();
-                        pending.into_iter().map(|(text, handle)| (text, handle.wait().unwrap())).collect()
+                        pending
+                            .into_iter()
+                            .map(|(text, handle)| (text, handle.wait().unwrap()))
+                            .collect()
                     })
                 })
                 .collect();
@@ -161,7 +169,7 @@ fn eight_threads_through_the_queue_get_their_own_embeddings() {
 #[test]
 fn computed_padding_is_reported_as_waste() {
     let dir = TinyBert::new().write();
-    within_a_minute(move || {
+    in_time(move || {
         let one = BucketConfig::coarse().lengths([64]).rows([1]);
         let model = open(&dir, with(Padding::Pad).buckets(one));
         let device = DeviceExecutor::new(ExecutorConfig::new("cpu")).unwrap();
@@ -226,7 +234,8 @@ fn plain_bert(tensors: &Tensors, ids: &[u32]) -> Vec<f32> {
         let (weight, bias) = (get(&format!("{at}.weight")), get(&format!("{at}.bias")));
         let width = x[0].len();
         let one = |row: &Vec<f64>| {
-            let dot = |o: usize| row.iter().zip(&weight[o * width..]).map(|(a, b)| a * b).sum::<f64>();
+            let dot =
+                |o: usize| row.iter().zip(&weight[o * width..]).map(|(a, b)| a * b).sum::<f64>();
             bias.iter().enumerate().map(|(o, b)| dot(o) + b).collect()
         };
         x.iter().map(one).collect()

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{POSITIONS, TinyBert, text, within_a_minute, write_json};
+use common::{POSITIONS, TinyBert, in_time, text, write_json};
 use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel};
 use serde_json::json;
 
@@ -78,7 +78,7 @@ fn text_is_lower_cased_when_the_settings_say_so() {
 #[test]
 fn eight_threads_share_one_tokeniser() {
     let dir = TinyBert::new().write();
-    within_a_minute(move || {
+    in_time(move || {
         let model = open(&dir);
         let expected: Vec<_> =
             (0..200).map(|i| model.tokeniser().encode(&text(i, i)).unwrap()).collect();

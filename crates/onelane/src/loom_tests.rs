@@ -6,7 +6,7 @@
 //! more interleaving. A hang is found as a deadlock of the model.
 //!
 //! Each model names its promise (lib.rs, "What is promised") and prints how many interleavings were
-//! run. `LOOM_MAX_PREEMPTIONS` sets another bound than the one given here.
+//! run. `LOOM_MORE=1` raises each bound by one.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -28,7 +28,9 @@ const NEVER: Duration = Duration::from_secs(3600);
 /// could go on.
 fn model(name: &str, preemptions: usize, body: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    let bound = *builder.preemption_bound.get_or_insert(preemptions);
+    let more = std::env::var("LOOM_MORE").ok().and_then(|more| more.parse::<usize>().ok());
+    let bound = preemptions + more.unwrap_or(0);
+    builder.preemption_bound = Some(bound);
     builder.max_branches = 20_000;
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);

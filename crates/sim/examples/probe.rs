@@ -2,7 +2,7 @@
 use onelane_sim::scenario::*;
 use onelane_sim::*;
 fn main() {
-    for c in [Crash::Arange, Crash::Synchronise, Crash::FirstUse, Crash::SharedKernel] {
+    for c in [] as [Crash; 0] {
         for p in [Profile::upstream_2_14(), Profile::upstream_2_15(), Profile::user_streams_2_15(), Profile::user_streams_2_15().with_kernels_locked(false)] {
             for w in [false, true] {
                 let r: Vec<String> = (0..20).map(|s| { let mut t = CrashTrial::new(p.clone()).seed(s); t.worker = w; match t.run(c) { Ok(r) => format!("{}/{}", r.done, r.wrong), Err(SimError::Aborted(a)) => format!("{:?}", a.fault).chars().take(12).collect(), Err(e) => format!("!!{e}") } }).collect();

@@ -133,7 +133,6 @@ impl Process {
                     .wait_timeout(state, self.hang_after)
                     .unwrap_or_else(PoisonError::into_inner);
                 state = again;
-                if timeout.timed_out() { eprintln!("TIMEOUT thread {thread:?} running {:?} {:?}", state.baton.running, std::time::SystemTime::now()); }
                 // Only threads outside could wake us, and they had their time.
                 if timeout.timed_out() && state.baton.waits_for_outside() {
                     let hang = SimError::Hang(state.baton.hang());

@@ -14,7 +14,8 @@
 use std::sync::{Arc, Barrier};
 
 use onelane::{
-    BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, EngineError, ExecutorConfig, Shutdown,
+    BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, EngineError, ExecutorConfig,
+    Shutdown,
 };
 
 use crate::case::Case;
@@ -80,13 +81,8 @@ fn run_on<D: Device>(
         let meeting = Arc::new(Barrier::new(plan.threads));
         move |thread: usize, pulse: &Pulse<Vec<Check>>| {
             meeting.wait();
-            let client = Client {
-                thread,
-                plan: &plan,
-                golden: &golden,
-                spread: &spread,
-                queue: &queue,
-            };
+            let client =
+                Client { thread, plan: &plan, golden: &golden, spread: &spread, queue: &queue };
             let checks = (0..plan.iterations).map(|iteration| {
                 let check = client.check(iteration);
                 pulse.step();
@@ -103,10 +99,7 @@ fn run_on<D: Device>(
         Ok(threads) => {
             let stats = queue.stats();
             Outcome {
-                batches: Some(Batches {
-                    count: stats.batches,
-                    mean_size: stats.mean_batch_size(),
-                }),
+                batches: Some(Batches { count: stats.batches, mean_size: stats.mean_batch_size() }),
                 ..Outcome::gather(plan, threads, &spread)
             }
         }
@@ -148,19 +141,14 @@ fn prepare<D: Device>(
             let queue = BatchQueue::new(&executor, config, move || {
                 CaseEngine::new(&*device, &plan.case).map_err(EngineError::failed)
             });
-            queue
-                .map(|queue| (golden, queue))
-                .map_err(|error| error.to_string())
+            queue.map(|queue| (golden, queue)).map_err(|error| error.to_string())
         }
     };
     let crew = Crew::start("prepare", 1, body).map_err(Outcome::broken)?;
     let results = crew
         .join(plan.stall_after, || ())
         .map_err(|hung| Outcome::hung(plan, "computing the golden result", &hung))?;
-    let prepared = results
-        .into_iter()
-        .next()
-        .expect("a crew of one has one result");
+    let prepared = results.into_iter().next().expect("a crew of one has one result");
     prepared.and_then(|result| result).map_err(Outcome::broken)
 }
 
@@ -203,15 +191,8 @@ impl<D: Device> Client<'_, D> {
     fn check(&self, iteration: usize) -> Check {
         let draw = self.plan.case.draw(self.thread, iteration);
         let sample = self.golden.sample(draw);
-        let ticket = Ticket {
-            thread: self.thread,
-            iteration,
-        };
-        let job = Job {
-            test: self.plan.case.name,
-            ticket,
-            inputs: Arc::clone(&sample.inputs),
-        };
+        let ticket = Ticket { thread: self.thread, iteration };
+        let job = Job { test: self.plan.case.name, ticket, inputs: Arc::clone(&sample.inputs) };
         let handle = self.queue.submit(job).map_err(|error| error.to_string())?;
         let (answered, result) = handle.wait().map_err(|error| error.to_string())?;
         if answered != ticket {
@@ -260,9 +241,7 @@ impl<D: Device> CaseEngine<D> {
         let result = program.forward(&self.ops, &self.model.weights, &inputs)?;
         self.ops.synchronise()?;
         let result = self.ops.download(&result)?;
-        Ok(result
-            .split(batch.len())
-            .expect("each request gives an equal share of the rows"))
+        Ok(result.split(batch.len()).expect("each request gives an equal share of the rows"))
     }
 
     fn run_in_turn(&self, batch: &[Job]) -> OpResult<Vec<HostTensor>> {
@@ -273,10 +252,7 @@ impl<D: Device> CaseEngine<D> {
             results.push(program.forward(&self.ops, &self.model.weights, &inputs)?);
         }
         self.ops.synchronise()?;
-        results
-            .iter()
-            .map(|result| self.ops.download(result))
-            .collect()
+        results.iter().map(|result| self.ops.download(result)).collect()
     }
 }
 

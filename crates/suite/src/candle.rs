@@ -19,10 +19,7 @@ pub struct CandleDevice {
 impl CandleDevice {
     /// Wraps an open device.
     pub fn new(name: impl Into<String>, device: candle_core::Device) -> Self {
-        Self {
-            name: name.into(),
-            device,
-        }
+        Self { name: name.into(), device }
     }
 
     /// The CPU.
@@ -59,10 +56,7 @@ impl Ops for CandleOps {
     type Tensor = Tensor;
 
     fn upload(&self, host: &HostTensor) -> OpResult<Tensor> {
-        named(
-            "upload",
-            Tensor::from_slice(host.data(), host.shape(), &self.0),
-        )
+        named("upload", Tensor::from_slice(host.data(), host.shape(), &self.0))
     }
 
     fn download(&self, tensor: &Tensor) -> OpResult<HostTensor> {
@@ -102,11 +96,7 @@ impl Ops for CandleOps {
     }
 
     fn softmax(&self, x: &Tensor) -> OpResult<Tensor> {
-        named(
-            "softmax",
-            x.contiguous()
-                .and_then(|x| candle_nn::ops::softmax_last_dim(&x)),
-        )
+        named("softmax", x.contiguous().and_then(|x| candle_nn::ops::softmax_last_dim(&x)))
     }
 
     fn conv2d(

@@ -20,10 +20,7 @@ pub struct Tolerance {
 impl Tolerance {
     /// Both parts alike.
     pub const fn both(tolerance: f32) -> Self {
-        Self {
-            relative: tolerance,
-            absolute: tolerance,
-        }
+        Self { relative: tolerance, absolute: tolerance }
     }
 }
 
@@ -93,10 +90,7 @@ fn all_finite(x: &[f32]) -> bool {
 }
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
-    let differing = a
-        .iter()
-        .zip(b)
-        .fold(0u32, |bits, (a, b)| bits | (a.to_bits() ^ b.to_bits()));
+    let differing = a.iter().zip(b).fold(0u32, |bits, (a, b)| bits | (a.to_bits() ^ b.to_bits()));
     differing == 0
 }
 

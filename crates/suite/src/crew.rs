@@ -70,12 +70,9 @@ impl<T: Send + 'static> Crew<T> {
                 drop(body);
                 let _ = pulse.0.send(Event::Done(member, result));
             };
-            thread::Builder::new()
-                .name(format!("{name}-{member}"))
-                .spawn(run)
-                .map_err(|error| {
-                    format!("thread {} of {threads} could not be started: {error}", member + 1)
-                })?;
+            thread::Builder::new().name(format!("{name}-{member}")).spawn(run).map_err(
+                |error| format!("thread {} of {threads} could not be started: {error}", member + 1),
+            )?;
         }
         *gate = true;
         drop(gate);
@@ -100,9 +97,7 @@ impl<T: Send + 'static> Crew<T> {
                 // A member that ends always says so first; both mean that no one will come.
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     let members = (0..self.threads).filter(|&m| results[m].is_none());
-                    return Err(Hung {
-                        members: members.collect(),
-                    });
+                    return Err(Hung { members: members.collect() });
                 }
             }
         }

@@ -20,11 +20,7 @@ use crate::outcome::{Check, Outcome, Plan};
 /// # Blocking
 /// Until the run is done, or made no progress for the plan's `stall_after`; threads that hang are left
 /// behind.
-pub fn run_direct<D: Device>(
-    device: &Arc<D>,
-    plan: &Plan,
-    step: &mut dyn FnMut(),
-) -> Outcome {
+pub fn run_direct<D: Device>(device: &Arc<D>, plan: &Plan, step: &mut dyn FnMut()) -> Outcome {
     let golden = match golden(device, plan) {
         Ok(golden) => Arc::new(golden),
         Err(outcome) => return outcome,
@@ -70,10 +66,7 @@ fn golden<D: Device>(device: &Arc<D>, plan: &Plan) -> Result<Golden, Outcome> {
     let results = crew
         .join(plan.stall_after, || ())
         .map_err(|hung| Outcome::hung(plan, "computing the golden result", &hung))?;
-    let golden = results
-        .into_iter()
-        .next()
-        .expect("a crew of one has one result");
+    let golden = results.into_iter().next().expect("a crew of one has one result");
     match golden {
         Ok(Ok(golden)) => Ok(golden),
         Ok(Err(error)) => Err(broken(error.to_string())),
@@ -102,11 +95,7 @@ impl Member<'_> {
         let mut ready = attempt(|| {
             let ops = device.attach(Caller::Thread(self.thread))?;
             let model = Model::upload(&ops, &self.plan.case)?;
-            Ok(Ready {
-                ops,
-                model,
-                uploaded: None,
-            })
+            Ok(Ready { ops, model, uploaded: None })
         });
         let mut checks = Vec::with_capacity(self.plan.iterations);
         for iteration in 0..self.plan.iterations {
@@ -138,10 +127,8 @@ impl Member<'_> {
     }
 
     fn check<O: Ops>(&self, state: &Ready<O>, draw: Draw) -> Check {
-        let (_, inputs) = state
-            .uploaded
-            .as_ref()
-            .expect("the inputs were uploaded before the threads met");
+        let (_, inputs) =
+            state.uploaded.as_ref().expect("the inputs were uploaded before the threads met");
         let result = attempt(|| state.model.run_uploaded(&state.ops, inputs))?;
         let golden = &self.golden.sample(draw).result;
         self.spread.add(draw, &result, golden);

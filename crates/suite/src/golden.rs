@@ -50,9 +50,7 @@ impl Golden {
 
     /// The sample of a draw of the run that this was computed for.
     pub(crate) fn sample(&self, draw: Draw) -> &Sample {
-        self.0
-            .get(&draw)
-            .expect("golden results cover every thread and iteration of the run")
+        self.0.get(&draw).expect("golden results cover every thread and iteration of the run")
     }
 }
 
@@ -66,10 +64,7 @@ impl<O: Ops> Model<O> {
     /// Draws the weights and copies them to the device.
     pub(crate) fn upload(ops: &O, case: &Case) -> OpResult<Self> {
         let weights = upload(ops, &case.weights())?;
-        Ok(Self {
-            case: *case,
-            weights,
-        })
+        Ok(Self { case: *case, weights })
     }
 
     /// Uploads, computes, synchronises, downloads.

@@ -61,9 +61,7 @@ impl HostTensor {
     /// # Panics
     /// When `parts` is empty or the shapes do not agree.
     pub fn stacked(parts: &[&HostTensor]) -> Self {
-        let first = parts
-            .first()
-            .expect("a stack is made of at least one tensor");
+        let first = parts.first().expect("a stack is made of at least one tensor");
         let mut shape = first.shape.clone();
         let mut data = Vec::with_capacity(parts.iter().map(|part| part.data.len()).sum());
         let mut rows = 0;
@@ -93,10 +91,7 @@ impl HostTensor {
         shape[0] /= parts;
         let each = self.data.len() / parts;
         let piece = |at: usize| {
-            HostTensor::new(
-                shape.clone(),
-                self.data[at * each..(at + 1) * each].to_vec(),
-            )
+            HostTensor::new(shape.clone(), self.data[at * each..(at + 1) * each].to_vec())
         };
         Some((0..parts).map(piece).collect())
     }

@@ -23,10 +23,7 @@ impl OpError {
         operation: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self {
-            operation: operation.into(),
-            source: Arc::from(source.into()),
-        }
+        Self { operation: operation.into(), source: Arc::from(source.into()) }
     }
 }
 
@@ -103,12 +100,7 @@ pub trait Ops {
 
     /// Scaled dot-product attention without a mask: q, k, v (batch, heads, length, width of a head)
     /// → the same shape; the scale is 1/√(width of a head).
-    fn sdpa(
-        &self,
-        q: &Self::Tensor,
-        k: &Self::Tensor,
-        v: &Self::Tensor,
-    ) -> OpResult<Self::Tensor>;
+    fn sdpa(&self, q: &Self::Tensor, k: &Self::Tensor, v: &Self::Tensor) -> OpResult<Self::Tensor>;
 
     /// The same elements under another shape of equal size: a view where the strides allow it, else
     /// a dense copy (`torch.reshape`).

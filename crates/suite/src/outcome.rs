@@ -81,14 +81,8 @@ impl Outcome {
             1 => "1 thread".to_owned(),
             n => format!("{n} threads"),
         };
-        let error = format!(
-            "hung: {threads} {doing} made no progress for {:?}",
-            plan.stall_after
-        );
-        Self {
-            hung: true,
-            ..Self::broken(error)
-        }
+        let error = format!("hung: {threads} {doing} made no progress for {:?}", plan.stall_after);
+        Self { hung: true, ..Self::broken(error) }
     }
 
     /// Gathers what the threads of a run found; `threads` holds each thread's checks in order.
@@ -125,10 +119,8 @@ impl Outcome {
                 }
             }
         }
-        let passed_iterations = iteration_passes
-            .iter()
-            .filter(|&&passes| passes == plan.threads)
-            .count();
+        let passed_iterations =
+            iteration_passes.iter().filter(|&&passes| passes == plan.threads).count();
         if passed_iterations < plan.iterations && errors.all == 0 {
             errors.add("not every thread was checked in every iteration".to_owned());
         }
@@ -182,10 +174,7 @@ mod tests {
     }
 
     fn pass() -> Check {
-        Ok(Comparison {
-            max_diff: Some(0.0),
-            fault: None,
-        })
+        Ok(Comparison { max_diff: Some(0.0), fault: None })
     }
 
     #[test]

@@ -100,30 +100,20 @@ impl Program {
     /// Draws the weights, in the order that [`Program::forward`] takes them.
     pub fn weights(&self, seeded: &mut Seeded) -> Vec<HostTensor> {
         match *self {
-            Program::Linear {
-                inputs, outputs, ..
-            } => seeded.linear(inputs, outputs).into(),
+            Program::Linear { inputs, outputs, .. } => seeded.linear(inputs, outputs).into(),
             Program::Matmul { .. }
             | Program::Bmm { .. }
             | Program::Softmax { .. }
             | Program::Gelu { .. } => Vec::new(),
             Program::LayerNorm { shape } => seeded.norm(shape[2]).into(),
-            Program::Conv2d {
-                shape,
-                filters,
-                kernel,
-                ..
-            } => {
+            Program::Conv2d { shape, filters, kernel, .. } => {
                 let bound = ((shape[1] * kernel * kernel) as f32).sqrt().recip();
                 vec![
                     seeded.uniform([filters, shape[1], kernel, kernel], -bound, bound),
                     seeded.uniform([filters], -bound, bound),
                 ]
             }
-            Program::TransformerBlock {
-                attention,
-                feed_forward,
-            } => {
+            Program::TransformerBlock { attention, feed_forward } => {
                 let width = attention.width;
                 let mut weights = attention_weights(width, seeded);
                 weights.extend(seeded.linear(width, feed_forward));
@@ -133,12 +123,7 @@ impl Program {
                 weights
             }
             Program::MultiheadAttention(attention) => attention_weights(attention.width, seeded),
-            Program::Mlp {
-                inputs,
-                hidden,
-                outputs,
-                ..
-            } => {
+            Program::Mlp { inputs, hidden, outputs, .. } => {
                 let mut weights = Vec::from(seeded.linear(inputs, hidden));
                 weights.extend(seeded.linear(hidden, outputs));
                 weights
@@ -156,26 +141,15 @@ impl Program {
             Program::Linear { rows, inputs, .. } | Program::Mlp { rows, inputs, .. } => {
                 vec![seeded.normal([rows, inputs])]
             }
-            Program::Matmul {
-                rows,
-                inner,
-                columns,
-            } => vec![
-                seeded.normal([rows, inner]),
-                seeded.normal([inner, columns]),
-            ],
-            Program::Bmm {
-                batch,
-                rows,
-                inner,
-                columns,
-            } => vec![
-                seeded.normal([batch, rows, inner]),
-                seeded.normal([batch, inner, columns]),
-            ],
-            Program::LayerNorm { shape }
-            | Program::Softmax { shape }
-            | Program::Gelu { shape } => vec![seeded.normal(shape)],
+            Program::Matmul { rows, inner, columns } => {
+                vec![seeded.normal([rows, inner]), seeded.normal([inner, columns])]
+            }
+            Program::Bmm { batch, rows, inner, columns } => {
+                vec![seeded.normal([batch, rows, inner]), seeded.normal([batch, inner, columns])]
+            }
+            Program::LayerNorm { shape } | Program::Softmax { shape } | Program::Gelu { shape } => {
+                vec![seeded.normal(shape)]
+            }
             Program::Conv2d { shape, .. } => vec![seeded.normal(shape)],
             Program::TransformerBlock { attention, .. }
             | Program::MultiheadAttention(attention)
@@ -201,9 +175,9 @@ impl Program {
             Program::Linear { rows, .. } | Program::Mlp { rows, .. } => *rows *= requests,
             Program::Matmul { .. } => {}
             Program::Bmm { batch, .. } => *batch *= requests,
-            Program::LayerNorm { shape }
-            | Program::Softmax { shape }
-            | Program::Gelu { shape } => shape[0] *= requests,
+            Program::LayerNorm { shape } | Program::Softmax { shape } | Program::Gelu { shape } => {
+                shape[0] *= requests
+            }
             Program::Conv2d { shape, .. } => shape[0] *= requests,
             Program::TransformerBlock { attention, .. }
             | Program::MultiheadAttention(attention)
@@ -243,14 +217,9 @@ impl Program {
                 let hidden = ops.relu(&ops.linear(x, up, up_bias)?)?;
                 ops.linear(&hidden, down, down_bias)
             }
-            (
-                Program::PackedProjection {
-                    attention,
-                    contiguous,
-                },
-                [weight, bias],
-                [x],
-            ) => packed_projection(ops, attention, *contiguous, [weight, bias, x]),
+            (Program::PackedProjection { attention, contiguous }, [weight, bias], [x]) => {
+                packed_projection(ops, attention, *contiguous, [weight, bias, x])
+            }
             _ => Err(misuse(self)),
         }
     }
@@ -274,12 +243,8 @@ fn packed_projection<O: Ops>(
     contiguous: bool,
     [weight, bias, x]: [&O::Tensor; 3],
 ) -> OpResult<O::Tensor> {
-    let (batch, length, width, heads) = (
-        attention.batch,
-        attention.length,
-        attention.width,
-        attention.heads,
-    );
+    let (batch, length, width, heads) =
+        (attention.batch, attention.length, attention.width, attention.heads);
     let mut packed = ops.linear(x, weight, bias)?;
     packed = unpacked(ops, &packed, [batch, length, width])?;
     if contiguous {
@@ -296,8 +261,5 @@ fn packed_projection<O: Ops>(
 }
 
 fn misuse(program: &Program) -> OpError {
-    OpError::new(
-        "forward",
-        format!("the weights or inputs are not those of {program:?}"),
-    )
+    OpError::new("forward", format!("the weights or inputs are not those of {program:?}"))
 }

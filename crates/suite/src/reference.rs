@@ -50,10 +50,7 @@ const ROWS_AT_ONCE: usize = 4;
 impl ReferenceTensor {
     fn new(shape: Vec<usize>, data: Vec<f64>) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), data.len());
-        Self {
-            shape,
-            data: Rc::new(data),
-        }
+        Self { shape, data: Rc::new(data) }
     }
 
     fn last(&self) -> usize {
@@ -62,10 +59,7 @@ impl ReferenceTensor {
 
     fn map(&self, f: impl Fn(f64) -> f64 + Sync) -> Self {
         let data: &[f64] = &self.data;
-        Self::new(
-            self.shape.clone(),
-            data.par_iter().map(|&x| f(x)).collect(),
-        )
+        Self::new(self.shape.clone(), data.par_iter().map(|&x| f(x)).collect())
     }
 
     /// Rewrites each run of the last dimension.
@@ -82,11 +76,7 @@ fn misfit(operation: &str, operands: &[&ReferenceTensor]) -> OpError {
 }
 
 fn check(fits: bool, operation: &str, operands: &[&ReferenceTensor]) -> OpResult<()> {
-    if fits {
-        Ok(())
-    } else {
-        Err(misfit(operation, operands))
-    }
+    if fits { Ok(()) } else { Err(misfit(operation, operands)) }
 }
 
 /// (m, k) · (k, n) → (m, n).
@@ -195,10 +185,7 @@ impl Ops for ReferenceOps {
             return Err(misfit("matmul", &[a, b]));
         };
         check(k == inner, "matmul", &[a, b])?;
-        Ok(ReferenceTensor::new(
-            vec![m, n],
-            product(&a.data, &b.data, [m, k, n]),
-        ))
+        Ok(ReferenceTensor::new(vec![m, n], product(&a.data, &b.data, [m, k, n])))
     }
 
     fn bmm(&self, a: &ReferenceTensor, b: &ReferenceTensor) -> OpResult<ReferenceTensor> {
@@ -276,10 +263,7 @@ impl Ops for ReferenceOps {
                 }
             }
         });
-        Ok(ReferenceTensor::new(
-            vec![batch, filters, out_h, out_w],
-            out,
-        ))
+        Ok(ReferenceTensor::new(vec![batch, filters, out_h, out_w], out))
     }
 
     fn gelu(&self, x: &ReferenceTensor) -> OpResult<ReferenceTensor> {
@@ -320,10 +304,7 @@ impl Ops for ReferenceOps {
             let text = format!("{:?} does not fit into {shape:?}", x.shape);
             return Err(OpError::new("reshape", text));
         }
-        Ok(ReferenceTensor {
-            shape: shape.to_vec(),
-            data: Rc::clone(&x.data),
-        })
+        Ok(ReferenceTensor { shape: shape.to_vec(), data: Rc::clone(&x.data) })
     }
 
     fn transpose(&self, x: &ReferenceTensor, a: usize, b: usize) -> OpResult<ReferenceTensor> {

@@ -52,28 +52,19 @@ impl Seeded {
     /// ±1/√inputs, as PyTorch initialises `nn.Linear`.
     pub fn linear(&mut self, inputs: usize, outputs: usize) -> [HostTensor; 2] {
         let bound = (inputs as f32).sqrt().recip();
-        [
-            self.uniform([outputs, inputs], -bound, bound),
-            self.uniform([outputs], -bound, bound),
-        ]
+        [self.uniform([outputs, inputs], -bound, bound), self.uniform([outputs], -bound, bound)]
     }
 
     /// Weight and bias of a layer norm, drawn around PyTorch's 1 and 0 so that an implementation
     /// that forgets them fails.
     pub fn norm(&mut self, width: usize) -> [HostTensor; 2] {
-        [
-            self.uniform([width], 0.5, 1.5),
-            self.uniform([width], -0.5, 0.5),
-        ]
+        [self.uniform([width], 0.5, 1.5), self.uniform([width], -0.5, 0.5)]
     }
 }
 
 fn fill(shape: Vec<usize>, mut draw: impl FnMut() -> f32) -> HostTensor {
     let elements = shape.iter().product();
-    HostTensor::new(
-        shape,
-        std::iter::repeat_with(&mut draw).take(elements).collect(),
-    )
+    HostTensor::new(shape, std::iter::repeat_with(&mut draw).take(elements).collect())
 }
 
 #[cfg(test)]

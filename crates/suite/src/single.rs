@@ -16,15 +16,8 @@ use crate::reference::Reference;
 ///
 /// # Blocking
 /// Until the run is done, or made no progress for the plan's `stall_after`.
-pub fn run_single<D: Device>(
-    device: &Arc<D>,
-    plan: &Plan,
-    step: &mut dyn FnMut(),
-) -> Outcome {
-    let plan = Plan {
-        threads: 1,
-        ..*plan
-    };
+pub fn run_single<D: Device>(device: &Arc<D>, plan: &Plan, step: &mut dyn FnMut()) -> Outcome {
+    let plan = Plan { threads: 1, ..*plan };
     let device = Arc::clone(device);
     let body = move |_: usize, pulse: &Pulse<OpResult<Vec<Check>>>| -> OpResult<Vec<Check>> {
         let reference = Reference.attach(Caller::Golden)?;
@@ -46,9 +39,9 @@ pub fn run_single<D: Device>(
     };
     match joined {
         Ok(results) => {
-            let flat = results.into_iter().map(|result| {
-                result.and_then(|checks| checks.map_err(|error| error.to_string()))
-            });
+            let flat = results
+                .into_iter()
+                .map(|result| result.and_then(|checks| checks.map_err(|error| error.to_string())));
             Outcome::gather(&plan, flat.collect(), &Spread::default())
         }
         Err(hung) => Outcome::hung(&plan, "on the device", &hung),

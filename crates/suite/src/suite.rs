@@ -181,11 +181,7 @@ pub fn run_suite<D: Device>(
 ) -> Result<Report, SuiteError> {
     config.validate()?;
     let single = config.mode == Mode::Single;
-    let threads = if single {
-        vec![1]
-    } else {
-        config.threads.clone()
-    };
+    let threads = if single { vec![1] } else { config.threads.clone() };
     let mut results = Vec::with_capacity(threads.len() * config.tests.len());
     let mut hung_in = None;
     for &threads in &threads {
@@ -200,9 +196,9 @@ pub fn run_suite<D: Device>(
             observer.begin(&plan, plan.threads * plan.iterations);
             let started = Instant::now();
             let outcome = match hung_in {
-                Some(test) => Outcome::broken(format!(
-                    "not run: threads of {test} still hang on the device"
-                )),
+                Some(test) => {
+                    Outcome::broken(format!("not run: threads of {test} still hang on the device"))
+                }
                 None => run_test(device, &plan, config, observer),
             };
             if outcome.hung {

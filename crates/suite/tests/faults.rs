@@ -99,10 +99,7 @@ fn a_hang_is_a_failed_test_and_ends_the_run() {
             panic!("two tests were asked for");
         };
         assert!(hung.errors[0].starts_with("hung: "), "{:?}", hung.errors);
-        assert_eq!(
-            left_out.errors,
-            ["not run: threads of Linear still hang on the device"]
-        );
+        assert_eq!(left_out.errors, ["not run: threads of Linear still hang on the device"]);
         *gate.0.lock().unwrap() = true;
         gate.1.notify_all();
     }

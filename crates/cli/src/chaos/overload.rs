@@ -46,6 +46,9 @@ pub(super) struct Point {
     pub(super) load: f64,
     pub(super) offered_per_second: f64,
     pub(super) goodput_per_second: f64,
+    /// What the engine could have answered in this very run, by the time that its batches took: on a
+    /// busy machine they take longer than they should.
+    pub(super) possible_per_second: f64,
     pub(super) refused_per_second: f64,
     /// Latency of accepted requests, from the call of submit to the answer.
     pub(super) p50_ms: f64,
@@ -64,7 +67,7 @@ struct Report {
     /// A full queue and the batch that runs, at the measured capacity: what bounds the latency.
     latency_bound_ms: f64,
     points: Vec<Point>,
-    /// Goodput at 4 times the capacity over the best goodput.
+    /// The worst goodput at and above the capacity over the best, each as a part of what was possible.
     goodput_kept: f64,
     ok: bool,
 }
@@ -140,10 +143,12 @@ fn offer(rate: f64, capacity: f64, seconds: f64) -> anyhow::Result<Point> {
     let (latencies, last) = collector.join().map_err(|_| anyhow::anyhow!("the collector died"))?;
     let answered_for = last.map_or(offered_for, |last| (last - started).as_secs_f64());
     let ms = |value: u64| value as f64 / 1e6;
+    let service = queue.stats().service.mean.as_secs_f64();
     Ok(Point {
         load: offered as f64 / offered_for / capacity,
         offered_per_second: offered as f64 / offered_for,
         goodput_per_second: latencies.len() as f64 / answered_for.max(offered_for),
+        possible_per_second: BATCH as f64 / service.max(f64::MIN_POSITIVE),
         refused_per_second: refused as f64 / offered_for,
         p50_ms: ms(latencies.value_at_quantile(0.5)),
         p99_ms: ms(latencies.value_at_quantile(0.99)),
@@ -161,15 +166,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for load in loads {
         points.push(offer(load * capacity, capacity, each)?);
     }
-    let best = points.iter().map(|point| point.goodput_per_second).fold(0.0, f64::max);
-    let kept = points.last().map_or(0.0, |point| point.goodput_per_second / best);
+    let part = |point: &Point| point.goodput_per_second / point.possible_per_second;
+    let overloaded = || points.iter().filter(|point| point.load >= 0.99);
+    let best = overloaded().map(part).fold(0.0, f64::max);
+    let kept = overloaded().map(part).fold(f64::INFINITY, f64::min) / best;
     let bound = (CAPACITY + 2 * BATCH) as f64 / capacity * 1e3;
-    // Half as much again: a machine with two cores has other things to do.
-    let ok = points.iter().all(|point| {
-        point.waiting_max <= CAPACITY
-            && point.p99_ms <= 1.5 * bound
-            && (point.load < 1.0 || point.goodput_per_second >= 0.95 * best)
+    // Half as much again for the latency: a machine with two cores has other things to do.
+    let latency_holds = points.iter().all(|point| {
+        let bound = (CAPACITY + 2 * BATCH) as f64 / point.possible_per_second * 1e3;
+        point.p99_ms <= 1.5 * bound
     });
+    let is_bounded = points.iter().all(|point| point.waiting_max <= CAPACITY);
+    let ok = latency_holds && is_bounded && kept >= 0.95;
     let report = Report {
         capacity_per_second: capacity,
         queue_capacity: CAPACITY,
@@ -194,16 +202,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn csv(points: &[Point]) -> String {
     let mut text = String::from(
-        "load,offered_per_second,goodput_per_second,refused_per_second,p50_ms,p99_ms,\
+        "load,offered_per_second,goodput_per_second,possible_per_second,refused_per_second,p50_ms,p99_ms,\
          refusal_p99_us,waiting_max,rss_mib\n",
     );
     for p in points {
         let _ = writeln!(
             text,
-            "{:.3},{:.0},{:.0},{:.0},{:.2},{:.2},{:.2},{},{:.1}",
+            "{:.3},{:.0},{:.0},{:.0},{:.0},{:.2},{:.2},{:.2},{},{:.1}",
             p.load,
             p.offered_per_second,
             p.goodput_per_second,
+            p.possible_per_second,
             p.refused_per_second,
             p.p50_ms,
             p.p99_ms,
@@ -221,6 +230,6 @@ fn print(report: &Report) {
         report.capacity_per_second, report.queue_capacity, report.latency_bound_ms
     );
     print!("{}", csv(&report.points).replace(',', "\t"));
-    println!("goodput at the greatest load: {:.1}% of the best", 100.0 * report.goodput_kept);
+    println!("goodput under overload: at worst {:.1}% of the best", 100.0 * report.goodput_kept);
     println!("{}", if report.ok { "goodput, memory and latency hold" } else { "FAILED" });
 }

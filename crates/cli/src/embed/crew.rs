@@ -141,7 +141,8 @@ impl Client {
 
     fn submit(&self, line: Line) -> Submitted {
         let Line { index, text, offset } = line;
-        let refused = |why| Submitted { index, offset, truncated: false, answer: Answer::Refused(why) };
+        let refused =
+            |why| Submitted { index, offset, truncated: false, answer: Answer::Refused(why) };
         let text = match text {
             Ok(text) => text,
             Err(wrong) => return refused(format!("not UTF-8: byte {} is wrong", wrong.byte)),

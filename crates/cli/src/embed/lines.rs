@@ -48,7 +48,7 @@ impl Input {
         if metadata.is_dir() {
             bail!("cannot read {name}: it is a directory");
         }
-        let bytes = metadata.is_file().then(|| metadata.len());
+        let bytes = metadata.is_file().then_some(metadata.len());
         Ok(Self::new(Box::new(file), name, bytes))
     }
 

@@ -29,9 +29,7 @@ pub fn ended<T: Send + 'static>(
     let (sender, receiver) = mpsc::channel();
     let text = format!("{command:?}");
     std::thread::spawn(move || sender.send(run(&mut command)));
-    receiver
-        .recv_timeout(LONGEST)
-        .unwrap_or_else(|_| panic!("{text} did not end"))
+    receiver.recv_timeout(LONGEST).unwrap_or_else(|_| panic!("{text} did not end"))
 }
 
 /// What the command printed, as text.

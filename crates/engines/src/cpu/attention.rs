@@ -76,11 +76,9 @@ pub(crate) fn attention(input: Projected<'_>, sequences: &[Sequence], out: &mut 
     }
 
     let arch = Arch::new();
-    tasks
-        .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, (sequence, first, out)| {
-            arch.dispatch(Task { input, sequence, first, out, scratch });
-        });
+    tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (sequence, first, out)| {
+        arch.dispatch(Task { input, sequence, first, out, scratch });
+    });
 }
 
 /// Buffers that a thread keeps between its tasks.

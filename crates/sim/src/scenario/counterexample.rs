@@ -144,9 +144,10 @@ fn steps(events: &[Event]) -> Vec<Step> {
         .find(|event| event.thread == "T1" && event.kind == ActionKind::Free)
         .and_then(|event| event.writes.first().copied());
     let mut steps: Vec<Step> = Vec::new();
-    let mut given_away = false;
+    let (mut given_away, mut read) = (false, false);
     for event in events.iter().filter(of_threads) {
-        let about_freed = freed.is_some_and(|p| event.writes.contains(&p) || event.reads.contains(&p));
+        let writes_freed = freed.is_some_and(|p| event.writes.contains(&p));
+        let about_freed = writes_freed || freed.is_some_and(|p| event.reads.contains(&p));
         let note = match (event.kind, event.thread.as_str()) {
             (ActionKind::Encode, "T1") if about_freed && event.name == "copy" => {
                 Some("pending: it reads the block only when it is committed")
@@ -158,10 +159,13 @@ fn steps(events: &[Event]) -> Vec<Step> {
                 given_away = true;
                 Some("T1's block, given to T2")
             }
-            (ActionKind::Execute, "T2") if about_freed && given_away => {
+            (ActionKind::Execute, "T2") if writes_freed && given_away && !read => {
                 Some("overwrites what T1's pending copy will read")
             }
-            (ActionKind::StaleRead, "T1") => Some("T1's copy reads T2's numbers"),
+            (ActionKind::StaleRead, "T1") => {
+                read = true;
+                Some("T1's copy reads T2's numbers")
+            }
             _ => None,
         };
         if let Some(what) = describe(event) {

@@ -18,10 +18,7 @@ impl Faulty {
     pub fn new(
         hook: impl Fn(Caller, usize, &mut HostTensor) -> OpResult<()> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            inner: CandleDevice::cpu(),
-            hook: Arc::new(hook),
-        })
+        Arc::new(Self { inner: CandleDevice::cpu(), hook: Arc::new(hook) })
     }
 }
 
