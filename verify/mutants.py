@@ -1,0 +1,391 @@
+#!/usr/bin/env python3
+"""Deliberate one-line bugs in the core: each has to be caught by the check that is named.
+
+Copies the core to a scratch folder, puts in one bug at a time, runs its check there, and prints a
+table. Exit 1 when a bug is not caught, or no longer applies to the code; exit 2 when a check fails
+without any bug, which would prove nothing.
+
+    verify/mutants.py            all
+    verify/mutants.py fifo loom  those whose name or check holds one of the words
+    verify/mutants.py --list     what there is
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = Path("crates/onelane/src")
+TARGET = os.environ.get("MUTANTS_TARGET_DIR", str(ROOT / "target" / "mutants"))
+# Longer than any hard timeout of a test; a check that takes longer hangs, and has caught its bug.
+LIMIT_S = 400
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: `old`, which must stand once in `file`, becomes `new`."""
+
+    name: str
+    promise: str
+    file: str
+    old: str
+    new: str
+    check: str
+
+
+def test(file: str, name: str = "") -> str:
+    return f"cargo test --offline -p onelane --test {file} {name}".strip()
+
+
+def loom(name: str) -> str:
+    return f"loom: cargo test --offline -p onelane --lib loom_tests::{name}"
+
+
+MUTANTS = [
+    Mutant(
+        "a closed queue still accepts",
+        "1, 8",
+        "queue_state.rs",
+        "if self.phase != Phase::Open {",
+        "if self.failed.is_some() {",
+        loom("submit_against"),
+    ),
+    Mutant(
+        "an answer is stored twice",
+        "1",
+        "response.rs",
+        "        if let Some(slot) = self.0.take() {\n            fill(&slot, answer, after);",
+        "        if let Some(slot) = self.0.clone() {\n            fill(&slot, answer, after);",
+        loom("submit_worker_complete"),
+    ),
+    Mutant(
+        "whoever waits for an answer is not woken",
+        "1",
+        "response.rs",
+        "                after.wake(waker);",
+        "                drop(waker);",
+        loom("submit_worker_complete"),
+    ),
+    Mutant(
+        "a sleeping worker is not woken by a submission",
+        "1, 3",
+        "state.rs",
+        "            self.wake_worker(after);\n        }\n        room",
+        "        }\n        room",
+        loom("submit_worker_complete"),
+    ),
+    Mutant(
+        "one worker is woken where all are needed",
+        "8",
+        "state.rs",
+        "        if self.stopping {\n            self.wake_all_workers(after);",
+        "        if self.stopping {\n            self.wake_worker(after);",
+        loom("a_group_and_two_workers"),
+    ),
+    Mutant(
+        "the call for a second worker is not passed on",
+        "3",
+        "state.rs",
+        "                if sleepers && matches!(self.decide(now), Decision::Dispatch(..)) {",
+        "                if !sleepers && matches!(self.decide(now), Decision::Dispatch(..)) {",
+        test("ordering", "a_group_wakes"),
+    ),
+    Mutant(
+        "a dispatch does not tell the first in line",
+        "6",
+        "state.rs",
+        "        queue.wake_next_admission(after);\n        self.virtual_now",
+        "        self.virtual_now",
+        loom("admission_against_dispatch"),
+    ),
+    Mutant(
+        "whoever leaves the line does not tell the next",
+        "6",
+        "queue_state.rs",
+        "            after.discard(waker);\n        }\n        self.wake_next_admission(after);",
+        "            after.discard(waker);\n        }",
+        loom("leaving_the_line"),
+    ),
+    Mutant(
+        "room is taken past those in line",
+        "6",
+        "queue_state.rs",
+        "let first = self.admission.front().is_none_or(|(front, _)| Some(*front) == *ticket);",
+        "let first = true;",
+        test("backpressure", "room_is_given"),
+    ),
+    Mutant(
+        "a group is accepted when a part fits",
+        "6",
+        "submit.rs",
+        "match self.room(Need { requests: count, cost: total }, patience) {",
+        "match self.room(Need { requests: count.min(1), cost: 0 }, patience) {",
+        test("simulation"),
+    ),
+    Mutant(
+        "last in, first out",
+        "4",
+        "fifo.rs",
+        "        self.head\n    }",
+        "        self.tail\n    }",
+        test("simulation"),
+    ),
+    Mutant(
+        "ageing is off",
+        "4",
+        "policy.rs",
+        "let lifts = waited.as_nanos() / ageing.as_nanos().max(1);",
+        "let lifts = waited.as_nanos() / u128::MAX.max(ageing.as_nanos());",
+        test("simulation"),
+    ),
+    Mutant(
+        "weights are ignored",
+        "4",
+        "queue_state.rs",
+        "self.virtual_time += service / self.config.weight;",
+        "self.virtual_time += service;",
+        test("ordering", "queues_share"),
+    ),
+    Mutant(
+        "a cancelled request is computed",
+        "7",
+        "response.rs",
+        "            state.dismiss(queue, id, RequestError::Cancelled, after);",
+        "            let _ = (state, queue, id, after);",
+        test("simulation"),
+    ),
+    Mutant(
+        "deadlines are not looked at before a batch is taken",
+        "7",
+        "state.rs",
+        "        self.expire(now, after);\n        let until",
+        "        let until",
+        test("cancel", "a_passed_deadline"),
+    ),
+    Mutant(
+        "bisection loses the request in the middle",
+        "1, 5",
+        "batch.rs",
+        "parts.push(middle..part.end);",
+        "parts.push(middle + 1..part.end);",
+        test("simulation"),
+    ),
+    Mutant(
+        "a batch's answers come in the wrong order",
+        "1",
+        "batch.rs",
+        "self.answers[part].iter_mut().zip(outputs)",
+        "self.answers[part].iter_mut().rev().zip(outputs)",
+        test("simulation"),
+    ),
+    Mutant(
+        "the memory ceiling is forgotten",
+        "5",
+        "waiting.rs",
+        "        if let Some(ceiling) = ceiling {\n            group.ceiling",
+        "        if let Some(ceiling) = ceiling.filter(|_| false) {\n            group.ceiling",
+        test("failure", "out_of_memory"),
+    ),
+    Mutant(
+        "an engine that panicked is used again",
+        "5",
+        "batch.rs",
+        "                let lost = engine.take();\n                let _ = contain(|| drop(lost));"
+        "\n                self.lost_engine = true;",
+        "                self.lost_engine = true;",
+        test("failure", "a_panic_fails_its_request_alone"),
+    ),
+    Mutant(
+        "an engine outlives its queue",
+        "2, 8",
+        "worker.rs",
+        "        let engine = self.engines.borrow_mut().remove(&queue);\n"
+        "        let _ = contain(|| drop(engine));",
+        "        let engine = self.engines.borrow_mut().remove(&queue);\n"
+        "        std::mem::forget(engine);",
+        test("shutdown", "an_engine_lives_on_the_worker"),
+    ),
+    Mutant(
+        "a queue retires while a batch of it runs",
+        "8",
+        "queue_state.rs",
+        "self.list.len() == 0 && self.running.is_empty()",
+        "self.list.len() == 0",
+        test("shutdown"),
+    ),
+    Mutant(
+        "an abort leaves what waits",
+        "8",
+        "state.rs",
+        "        if abort {",
+        "        if abort && queue_is_never_aborted() {",
+        test("shutdown", "drain_runs_what_was_accepted"),
+    ),
+    Mutant(
+        "a queue is made with errands for workers that have ended",
+        "1, 8",
+        "executor.rs",
+        "            if state.is_stopping() {\n"
+        "                return Err(BuildError::Closed(self.shared.device.clone()));",
+        "            if false {\n"
+        "                return Err(BuildError::Closed(self.shared.device.clone()));",
+        loom("new_against_shutdown"),
+    ),
+    Mutant(
+        "a worker that dies leaves what waits",
+        "1",
+        "state.rs",
+        "        if !(self.stopping && self.queues.is_empty()) {",
+        "        if self.alive == usize::MAX {",
+        test("worker_death", "every_handle"),
+    ),
+    Mutant(
+        "waiting for one's own engine is not refused",
+        "9",
+        "worker.rs",
+        "            Place::Waiting if self.is_engine_busy(queue) => Help::Stuck,\n",
+        "",
+        test("reentrancy"),
+    ),
+    Mutant(
+        "a stall is not told",
+        "10",
+        "queue_state.rs",
+        "Some(running_for) if running_for >= self.config.stall_after => {",
+        "Some(running_for) if running_for >= Duration::MAX => {",
+        test("truth", "a_batch_that_runs_too_long"),
+    ),
+]
+
+# Faults of the protocol itself, in the specification: its own switches put them in.
+SPEC = [
+    ("check-then-push (the original's bug)", "1, 8", "check-then-push"),
+    ("a batch is answered, then run again", "1", "answered-twice"),
+    ("a worker ends though something waits", "8", "drain-forgets"),
+    ("a group is let in in parts", "6", "group-in-parts"),
+    ("a cancelled request stays in its list", "7", "cancelled-stays"),
+]
+
+
+def environment(check: str) -> tuple[list[str], dict[str, str]]:
+    env = dict(os.environ, CARGO_TARGET_DIR=TARGET, PROPTEST_CASES="256")
+    if check.startswith("loom: "):
+        # A folder of its own: other flags would build everything anew each time.
+        env |= {
+            "RUSTFLAGS": "--cfg loom",
+            "CARGO_TARGET_DIR": f"{TARGET}-loom",
+            "CARGO_PROFILE_TEST_OPT_LEVEL": "1",
+        }
+        check = check.removeprefix("loom: ")
+    return check.split(), env
+
+
+def run(check: str, tree: Path) -> tuple[str, float]:
+    """`passed`, `failed`, `hangs` or `does not compile`, and the seconds that it took."""
+    command, env = environment(check)
+    started = time.monotonic()
+    build = [*command[:2], "--no-run", *command[2:]] if "test" in command else command
+    built = subprocess.run(build, cwd=tree, env=env, capture_output=True, text=True, check=False)
+    if built.returncode != 0:
+        print(built.stderr[-2000:], file=sys.stderr)
+        return "does not compile", time.monotonic() - started
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=env, capture_output=True, timeout=LIMIT_S, check=False
+        )
+        outcome = "passed" if done.returncode == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        outcome = "hangs"
+    return outcome, time.monotonic() - started
+
+
+def copy_tree(scratch: Path) -> Path:
+    """The core as a workspace of its own: nothing else has to be built."""
+    tree = scratch / "tree"
+    shutil.copytree(ROOT / "crates/onelane", tree / "crates/onelane")
+    for name in ("Cargo.lock", "rust-toolchain.toml"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tree / name)
+    manifest = (ROOT / "Cargo.toml").read_text()
+    lines = [line for line in manifest.splitlines() if not line.startswith("default-members")]
+    lines = [
+        'members = ["crates/onelane"]' if line.startswith("members") else line for line in lines
+    ]
+    (tree / "Cargo.toml").write_text("\n".join(lines) + "\n")
+    return tree
+
+
+def check_mutant(mutant: Mutant, tree: Path) -> tuple[str, float]:
+    path = tree / SOURCES / mutant.file
+    original = path.read_text()
+    if original.count(mutant.old) != 1:
+        return "NO LONGER APPLIES", 0.0
+    # A condition that the compiler does not see through.
+    new = mutant.new.replace("queue_is_never_aborted()", "id == QueueId::MAX")
+    path.write_text(original.replace(mutant.old, new))
+    try:
+        outcome, seconds = run(mutant.check, tree)
+    finally:
+        path.write_text(original)
+    return {
+        "passed": "NOT CAUGHT",
+        "failed": "caught",
+        "hangs": "caught (hangs)",
+        "does not compile": "DOES NOT COMPILE",
+    }[outcome], seconds
+
+
+def short(check: str) -> str:
+    if check.startswith("loom: "):
+        return "loom " + check.rsplit("::", 1)[1]
+    return check.split("--test ")[1].replace(" ", "::")
+
+
+def main() -> int:
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    chosen = [m for m in MUTANTS if not words or any(w in f"{m.name} {m.check}" for w in words)]
+    spec = [s for s in SPEC if not words or any(w in f"{s[0]} spec" for w in words)]
+    if "--list" in sys.argv:
+        for mutant in chosen:
+            print(f"{mutant.name}: {mutant.file}: {short(mutant.check)}")
+        for name, _, flag in spec:
+            print(f"{name}: spec --bug {flag}")
+        return 0
+    rows: list[tuple[str, str, str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="onelane-mutants-") as scratch:
+        tree = copy_tree(Path(scratch))
+        # Without a bug, every check must pass.
+        for check in dict.fromkeys(mutant.check for mutant in chosen):
+            outcome, seconds = run(check, tree)
+            print(f"without a bug: {short(check)}: {outcome} ({seconds:.0f} s)", flush=True)
+            if outcome != "passed":
+                return 2
+        for mutant in chosen:
+            outcome, seconds = check_mutant(mutant, tree)
+            rows.append((mutant.name, mutant.promise, short(mutant.check), outcome))
+            print(f"{mutant.name}: {outcome} ({seconds:.0f} s)", flush=True)
+    binary = os.environ.get("SPEC", "")
+    command = binary.split() or "cargo run --release -q -p onelane-spec --".split()
+    for name, promise, flag in spec:
+        run_spec = [*command, "--bug", flag, "--must-fail"]
+        done = subprocess.run(run_spec, cwd=ROOT, capture_output=True, check=False)
+        outcome = "caught" if done.returncode == 0 else "NOT CAUGHT"
+        rows.append((name, promise, f"spec --bug {flag}", outcome))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    print()
+    for row in rows:
+        print(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    missed = [row for row in rows if not row[3].startswith("caught")]
+    print(f"\n{len(rows) - len(missed)} of {len(rows)} caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

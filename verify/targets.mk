@@ -1,0 +1,65 @@
+# The proofs. Each has a small size for every push and a full one: `make loom VERIFY=full`.
+# docs/verification.md says what each of them shows, and what it does not.
+
+VERIFY ?= small
+NIGHTLY ?= nightly-2026-10-29
+# Sanitizers, models and Miri build the core with flags of their own: apart from everything else.
+PROOFS ?= target/proofs
+
+ifeq ($(VERIFY),full)
+LOOM_MORE := 1
+SPEC_SIZE := --full
+CHAOS_SECONDS := 600
+OVERLOAD_SECONDS := 60
+CASES := 20000
+MIRI_TESTS := --lib --tests
+MIRI_CASES := 8
+else
+LOOM_MORE := 0
+SPEC_SIZE :=
+CHAOS_SECONDS := 30
+OVERLOAD_SECONDS := 20
+CASES := 1000
+# Miri is about a thousand times slower than the machine: the tests without long loops.
+MIRI_TESTS := --lib --test cancel --test truth --test worker_death
+MIRI_CASES := 2
+endif
+SEED ?= 1
+
+.PHONY: verify loom spec miri tsan chaos overload mutants fuzz
+
+verify: loom spec fuzz tsan miri chaos mutants ## every proof
+
+loom: ## model checks of the real core: every interleaving up to a bound
+	RUSTFLAGS="--cfg loom" LOOM_MORE=$(LOOM_MORE) RUST_BACKTRACE=0 CARGO_TARGET_DIR=$(PROOFS)/loom \
+	    cargo test -p onelane --release --lib --locked loom_tests -- --nocapture --test-threads=2
+
+spec: ## the protocol, checked exhaustively; its deliberate faults are found
+	cargo run --release --locked -q -p onelane-spec -- $(SPEC_SIZE)
+	cargo test --release --locked -q -p onelane-spec
+	cargo run --release --locked -q -p onelane-spec -- --bug check-then-push --must-fail
+
+miri: ## the core's tests in an interpreter that sees undefined behaviour
+	rustup component add --toolchain $(NIGHTLY) miri rust-src
+	MIRIFLAGS="-Zmiri-disable-isolation" RUST_BACKTRACE=0 PROPTEST_CASES=$(MIRI_CASES) \
+	    CARGO_TARGET_DIR=$(PROOFS)/miri \
+	    cargo +$(NIGHTLY) miri test -p onelane $(MIRI_TESTS) -- --test-threads=1
+
+tsan: ## the core's tests under ThreadSanitizer
+	rustup component add --toolchain $(NIGHTLY) rust-src
+	RUSTFLAGS="-Zsanitizer=thread" RUST_BACKTRACE=0 PROPTEST_CASES=16 CARGO_TARGET_DIR=$(PROOFS)/tsan \
+	    cargo +$(NIGHTLY) test -p onelane -Zbuild-std --target x86_64-unknown-linux-gnu --tests
+
+chaos: ## real threads and tasks, random faults, shutdowns and restarts; nothing may be lost
+	cargo run --release --locked -q -p onelane-cli -- chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
+	cargo run --release --locked -q -p onelane-cli -- chaos --seconds 10 --seed $(SEED) --workers 2
+
+overload: ## goodput, refusals and latency at 0.5 to 4 times the capacity; draws docs/overload.svg
+	cargo run --release --locked -q -p onelane-cli -- chaos --overload --seconds $(OVERLOAD_SECONDS) \
+	    --csv docs/overload.csv --svg docs/overload.svg
+
+mutants: ## deliberate one-line bugs: each is caught
+	$(PYTHON) verify/mutants.py
+
+fuzz: ## random workloads against a reference, random text against everything that parses
+	PROPTEST_CASES=$(CASES) cargo test -p onelane --release --locked --test simulation --test parsing
