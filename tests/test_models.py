@@ -58,7 +58,7 @@ def test_a_guarded_sentence_transformer(minilm, alone, batch):
         results = list(pool.map(guarded.encode, TEXTS))
     for result, expected in zip(results, alone, strict=True):
         np.testing.assert_allclose(result, expected, atol=1e-5, rtol=1e-5)
-    assert guarded.get_sentence_embedding_dimension() == 384
+    assert guarded.max_seq_length == 256
 
 
 def test_a_sentence_transformer_behind_a_list_queue(minilm, alone):
@@ -82,7 +82,7 @@ def test_tokens_with_attention_masks_of_mixed_lengths(minilm):
     tokenizer = AutoTokenizer.from_pretrained(str(minilm))
     model = AutoModel.from_pretrained(str(minilm)).eval()
     pad = onelane.Pad(
-        dim=1, buckets=(8, 16, 32), mask="attention_mask", trim=("last_hidden_state",)
+        dim=1, buckets=(8, 16, 32, 64), mask="attention_mask", trim=("last_hidden_state",)
     )
     queue = onelane.BatchQueue(model, "cpu", pad=pad)
     tokens = [tokenizer(text, return_tensors="pt") for text in TEXTS[:32]]

@@ -299,6 +299,7 @@ def test_transformer_layers() -> None:
     assert_same_with_patch(decoder, [x, memory])
 
 
+@pytest.mark.timeout(300)
 def test_the_patched_function_compiles_and_scripts() -> None:
     module = nn.MultiheadAttention(32, 4).eval()
     x = torch.randn(7, 3, 32)

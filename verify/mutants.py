@@ -165,9 +165,21 @@ MUTANTS = [
         "deadlines are not looked at before a batch is taken",
         "7",
         "state.rs",
-        "        self.expire(now, after);\n        let until",
-        "        let until",
+        "        self.expire(now, after);\n        if let Some(errand)",
+        "        if let Some(errand)",
         test("cancel", "a_passed_deadline"),
+    ),
+    Mutant(
+        "a worker goes to sleep on an errand that it gave itself",
+        "8",
+        "state.rs",
+        "        self.expire(now, after);\n        if let Some(errand) = "
+        "self.workers[worker].errands.pop_front() {\n            return Step::Errand(errand);"
+        "\n        }\n        let until",
+        "        if let Some(errand) = self.workers[worker].errands.pop_front() {\n"
+        "            return Step::Errand(errand);\n        }\n        self.expire(now, after);"
+        "\n        let until",
+        loom("deadline_against_shutdown"),
     ),
     Mutant(
         "bisection loses the request in the middle",
@@ -269,6 +281,7 @@ SPEC = [
     ("check-then-push (the original's bug)", "1, 8", "check-then-push"),
     ("a batch is answered, then run again", "1", "answered-twice"),
     ("a worker ends though something waits", "8", "drain-forgets"),
+    ("a worker goes to sleep on its own errand", "8", "sleeps-on-errand"),
     ("a group is let in in parts", "6", "group-in-parts"),
     ("a cancelled request stays in its list", "7", "cancelled-stays"),
 ]

@@ -150,6 +150,11 @@ def split(
     return responses
 
 
+# What `_tree.flatten` says of `((x,), {})`.
+_ONE_TENSOR: _tree.Spec = (tuple, (tuple, ("leaf",)), ("dict", ()))
+_ONE_NAME = [""]
+
+
 class TensorCollator:
     """Concatenates tensors along their first dimension and splits outputs by rows."""
 
@@ -160,6 +165,12 @@ class TensorCollator:
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Input, Any]:
         """See `Collator`."""
+        if self._pad is None and len(args) == 1 and not kwargs:
+            # The common case, and a quick one.
+            x = args[0]
+            if type(x) is self._torch.Tensor and x.ndim:
+                request = Input(args, {}, x.shape[0], spec=_ONE_TENSOR, names=_ONE_NAME)
+                return request, (_ONE_TENSOR, ((x.dtype, x.device, x.shape[1:]),), 0)
         args, kwargs = _unpack(args, kwargs, self._unpack)
         leaves: list[Any] = []
         names: list[str] = []

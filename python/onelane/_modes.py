@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 # (grad enabled, inference mode, ((device type, autocast dtype, cache enabled), ...)). Hashable: it
@@ -27,20 +27,27 @@ def capture(device_types: Iterable[str]) -> Modes:
     return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast)
 
 
-@contextlib.contextmanager
-def applied(modes: Modes) -> Iterator[None]:
+def applied(modes: Modes) -> contextlib.AbstractContextManager[object]:
     """Apply modes to the calling thread for the length of a with block."""
     if modes is None:
-        yield
-        return
+        return _AS_IT_IS
     import torch
 
     grad, inference, autocast = modes
-    with contextlib.ExitStack() as stack:
-        if torch.is_inference_mode_enabled() != inference:
-            stack.enter_context(torch.inference_mode(inference))
-        if torch.is_grad_enabled() != grad:
-            stack.enter_context(torch.set_grad_enabled(grad))
-        for device_type, dtype, cache in autocast:
-            stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=cache))
-        yield
+    if (
+        not autocast
+        and torch.is_grad_enabled() == grad
+        and torch.is_inference_mode_enabled() == inference
+    ):
+        return _AS_IT_IS
+    stack = contextlib.ExitStack()
+    if torch.is_inference_mode_enabled() != inference:
+        stack.enter_context(torch.inference_mode(inference))
+    if torch.is_grad_enabled() != grad:
+        stack.enter_context(torch.set_grad_enabled(grad))
+    for device_type, dtype, cache in autocast:
+        stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=cache))
+    return stack
+
+
+_AS_IT_IS = contextlib.nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ SEED = 42
 # How many different inputs the threads of a test use between them. With one input for all, an
 # answer that reaches the wrong thread would hold the right numbers and pass.
 ROTATIONS = 4
+
+_building = threading.Lock()
 
 Inputs = tuple[Tensor, ...]
 
@@ -56,8 +59,10 @@ class Case(NamedTuple):
 
     def module(self) -> nn.Module:
         """The module in eval mode on the CPU, with the weights of seed 42."""
-        torch.manual_seed(SEED)
-        return self.build().eval()
+        # Modules draw from the generator that all threads share, and workers build at once.
+        with _building:
+            torch.manual_seed(SEED)
+            return self.build().eval()
 
     def inputs(self, rotation: int) -> Inputs:
         """The inputs of seed 42 on the CPU, with rows rotated."""

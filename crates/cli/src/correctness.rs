@@ -1,4 +1,5 @@
-//! `onelane correctness`: the ten tests on a device, from one thread, from many, or through a batch queue.
+//! `onelane correctness`: the ten tests on a device, from one thread, from many, or through a batch
+//! queue.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,18 +16,20 @@ use crate::output::OutputFile;
 use crate::progress::SuiteBar;
 use crate::table;
 
-/// Checks that a device computes the right numbers: ten tests, from a linear layer to a transformer block.
+/// Checks that a device computes the right numbers: ten tests, from a linear layer to a transformer
+/// block.
 ///
 /// By default one thread runs each test on the device and the result is compared with a plain
-/// implementation on the CPU (within 1e-4). With --parallel many threads call the device at once, each with
-/// its own copy of the data, and every result is compared with what the device gives when nobody else uses
-/// it (within 1e-6). With --use-batching the threads submit to a batch queue instead, whose worker is the
-/// only one to call the device (within 1e-5).
+/// implementation on the CPU (within 1e-4). With --parallel many threads call the device at once,
+/// each with its own copy of the data, and every result is compared with what the device gives when
+/// nobody else uses it (within 1e-6). With --use-batching the threads submit to a batch queue
+/// instead, whose worker is the only one to call the device (within 1e-5).
 ///
-/// Exit codes: 0 every test passed, 1 a test failed, 2 wrong usage or a device that cannot be opened.
+/// Exit codes: 0 every test passed, 1 a test failed, 2 wrong usage or a device that cannot be
+/// opened.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The device: cpu, metal[:N] or cuda[:N].
+    /// The device: cpu, metal, metal:N, cuda or cuda:N.
     #[arg(long, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
 
@@ -43,7 +46,8 @@ pub struct Args {
     #[arg(long, requires = "parallel")]
     use_batching: bool,
 
-    /// Worker threads of the batch queue's device; 1 is right unless the device's runtime is thread-safe.
+    /// Worker threads of the batch queue's device; 1 is right unless the device's runtime is
+    /// thread-safe.
     #[arg(long, value_name = "N", default_value = "1")]
     #[arg(value_parser = workers, requires = "use_batching")]
     workers: usize,

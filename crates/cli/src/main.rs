@@ -1,9 +1,10 @@
-//! `onelane`: the command line. One file per command; this one parses, starts logging and turns results
-//! into exit codes.
+//! `onelane`: the command line. One file per command; this one parses, starts logging and turns
+//! results into exit codes.
 //!
-//! Data goes to stdout, messages and progress to stderr. Exit codes: 0 all is well, 1 a check failed,
-//! 2 wrong usage or a start that failed.
+//! Data goes to stdout, messages and progress to stderr. Exit codes: 0 all is well, 1 a check
+//! failed, 2 wrong usage or a start that failed.
 
+mod chaos;
 mod correctness;
 mod devices;
 mod embed;
@@ -23,12 +24,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Runs inference from any number of threads on a device whose runtime is not thread-safe: one worker
-/// thread per device owns it, and requests that wait together run as one batch.
+/// Runs inference from any number of threads on a device whose runtime is not thread-safe: one
+/// worker thread per device owns it, and requests that wait together run as one batch.
 #[derive(Parser)]
 #[command(name = "onelane", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
-    /// Says more on stderr: once for what happens, twice for details. RUST_LOG does the same by target.
+    /// Says more on stderr: once for what happens, twice for details. RUST_LOG does the same by
+    /// target.
     #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
     verbose: u8,
 
@@ -42,11 +44,17 @@ enum Command {
     Embed(embed::Args),
     /// Lists the devices that this build and this machine can use.
     Devices(devices::Args),
+    Chaos(chaos::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = log_to_stderr(cli.verbose) {
+    // What fails in a chaos run is meant to.
+    let default = match cli.command {
+        Command::Chaos(_) => LevelFilter::OFF,
+        _ => LevelFilter::WARN,
+    };
+    if let Err(error) = log_to_stderr(cli.verbose, default) {
         eprintln!("error: {error:#}");
         return ExitCode::from(2);
     }
@@ -54,6 +62,7 @@ fn main() -> ExitCode {
         Command::Correctness(args) => correctness::run(args),
         Command::Embed(args) => embed::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Chaos(args) => chaos::run(args),
     };
     match result {
         Ok(code) => code,
@@ -66,14 +75,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn log_to_stderr(verbose: u8) -> anyhow::Result<()> {
+fn log_to_stderr(verbose: u8, default: LevelFilter) -> anyhow::Result<()> {
     let filter = match (verbose, std::env::var("RUST_LOG")) {
         (0, Ok(directives)) if !directives.is_empty() => directives
             .parse::<Targets>()
             .map_err(|error| anyhow::anyhow!("RUST_LOG={directives}: {error}"))?,
         (verbose, _) => {
             let level = match verbose {
-                0 => LevelFilter::WARN,
+                0 => default,
                 1 => LevelFilter::INFO,
                 2 => LevelFilter::DEBUG,
                 _ => LevelFilter::TRACE,

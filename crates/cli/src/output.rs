@@ -18,7 +18,8 @@ impl OutputFile {
     /// Checks now, before the work is done, that the path can be written.
     ///
     /// # Errors
-    /// When it is a directory, when its directory does not exist, or when nothing may be written there.
+    /// When it is a directory, when its directory does not exist, or when nothing may be written
+    /// there.
     pub fn check(path: &Path) -> anyhow::Result<Self> {
         let path = followed(path);
         let cannot = || format!("cannot write {}", path.display());
@@ -37,8 +38,8 @@ impl OutputFile {
         Ok(Self { path })
     }
 
-    /// Writes the file: under another name first, which then takes the place of the old one. A device or
-    /// a pipe is written directly.
+    /// Writes the file: under another name first, which then takes the place of the old one. A
+    /// device or a pipe is written directly.
     ///
     /// # Errors
     /// When the file system refuses, for example because it is full.

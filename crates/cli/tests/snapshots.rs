@@ -1,5 +1,5 @@
-//! Help texts and messages of the real binary, word for word. `TRYCMD=overwrite cargo test` writes them
-//! anew.
+//! Help texts and messages of the real binary, word for word. `TRYCMD=overwrite cargo test` writes
+//! them anew.
 
 #[test]
 fn help_and_messages() {

@@ -233,6 +233,24 @@ fn deadline_against_dispatch() {
     });
 }
 
+/// Promises 7 and 8: the last waiting request of a queue that closes is removed by its deadline; the
+/// shutdown that waits for that returns.
+#[test]
+fn deadline_against_shutdown() {
+    model("deadline_against_shutdown", 2, || {
+        let (device, clock) = executor(1);
+        let queue = echo(&device, BatchConfig::default());
+        let second = Duration::from_secs(1);
+        let request = Request::new(FakeItem::new(1)).deadline_after(second);
+        let handle = queue.submit(request).unwrap();
+        let time = loom::thread::spawn(move || clock.advance(second));
+        device.shutdown(Shutdown::Drain, NEVER).unwrap();
+        time.join().unwrap();
+        let answer = handle.wait();
+        assert!(matches!(answer, Ok(1) | Err(RequestError::DeadlineExceeded)), "{answer:?}");
+    });
+}
+
 /// Promise 5: a request that panics fails alone, whatever it shares a batch with.
 #[test]
 fn panic_against_submit() {

@@ -220,10 +220,12 @@ impl State {
         after: &mut After,
     ) -> Step {
         self.workers[worker].asleep = None;
+        // CORRECTNESS: before the errands, for what expires may be the last request of a closed
+        // queue, and dropping that queue's engine is then an errand of this worker too.
+        self.expire(now, after);
         if let Some(errand) = self.workers[worker].errands.pop_front() {
             return Step::Errand(errand);
         }
-        self.expire(now, after);
         let until = match self.decide(now) {
             Decision::Dispatch(id, head) => {
                 let batch = self.dispatch(id, head, worker, now, after);

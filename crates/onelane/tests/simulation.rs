@@ -15,8 +15,8 @@ use std::time::Duration;
 use common::executor_on;
 use onelane::testing::{FakeEngine, FakeItem, Gate, VirtualClock, within_a_minute};
 use onelane::{
-    BatchConfig, BatchQueue, DeviceExecutor, EngineError, Priority, Request, RequestError,
-    ResponseHandle, Shutdown, SubmitError,
+    BatchConfig, BatchQueue, DeviceExecutor, EngineError, Priority, QueueStats, Request,
+    RequestError, ResponseHandle, Shutdown, SubmitError,
 };
 use proptest::prelude::*;
 
@@ -225,7 +225,7 @@ impl Reference {
     /// The running batch ends, and the worker goes on.
     fn end_batch(&mut self) {
         let Some(batch) = self.running.take() else { return };
-        let mut parts = vec![0..batch.len()];
+        let mut parts = Vec::from_iter(std::iter::once(0..batch.len()));
         while let Some(part) = parts.pop() {
             let items = &batch[part.clone()];
             let alone = items.len() == 1;
@@ -441,8 +441,13 @@ impl Simulation {
     /// Waits until the worker is where the reference is: at the gate, or idle.
     fn settle(&self) {
         self.gate.wait_for_arrivals(self.reference.batches.len());
-        // Nothing tells that the worker is idle; what it has booked does.
-        while self.queue.stats().running != self.reference.counters().running {
+        // Nothing tells that a free worker has looked at everything; that nothing waits or runs does.
+        let reached = |stats: QueueStats| {
+            let expected = self.reference.counters();
+            stats.running == expected.running
+                && (expected.running > 0 || stats.waiting == expected.waiting)
+        };
+        while !reached(self.queue.stats()) {
             std::thread::yield_now();
         }
     }
@@ -500,6 +505,13 @@ impl Simulation {
             };
             assert_eq!(Some(&end), self.reference.ends.get(&value), "request {value}");
         }
+    }
+}
+
+/// A failed check must not wait for an engine that stands at the gate.
+impl Drop for Simulation {
+    fn drop(&mut self) {
+        self.gate.open_for_good();
     }
 }
 

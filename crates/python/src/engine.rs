@@ -24,11 +24,7 @@ impl PyEngine {
     pub(crate) fn build(build: &Arc<Py<PyAny>>, idempotent: bool) -> Result<Self, EngineError> {
         let run = attach_worker(|py| build.call0(py).map_err(|error| engine_error(py, error)))
             .unwrap_or_else(|| Err(interpreter_ending()))?;
-        Ok(Self {
-            run: Some(run),
-            idempotent,
-            padded_cost: 0,
-        })
+        Ok(Self { run: Some(run), idempotent, padded_cost: 0 })
     }
 
     fn run(&mut self, py: Python<'_>, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {

@@ -2,7 +2,7 @@
 //! when the interpreter ends.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 use std::{future::Future, pin::Pin};
 
@@ -37,10 +37,7 @@ fn drop_ended(py: Python<'_>) {
     py.detach(|| {
         let (ended, live): (Vec<_>, Vec<_>) = registered.into_iter().partition(|registered| {
             registered.owner.strong_count() == 0
-                && registered
-                    .device
-                    .shutdown(Shutdown::Drain, Duration::ZERO)
-                    .is_ok()
+                && registered.device.shutdown(Shutdown::Drain, Duration::ZERO).is_ok()
         });
         all().extend(live);
         drop(ended);
@@ -64,15 +61,8 @@ impl Executor {
         let config = ExecutorConfig::new(device).workers(workers);
         let device = DeviceExecutor::new(config).map_err(|error| from_build(py, &error))?;
         let alive = Arc::new(());
-        all().push(Registered {
-            device: device.clone(),
-            owner: Arc::downgrade(&alive),
-        });
-        Ok(Self {
-            device: Some(device),
-            alive: Some(alive),
-            generation: generation(),
-        })
+        all().push(Registered { device: device.clone(), owner: Arc::downgrade(&alive) });
+        Ok(Self { device: Some(device), alive: Some(alive), generation: generation() })
     }
 
     /// Runs `item()` on the worker, some time. If it cannot be run, `item.abandon()` is called, on
@@ -104,11 +94,7 @@ impl Executor {
         let handle = device.submit(run).map_err(|_| closed(py))?;
         match wait_for(py, handle, None)? {
             Ok(result) => result.map(|held| held.get().clone_ref(py)),
-            Err(()) => Err(raise(
-                py,
-                "EngineLost",
-                "the Python interpreter is ending".to_owned(),
-            )),
+            Err(()) => Err(raise(py, "EngineLost", "the Python interpreter is ending".to_owned())),
         }
     }
 
@@ -116,11 +102,7 @@ impl Executor {
     /// not ended in time, or this is one of them.
     fn shutdown(&self, py: Python<'_>, abort: bool, timeout: Option<f64>) -> PyResult<bool> {
         let device = self.device(py)?;
-        let mode = if abort {
-            Shutdown::Abort
-        } else {
-            Shutdown::Drain
-        };
+        let mode = if abort { Shutdown::Abort } else { Shutdown::Drain };
         let until = match timeout {
             None => None,
             Some(timeout) => {
@@ -234,10 +216,10 @@ impl Drop for Call {
             return;
         }
         let dropped = Python::try_attach(|py| {
-            if let Some(item) = item.take() {
-                if let Err(error) = item.call_method0(py, "abandon") {
-                    error.write_unraisable(py, Some(item.bind(py)));
-                }
+            if let Some(item) = item.take()
+                && let Err(error) = item.call_method0(py, "abandon")
+            {
+                error.write_unraisable(py, Some(item.bind(py)));
             }
         });
         if dropped.is_none() {
@@ -263,7 +245,8 @@ impl Keep {
     fn follow(mut handle: ResponseHandle<()>) {
         let keep = Arc::new(Self(Mutex::new(Kept::Nothing)));
         let waker = Waker::from(Arc::clone(&keep));
-        if let Poll::Pending = Pin::new(&mut handle).poll(&mut Context::from_waker(&waker)) {
+        let polled = Pin::new(&mut handle).poll(&mut Context::from_waker(&waker));
+        if polled.is_pending() {
             let mut kept = keep.lock();
             if matches!(*kept, Kept::Nothing) {
                 *kept = Kept::Handle { _handle: handle };

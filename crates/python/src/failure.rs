@@ -27,10 +27,7 @@ impl PyFailure {
             .map_or_else(|_| "<no text>".to_owned(), |s| s.to_string_lossy().into());
         let name = error.get_type(py).name();
         let name = name.map_or_else(|_| "exception".to_owned(), |n| n.to_string());
-        Self {
-            error: Some(error),
-            text: format!("{name}: {text}"),
-        }
+        Self { error: Some(error), text: format!("{name}: {text}") }
     }
 }
 
@@ -62,11 +59,7 @@ pub(crate) fn engine_error(py: Python<'_>, error: PyErr) -> EngineError {
         .and_then(|answer| answer.extract::<bool>(py))
         .unwrap_or(false);
     let failure = PyFailure::new(py, error);
-    if out_of_memory {
-        EngineError::out_of_memory(failure)
-    } else {
-        EngineError::failed(failure)
-    }
+    if out_of_memory { EngineError::out_of_memory(failure) } else { EngineError::failed(failure) }
 }
 
 /// The exception inside an engine error, with its traceback; or a new one with the error's text.
@@ -79,10 +72,7 @@ fn from_engine(py: Python<'_>, error: &EngineError) -> PyErr {
         .as_deref()
         .and_then(|source| source.downcast_ref::<PyFailure>())
         .and_then(|failure| failure.error.as_ref())
-        .map_or_else(
-            || raise(py, "EngineLost", error.to_string()),
-            |error| error.clone_ref(py),
-        )
+        .map_or_else(|| raise(py, "EngineLost", error.to_string()), |error| error.clone_ref(py))
 }
 
 /// Why a request has no response, as an exception.

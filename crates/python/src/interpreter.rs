@@ -81,10 +81,10 @@ pub(crate) fn forked() {
 /// Whether the calling thread is Python's main thread, the one that runs signal handlers.
 pub(crate) fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
     let generation = generation();
-    if let Some((when, is_main)) = IS_MAIN.get() {
-        if when == generation {
-            return Ok(is_main);
-        }
+    if let Some((when, is_main)) = IS_MAIN.get()
+        && when == generation
+    {
+        return Ok(is_main);
     }
     let threading = py.import("threading")?;
     let main = threading.call_method0("main_thread")?.getattr("ident")?;

@@ -21,12 +21,7 @@ pub(crate) struct Item {
 
 impl Item {
     pub(crate) fn new(payload: Py<PyAny>, key: u64, cost: usize) -> Self {
-        Self {
-            payload: Cell::new(Some(payload)),
-            key,
-            cost,
-            pending: None,
-        }
+        Self { payload: Cell::new(Some(payload)), key, cost, pending: None }
     }
 
     pub(crate) fn with_pending(mut self, pending: &Arc<Pending>) -> Self {

@@ -73,10 +73,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Stage {
-    const LOOKING: Self = Self::Looking {
-        woken: false,
-        given_up: false,
-    };
+    const LOOKING: Self = Self::Looking { woken: false, given_up: false };
 }
 
 impl Pending {
@@ -125,9 +122,9 @@ impl Pending {
         let mut waiting = self.begin_look()?;
         loop {
             let polled = match &mut waiting {
-                Waiting::Accepted(handle) => Pin::new(handle)
-                    .poll(&mut context)
-                    .map_err(InferError::Failed),
+                Waiting::Accepted(handle) => {
+                    Pin::new(handle).poll(&mut context).map_err(InferError::Failed)
+                }
                 Waiting::InLine(infer) => Pin::new(infer).poll(&mut context),
             };
             let mut stage = lock(&self.stage);
@@ -162,10 +159,7 @@ impl Pending {
                 None
             }
             Stage::Looking { given_up, .. } => {
-                *stage = Stage::Looking {
-                    woken: true,
-                    given_up,
-                };
+                *stage = Stage::Looking { woken: true, given_up };
                 None
             }
         }
@@ -178,12 +172,8 @@ impl Pending {
     /// Claims the request for running; `false` when it has been cancelled. Tells the future the
     /// first time.
     pub(crate) fn start(&self, py: Python<'_>) -> bool {
-        let claim = self.state.compare_exchange(
-            WAITING,
-            STARTED,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
+        let claim =
+            self.state.compare_exchange(WAITING, STARTED, Ordering::AcqRel, Ordering::Acquire);
         if claim.is_ok() {
             let future = match &*lock(&self.target) {
                 Some(Target::Thread(future)) => Some(future.clone_ref(py)),
@@ -200,12 +190,8 @@ impl Pending {
 
     /// Cancels the request if it has not started: it leaves its queue.
     fn cancel(&self, py: Python<'_>) -> bool {
-        let claim = self.state.compare_exchange(
-            WAITING,
-            CANCELLED,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
+        let claim =
+            self.state.compare_exchange(WAITING, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
         if claim.is_ok() {
             self.give_up(py);
         }

@@ -203,11 +203,7 @@ impl Queue {
     /// this is the worker itself; the shutdown goes on.
     fn shutdown(&self, py: Python<'_>, abort: bool, timeout: Option<f64>) -> PyResult<bool> {
         let queue = self.queue(py)?;
-        let mode = if abort {
-            Shutdown::Abort
-        } else {
-            Shutdown::Drain
-        };
+        let mode = if abort { Shutdown::Abort } else { Shutdown::Drain };
         let until = until(timeout)?;
         wait_shutdown(py, until, |slice| queue.shutdown(mode, slice))
     }
@@ -351,12 +347,10 @@ pub(crate) fn wait_shutdown(
     shutdown: impl Fn(Duration) -> Result<(), ShutdownError> + Sync,
 ) -> PyResult<bool> {
     const LONG: Duration = Duration::from_secs(3600);
-    wait(py, (), |(), slice| {
-        match shutdown(patience(until, slice).unwrap_or(LONG)) {
-            Ok(()) => Step::Done(true),
-            Err(ShutdownError::Timeout(_)) if !is_over(until) => Step::Again(()),
-            Err(_) => Step::Done(false),
-        }
+    wait(py, (), |(), slice| match shutdown(patience(until, slice).unwrap_or(LONG)) {
+        Ok(()) => Step::Done(true),
+        Err(ShutdownError::Timeout(_)) if !is_over(until) => Step::Again(()),
+        Err(_) => Step::Done(false),
     })
 }
 
@@ -423,8 +417,6 @@ fn read_settings(settings: Option<&Bound<'_, PyDict>>) -> PyResult<(BatchConfig,
             _ => return Err(PyValueError::new_err(format!("unknown setting {name:?}"))),
         }
     }
-    config
-        .validate()
-        .map_err(|error| PyValueError::new_err(error.to_string()))?;
+    config.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
     Ok((config, idempotent))
 }

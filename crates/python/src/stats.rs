@@ -31,10 +31,7 @@ pub(crate) fn to_dict<'py>(
     dict.set_item("padding_waste", stats.padding_waste())?;
     dict.set_item("batch_size", summary(py, &stats.batch_size, |&value| value)?)?;
     dict.set_item("wait_s", summary(py, &stats.wait, Duration::as_secs_f64)?)?;
-    dict.set_item(
-        "service_s",
-        summary(py, &stats.service, Duration::as_secs_f64)?,
-    )?;
+    dict.set_item("service_s", summary(py, &stats.service, Duration::as_secs_f64)?)?;
     Ok(dict)
 }
 

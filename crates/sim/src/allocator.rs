@@ -154,3 +154,126 @@ fn pool_key(profile: &Profile, stream: u32, size: usize) -> PoolKey {
     };
     (stream, size <= SMALL)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+    const ONE: ThreadId = ThreadId(1);
+    const TWO: ThreadId = ThreadId(2);
+
+    struct Device {
+        profile: Profile,
+        memory: Memory,
+        allocator: Allocator,
+    }
+
+    impl Device {
+        fn new(profile: Profile) -> Self {
+            Self {
+                profile,
+                memory: Memory::default(),
+                allocator: Allocator::default(),
+            }
+        }
+
+        fn alloc(&mut self, thread: ThreadId, bytes: usize) -> (u32, Source) {
+            let who = (thread, thread.0);
+            self.allocator
+                .alloc(&self.profile, &mut self.memory, who, bytes)
+        }
+
+        fn free(&mut self, thread: ThreadId, block: u32) {
+            self.allocator
+                .free(&self.profile, &self.memory, thread, block);
+        }
+    }
+
+    #[test]
+    fn shared_pool_gives_a_large_block_to_another_thread_at_once() {
+        let mut device = Device::new(Profile::fork_2_9_1());
+        let (block, source) = device.alloc(ONE, 3 * MIB / 2);
+        assert_eq!(source, Source::Fresh);
+        device.memory.block_mut(block).pending.push(1);
+        device.free(ONE, block);
+        assert_eq!(device.alloc(TWO, 3 * MIB / 2), (block, Source::Pool));
+    }
+
+    #[test]
+    fn a_thread_keeps_four_small_blocks_and_the_fifth_is_shared() {
+        let mut device = Device::new(Profile::fork_2_9_1());
+        let blocks: Vec<u32> = (0..5).map(|_| device.alloc(ONE, MIB).0).collect();
+        for block in &blocks {
+            device.free(ONE, *block);
+        }
+        assert_eq!(device.alloc(TWO, MIB), (blocks[4], Source::Pool));
+        assert_eq!(device.alloc(ONE, MIB), (blocks[0], Source::ThreadCache));
+        // The others of ONE come to the pool when it ends.
+        assert_eq!(device.alloc(TWO, MIB).1, Source::Fresh);
+        device
+            .allocator
+            .flush(&device.profile, &device.memory, ONE);
+        assert_eq!(device.alloc(TWO, MIB), (blocks[1], Source::Pool));
+    }
+
+    #[test]
+    fn the_thread_cache_takes_blocks_up_to_one_mib_and_gives_up_to_twice_the_size() {
+        let mut device = Device::new(Profile::fork_2_9_1());
+        let (small, _) = device.alloc(ONE, MIB);
+        let (large, _) = device.alloc(ONE, MIB + 1);
+        device.free(ONE, small);
+        device.free(ONE, large);
+        assert_eq!(device.alloc(ONE, MIB / 2), (small, Source::ThreadCache));
+        device.free(ONE, small);
+        assert_eq!(device.alloc(ONE, MIB / 2 - ALIGNMENT).1, Source::Fresh);
+        assert_eq!(device.alloc(TWO, MIB + 1), (large, Source::Pool));
+    }
+
+    #[test]
+    fn the_best_fit_is_taken_and_at_most_32_mib_too_large() {
+        let mut device = Device::new(Profile::fork_2_9_1());
+        let sizes = [2, 4, 40].map(|mib| device.alloc(ONE, mib * MIB).0);
+        for block in sizes {
+            device.free(ONE, block);
+        }
+        assert_eq!(device.alloc(TWO, 3 * MIB), (sizes[1], Source::Pool));
+        assert_eq!(device.alloc(TWO, 3 * MIB / 2), (sizes[0], Source::Pool));
+        assert_eq!(device.alloc(TWO, 7 * MIB).1, Source::Fresh);
+        assert_eq!(device.alloc(TWO, 8 * MIB), (sizes[2], Source::Pool));
+    }
+
+    #[test]
+    fn per_stream_gives_a_block_to_its_own_stream_only() {
+        let profile = Profile::fork_2_9_1().with_reuse(Reuse::PerStream);
+        let mut device = Device::new(profile);
+        let (block, _) = device.alloc(ONE, 2 * MIB);
+        device.free(ONE, block);
+        assert_eq!(device.alloc(TWO, 2 * MIB).1, Source::Fresh);
+        assert_eq!(device.alloc(ONE, 2 * MIB), (block, Source::Pool));
+    }
+
+    #[test]
+    fn retain_keeps_a_block_back_until_its_commands_ran() {
+        let mut device = Device::new(Profile::fork_2_9_1().with_reuse(Reuse::Retain));
+        let (block, _) = device.alloc(ONE, 2 * MIB);
+        device.memory.block_mut(block).pending.push(1);
+        device.free(ONE, block);
+        assert_eq!(device.alloc(ONE, 2 * MIB).1, Source::Fresh);
+        device.memory.block_mut(block).pending.clear();
+        device.allocator.release(&device.profile, &device.memory);
+        assert_eq!(device.alloc(TWO, 2 * MIB), (block, Source::Pool));
+    }
+
+    #[test]
+    fn record_stream_keeps_back_what_another_stream_still_reads() {
+        let mut device = Device::new(Profile::user_streams_2_15());
+        let (block, _) = device.alloc(ONE, 2 * MIB);
+        device.memory.block_mut(block).pending.push(2);
+        device.free(ONE, block);
+        assert_eq!(device.alloc(ONE, 2 * MIB).1, Source::Fresh);
+        device.memory.block_mut(block).pending.clear();
+        device.allocator.release(&device.profile, &device.memory);
+        assert_eq!(device.alloc(ONE, 2 * MIB), (block, Source::Pool));
+    }
+}

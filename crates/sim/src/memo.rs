@@ -87,3 +87,23 @@ pub(crate) fn hash(parts: &[u128]) -> u128 {
 pub(crate) fn hash_text(text: &str) -> u128 {
     xxh3_128(text.as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_results_go_when_it_is_full() {
+        let memo = Memo::new(100);
+        let words = |n: usize| vec![Words::new(vec![1.0; n])];
+        memo.put(1, words(10));
+        memo.put(2, words(10));
+        memo.put(3, words(10));
+        memo.put(4, words(26));
+        assert!(memo.get(1).is_none());
+        assert_eq!(memo.get(2), Some(words(10)));
+        assert_eq!(memo.get(3), Some(words(10)));
+        assert!(memo.get(4).is_none(), "larger than the memo");
+        assert_eq!(memo.hits_and_misses(), (2, 2));
+    }
+}

@@ -262,3 +262,75 @@ impl Script {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THREADS: [ThreadId; 3] = [ThreadId(0), ThreadId(1), ThreadId(2)];
+
+    fn choices(schedule: &Schedule, seed: u64, count: usize) -> Vec<ThreadId> {
+        let mut chooser = Chooser::new(schedule, seed);
+        let mut current = None;
+        let mut chosen = Vec::new();
+        for _ in 0..count {
+            let next = chooser.choose(&Candidates {
+                ready: &THREADS,
+                current,
+                named: &|_| None,
+            });
+            current = Some(next.unwrap());
+            chosen.extend(current);
+        }
+        chosen
+    }
+
+    fn changes(chosen: &[ThreadId]) -> usize {
+        chosen.windows(2).filter(|pair| pair[0] != pair[1]).count()
+    }
+
+    #[test]
+    fn equal_seeds_choose_alike_and_others_do_not() {
+        for schedule in [Schedule::Random, Schedule::pct(5)] {
+            let length = 3_000;
+            let chosen = choices(&schedule, 7, length);
+            assert_eq!(chosen, choices(&schedule, 7, length));
+            assert_ne!(chosen, choices(&schedule, 8, length));
+        }
+    }
+
+    #[test]
+    fn random_gives_every_thread_about_its_share() {
+        let chosen = choices(&Schedule::Random, 1, 3_000);
+        for thread in THREADS {
+            let share = chosen.iter().filter(|t| **t == thread).count();
+            assert!((900..1100).contains(&share), "{share} of 3000");
+        }
+    }
+
+    #[test]
+    fn pct_changes_thread_only_at_its_points() {
+        let schedule = Schedule::Pct {
+            depth: 3,
+            length: 1_000,
+        };
+        let most = (0..20).map(|seed| changes(&choices(&schedule, seed, 1_000)));
+        let most: Vec<usize> = most.collect();
+        assert!(most.iter().all(|changes| *changes <= 2), "{most:?}");
+        assert!(most.contains(&2), "{most:?}");
+        // Drawn anew for the next thousand.
+        assert!(changes(&choices(&schedule, 1, 10_000)) > 2);
+    }
+
+    #[test]
+    fn a_script_says_when_it_does_not_fit() {
+        let mut chooser = Chooser::new(&Schedule::Script(vec![Turn::stopped("T9")]), 0);
+        let candidates = Candidates {
+            ready: &THREADS,
+            current: None,
+            named: &|_| None,
+        };
+        let problem = chooser.choose(&candidates).unwrap_err();
+        assert!(problem.contains("`T9`") && problem.contains("no such thread"));
+    }
+}

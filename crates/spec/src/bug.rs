@@ -26,6 +26,9 @@ pub enum Bug {
     AnsweredTwice,
     /// A worker ends when it is told to stop, though something waits.
     DrainForgets,
+    /// A worker looks for errands and only then removes what is late, which may leave it an errand
+    /// that it goes to sleep on.
+    SleepsOnErrand,
     /// The youngest of a class goes first.
     LastInFirstOut,
     /// A waiting request is never lifted.

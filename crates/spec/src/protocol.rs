@@ -72,6 +72,7 @@ impl Model for Scenario {
             workers: self.fresh_workers(),
             stopper: Stopper::Idle,
             maker: if self.maker { Maker::Idle } else { Maker::Done },
+            drained: false,
             died: false,
             broken: 0,
         }]
@@ -107,6 +108,7 @@ impl Model for Scenario {
                 if mode == Mode::Abort {
                     self.close_all(&mut state);
                 }
+                self.retire_if_drained(&mut state);
                 state.wake_workers();
             }
             Action::Return => {
@@ -119,6 +121,7 @@ impl Model for Scenario {
                 state.life += 1;
                 state.stopping = None;
                 state.stopper = Stopper::Idle;
+                state.drained = false;
                 state.died = false;
                 state.workers = self.fresh_workers();
             }
@@ -202,6 +205,7 @@ impl Scenario {
             alive: true,
             asleep: true,
             errands: 0,
+            retires: false,
             stack: Vec::new(),
             engines: [true, true],
         };
@@ -383,7 +387,7 @@ impl Scenario {
         if !self.has(Bug::NoRoomSignal) {
             state.wake_line();
         }
-        self.wake_if_drained(state);
+        self.retire_if_drained(state);
     }
 
     fn close_all(&self, state: &mut State) {
@@ -392,30 +396,31 @@ impl Scenario {
         }
     }
 
-    /// A queue that is closed and empty sends every worker an errand.
-    fn wake_if_drained(&self, state: &mut State) {
-        if state.stopping.is_some() && state.is_idle() {
-            state.wake_workers();
+    /// When what was closed is empty, every worker gets an errand: drop the engines.
+    fn retire_if_drained(&self, state: &mut State) {
+        if state.stopping.is_some() && !state.drained && state.is_idle() {
+            state.drained = true;
+            for worker in &mut state.workers {
+                (worker.retires, worker.asleep) = (true, false);
+            }
         }
     }
 
     // Workers.
 
     fn step(&self, state: &mut State, worker: usize) {
-        if state.workers[worker].errands > 0 {
-            state.workers[worker].errands -= 1;
-            if let Maker::Waits(left) = &mut state.maker {
-                *left -= 1;
-                if *left == 0 {
-                    state.maker = Maker::Done;
-                }
-            }
+        let errand_first = self.has(Bug::SleepsOnErrand);
+        if errand_first && self.errand(state, worker) {
             return;
         }
         for request in state.lists.concat() {
             if state.requests[request as usize].late {
                 self.dismiss(state, request, End::Expired);
             }
+        }
+        // What expired may have been the last of a closed queue: then there is an errand now.
+        if !errand_first && self.errand(state, worker) {
+            return;
         }
         let told = state.stopping.is_some();
         if told && self.has(Bug::DrainForgets) {
@@ -429,11 +434,35 @@ impl Scenario {
             }
             return;
         }
-        if told && state.is_idle() {
+        let gone = state.drained && state.workers.iter().all(|worker| !worker.retires);
+        if told && state.is_idle() && (gone || state.died) {
             state.workers[worker].alive = false;
         } else {
             state.workers[worker].asleep = true;
         }
+    }
+
+    /// Runs one errand, if there is one.
+    fn errand(&self, state: &mut State, worker: usize) -> bool {
+        if state.workers[worker].errands > 0 {
+            state.workers[worker].errands -= 1;
+            if let Maker::Waits(left) = &mut state.maker {
+                *left -= 1;
+                if *left == 0 {
+                    state.maker = Maker::Done;
+                }
+            }
+            return true;
+        }
+        if state.workers[worker].retires {
+            state.workers[worker].retires = false;
+            // The last one removes the queue, and with it what kept the others.
+            if state.workers.iter().all(|worker| !worker.retires) {
+                state.wake_workers();
+            }
+            return true;
+        }
+        false
     }
 
     /// The class that a request counts as. Each time that a later one is taken before it, it is
@@ -606,13 +635,13 @@ impl Scenario {
             return;
         }
         state.workers[worker].stack.pop();
-        self.wake_if_drained(state);
+        self.retire_if_drained(state);
     }
 
     /// Everything that the worker had is answered as it unwinds; nothing can be run any more.
     fn die(&self, state: &mut State, worker: usize) {
         state.died = true;
-        state.workers[worker].alive = false;
+        (state.workers[worker].alive, state.workers[worker].retires) = (false, false);
         for frame in std::mem::take(&mut state.workers[worker].stack) {
             let from = if let Stage::Deliver(at) = frame.stage { at as usize } else { 0 };
             for &request in &frame.batch[from..] {

@@ -106,8 +106,10 @@ pub struct Worker {
     pub alive: bool,
     /// It sleeps, and its waker lies where others find it.
     pub asleep: bool,
-    /// Errands that wait for it.
+    /// Engines that it has been asked to build.
     pub errands: u8,
+    /// It has been asked to drop its engines: nothing waits or runs, and nothing will.
+    pub retires: bool,
     /// Batches, the innermost last.
     pub stack: Vec<Frame>,
     /// Whether its engine of each queue is there.
@@ -177,6 +179,8 @@ pub struct State {
     pub stopper: Stopper,
     /// The thread that makes a queue.
     pub maker: Maker,
+    /// The workers have been asked to drop their engines.
+    pub drained: bool,
     /// A worker has died.
     pub died: bool,
     /// Promises that a step has broken, as bits.

@@ -1,15 +1,16 @@
-//! Parallel mode with a queue: threads keep host data and submit to a [`BatchQueue`]; only the worker
-//! touches the device.
+//! Parallel mode with a queue: threads keep host data and submit to a [`BatchQueue`]; only the
+//! worker touches the device.
 //!
-//! One queue serves one test. Its engine holds the weights; a request carries its inputs and a ticket,
-//! which comes back with the response, so that an answer to somebody else's request is noticed even where
-//! the inputs are equal. A batch is uploaded, run and downloaded as **one** tensor, the requests stacked
-//! along the outermost dimension and the result cut into equal parts; that tests the stacking and cutting
-//! that a batching engine must get right. A plain matrix product cannot be stacked, since each request
-//! brings its own right operand: there the requests of a batch run in turn before one synchronise.
+//! One queue serves one test. Its engine holds the weights; a request carries its inputs and a
+//! ticket, which comes back with the response, so that an answer to somebody else's request is
+//! noticed even where the inputs are equal. A batch is uploaded, run and downloaded as **one**
+//! tensor, the requests stacked along the outermost dimension and the result cut into equal parts;
+//! that tests the stacking and cutting that a batching engine must get right. A plain matrix
+//! product cannot be stacked, since each request brings its own right operand: there the requests
+//! of a batch run in turn before one synchronise.
 //!
-//! The golden results are computed by the worker too, one at a time, before the queue is made: nothing but
-//! the worker ever calls the device.
+//! The golden results are computed by the worker too, one at a time, before the queue is made:
+//! nothing but the worker ever calls the device.
 
 use std::sync::{Arc, Barrier};
 
@@ -27,15 +28,15 @@ use crate::host::HostTensor;
 use crate::ops::{OpResult, Ops};
 use crate::outcome::{Batches, Check, Outcome, Plan};
 
-/// The most input elements in a batch: 128 MiB of fp32, so that large tests on many threads do not need
-/// more memory than a small machine has.
+/// The most input elements in a batch: 128 MiB of fp32, so that large tests on many threads do not
+/// need more memory than a small machine has.
 const MAX_BATCH_ELEMENTS: usize = 32 << 20;
 
 /// Runs a plan by threads that submit to a queue, whose device executor has `workers` workers.
 ///
 /// # Blocking
-/// Until the run is done, or made no progress for the plan's `stall_after`; threads that hang are left
-/// behind.
+/// Until the run is done, or made no progress for the plan's `stall_after`; threads that hang are
+/// left behind.
 pub fn run_batched<D: Device>(
     device: &Arc<D>,
     plan: &Plan,

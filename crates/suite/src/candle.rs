@@ -1,7 +1,7 @@
 //! candle as a device of the suite: CPU, Metal and CUDA.
 //!
-//! Attention is composed of products and a softmax, so that the same steps run on every backend. Where a
-//! candle kernel takes dense tensors only, a dense copy is made first.
+//! Attention is composed of products and a softmax, so that the same steps run on every backend.
+//! Where a candle kernel takes dense tensors only, a dense copy is made first.
 
 use candle_core::{Tensor, bail};
 
@@ -66,10 +66,6 @@ impl Ops for CandleOps {
 
     fn synchronise(&self) -> OpResult<()> {
         named("synchronise", self.0.synchronize())
-    }
-
-    fn shape(&self, tensor: &Tensor) -> Vec<usize> {
-        tensor.dims().to_vec()
     }
 
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> OpResult<Tensor> {

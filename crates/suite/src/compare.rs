@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::case::Draw;
 use crate::host::HostTensor;
 
-/// How far a result may lie from the golden one: `|result - golden| <= absolute + relative · |golden|`.
+/// How far a result may lie from the golden one: `|result - golden| <= absolute + relative ·
+/// |golden|`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// The part that grows with the golden value.

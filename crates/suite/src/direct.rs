@@ -1,9 +1,9 @@
 //! Parallel mode without a queue: threads call the device directly, all at once.
 //!
-//! The golden results come from the same operations on the same device, run one after another by one
-//! spawned thread that has ended before the others start. Each thread then uploads its own copy of the
-//! weights and inputs, waits for the others, runs, brings the result to the host and compares, in every
-//! iteration anew.
+//! The golden results come from the same operations on the same device, run one after another by
+//! one spawned thread that has ended before the others start. Each thread then uploads its own copy
+//! of the weights and inputs, waits for the others, runs, brings the result to the host and
+//! compares, in every iteration anew.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use crate::outcome::{Check, Outcome, Plan};
 /// Runs a plan by threads that call the device directly.
 ///
 /// # Blocking
-/// Until the run is done, or made no progress for the plan's `stall_after`; threads that hang are left
-/// behind.
+/// Until the run is done, or made no progress for the plan's `stall_after`; threads that hang are
+/// left behind.
 pub fn run_direct<D: Device>(device: &Arc<D>, plan: &Plan, step: &mut dyn FnMut()) -> Outcome {
     let golden = match golden(device, plan) {
         Ok(golden) => Arc::new(golden),

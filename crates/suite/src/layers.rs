@@ -1,8 +1,8 @@
 //! The pieces of a transformer encoder, written over [`Ops`] step by step as PyTorch runs them.
 //!
 //! The order of views and copies is `torch.nn.functional.multi_head_attention_forward`'s, because
-//! that order is what a race on a device depends on. For the same reason a name is assigned anew where
-//! PyTorch does so: the old tensor is freed there, not at the end of the function.
+//! that order is what a race on a device depends on. For the same reason a name is assigned anew
+//! where PyTorch does so: the old tensor is freed there, not at the end of the function.
 
 use crate::ops::{OpResult, Ops};
 
@@ -61,9 +61,9 @@ impl Attention {
         ops.transpose(&out, 0, 1)
     }
 
-    /// `torch.nn.functional._in_projection_packed`: query, key and value, each (length, batch, width)
-    /// up to a leading 1. When it returns the projection is garbage, while the copies that read it may
-    /// not have run yet.
+    /// `torch.nn.functional._in_projection_packed`: query, key and value, each (length, batch,
+    /// width) up to a leading 1. When it returns the projection is garbage, while the copies that
+    /// read it may not have run yet.
     fn project<O: Ops>(
         &self,
         ops: &O,
@@ -105,8 +105,8 @@ pub(crate) fn select_three<O: Ops>(ops: &O, packed: &O::Tensor) -> OpResult<Vec<
     (0..3).map(|part| ops.narrow(packed, 0, part, 1)).collect()
 }
 
-/// `nn.TransformerEncoderLayer(width, heads, feed_forward, batch_first=True)` in eval mode: post-norm,
-/// ReLU. The twelve weights stand in the order of its `state_dict`.
+/// `nn.TransformerEncoderLayer(width, heads, feed_forward, batch_first=True)` in eval mode:
+/// post-norm, ReLU. The twelve weights stand in the order of its `state_dict`.
 pub(crate) fn encoder_layer<O: Ops>(
     ops: &O,
     attention: &Attention,

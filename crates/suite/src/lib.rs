@@ -1,8 +1,9 @@
 //! The correctness suite of onelane: does a device give the right numbers when many threads use it?
 //!
-//! Ten tests, from a linear layer to a transformer block, are written once over [`Ops`], the operations
-//! that a device must offer. [`CandleDevice`] implements them on the CPU, Metal and CUDA; [`Reference`] in
-//! plain Rust; a simulated device can too. Each test runs in one of three [`Mode`]s:
+//! Ten tests, from a linear layer to a transformer block, are written once over [`Ops`], the
+//! operations that a device must offer. [`CandleDevice`] implements them on the CPU, Metal and
+//! CUDA; [`Reference`] in plain Rust; a simulated device can too. Each test runs in one of three
+//! [`Mode`]s:
 //!
 //! | mode | threads | golden result | within |
 //! |---|---|---|---|
@@ -10,9 +11,10 @@
 //! | [`Mode::Parallel`] | all call the device | the same device, one after another | 1e-6 |
 //! | [`Mode::Batched`] | all submit to a batch queue | the same device, one after another | 1e-5 |
 //!
-//! A result passes when every element is within `tolerance + tolerance · |golden|`. All data is fp32, drawn
-//! with seed 42. Thread `t` takes the input with its rows rotated by `t mod 4`, so that an answer that
-//! reaches the wrong thread, or memory that two threads share, shows as a wrong number.
+//! A result passes when every element is within `tolerance + tolerance · |golden|`. All data is
+//! fp32, drawn with seed 42. Thread `t` takes the input with its rows rotated by `t mod 4`, so that
+//! an answer that reaches the wrong thread, or memory that two threads share, shows as a wrong
+//! number.
 //!
 //! ```
 //! use std::sync::Arc;

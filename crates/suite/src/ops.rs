@@ -33,7 +33,8 @@ pub type OpResult<T> = Result<T, OpError>;
 /// A thread's view of a device: tensors on it, and the operations of the suite.
 ///
 /// Tensors may be views. Every operation takes views of any strides, and gives the same numbers as
-/// on a dense copy. Operations may be lazy: [`Ops::synchronise`] and [`Ops::download`] wait for them.
+/// on a dense copy. Operations may be lazy: [`Ops::synchronise`] and [`Ops::download`] wait for
+/// them.
 ///
 /// # Errors
 /// Every operation fails with [`OpError`] when the device fails, when memory is short, or when the
@@ -51,10 +52,8 @@ pub trait Ops {
     /// Waits until everything that this thread asked of the device is done.
     fn synchronise(&self) -> OpResult<()>;
 
-    /// The lengths of the dimensions, outermost first.
-    fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;
-
-    /// `x · weightᵀ + bias`: x (…, inputs), weight (outputs, inputs), bias (outputs) → (…, outputs).
+    /// `x · weightᵀ + bias`: x (…, inputs), weight (outputs, inputs), bias (outputs)
+    /// → (…, outputs).
     fn linear(
         &self,
         x: &Self::Tensor,

@@ -1,7 +1,7 @@
 //! [`Plan`] and [`Outcome`]: what a mode is asked to run for one case, and what it found.
 //!
-//! Invariant: an outcome passes only if every thread was checked in every iteration. A check that did
-//! not happen is a fault, never a pass.
+//! Invariant: an outcome passes only if every thread was checked in every iteration. A check that
+//! did not happen is a fault, never a pass.
 
 use std::time::Duration;
 

@@ -85,9 +85,9 @@ pub enum Program {
         /// Features that go out.
         outputs: usize,
     },
-    /// The minimal race: a packed projection, its unpacking with or without a dense copy, attention.
-    /// Weights are standard normal. On (batch, length, width), giving (batch, heads, length,
-    /// width/heads).
+    /// The minimal race: a packed projection, its unpacking with or without a dense copy,
+    /// attention. Weights are standard normal. On (batch, length, width), giving (batch, heads,
+    /// length, width/heads).
     PackedProjection {
         /// The attention's sizes; the projection is always packed.
         attention: Attention,
@@ -160,8 +160,8 @@ impl Program {
     }
 
     /// Whether several requests can run as one along the outermost dimension of every input, each
-    /// taking its own rows of the result. A plain matrix product cannot: each request brings its own
-    /// right operand.
+    /// taking its own rows of the result. A plain matrix product cannot: each request brings its
+    /// own right operand.
     pub fn stacks(&self) -> bool {
         !matches!(self, Program::Matmul { .. })
     }

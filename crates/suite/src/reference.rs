@@ -1,8 +1,8 @@
 //! The reference: plain Rust in f64, sharing no code with any engine.
 //!
-//! Single-threaded mode compares devices with it, the CPU engine too. Every operation is written as its
-//! definition reads; only the loops' order is chosen for speed. Results are rounded to fp32 once, on
-//! download, so what lies between a device and the reference is the device's own rounding.
+//! Single-threaded mode compares devices with it, the CPU engine too. Every operation is written as
+//! its definition reads; only the loops' order is chosen for speed. Results are rounded to fp32
+//! once, on download, so what lies between a device and the reference is the device's own rounding.
 //!
 //! Invariant: tensors are dense and row-major; a "view" is a copy.
 
@@ -150,10 +150,6 @@ impl Ops for ReferenceOps {
 
     fn synchronise(&self) -> OpResult<()> {
         Ok(())
-    }
-
-    fn shape(&self, tensor: &ReferenceTensor) -> Vec<usize> {
-        tensor.shape.clone()
     }
 
     fn linear(
@@ -344,8 +340,8 @@ struct Image<'a> {
 }
 
 impl Image<'_> {
-    /// Adds `factor · self[y + shift_y][x + shift_x]` to every `out[y][x]`, rows of `out_w`; outside the
-    /// image there are zeros.
+    /// Adds `factor · self[y + shift_y][x + shift_x]` to every `out[y][x]`, rows of `out_w`;
+    /// outside the image there are zeros.
     fn add_to(&self, out: &mut [f64], out_w: usize, shift: [isize; 2], factor: f64) {
         let [shift_y, shift_x] = shift;
         let height = (self.data.len() / self.width) as isize;

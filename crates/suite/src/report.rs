@@ -14,11 +14,11 @@ pub struct TestResult {
     pub threads: usize,
     /// Every thread was right in every iteration.
     pub passed: bool,
-    /// The greatest absolute difference to the golden result; `null` when there is none to give: nothing
-    /// was compared, or a value was not finite.
+    /// The greatest absolute difference to the golden result; `null` when there is none to give:
+    /// nothing was compared, or a value was not finite.
     pub max_diff: Option<f64>,
-    /// The greatest absolute difference between two threads' results for the same input; `null` with a
-    /// single thread.
+    /// The greatest absolute difference between two threads' results for the same input; `null`
+    /// with a single thread.
     pub thread_diff: Option<f64>,
     /// How far a result may lie from the golden one, relative and absolute.
     pub tolerance: f32,

@@ -166,8 +166,9 @@ impl Observer for () {}
 
 /// Runs the suite on a device.
 ///
-/// A test that fails, panics or hangs is a failed test in the report. After a hang no further test is
-/// run, because the threads left behind still use the device; the tests left out count as failed.
+/// A test that fails, panics or hangs is a failed test in the report. After a hang no further test
+/// is run, because the threads left behind still use the device; the tests left out count as
+/// failed.
 ///
 /// # Errors
 /// When the settings cannot be used.

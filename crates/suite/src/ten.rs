@@ -4,8 +4,8 @@ use crate::case::{Case, Draws};
 use crate::layers::{Attention, Projection};
 use crate::program::Program;
 
-/// The attention of the TransformerBlock test and of the race cases: 4 sequences of 128 tokens, width
-/// 256, 4 heads.
+/// The attention of the TransformerBlock test and of the race cases: 4 sequences of 128 tokens,
+/// width 256, 4 heads.
 pub(crate) const ATTENTION: Attention =
     Attention { batch: 4, length: 128, width: 256, heads: 4, projection: Projection::Packed };
 

@@ -1,5 +1,5 @@
-//! The suite can fail: one wrong element in one result of one thread fails each of the ten tests, in each
-//! mode; and each test passes on candle's CPU device when nothing is wrong.
+//! The suite can fail: one wrong element in one result of one thread fails each of the ten tests,
+//! in each mode; and each test passes on candle's CPU device when nothing is wrong.
 
 mod faulty;
 
@@ -45,8 +45,8 @@ fn single_threaded_passes_and_fails() {
     let good = good.unwrap();
     check_names(&good);
     assert!(good.all_passed(), "{good:#?}");
-    // The CPU engine rounds otherwise than the reference: a difference of exactly zero in products would
-    // mean that the engine was compared with itself.
+    // The CPU engine rounds otherwise than the reference: a difference of exactly zero in products
+    // would mean that the engine was compared with itself.
     assert!(good.results[1].max_diff.unwrap() > 0.0);
 
     let faulty = Faulty::new(|caller, nth, host| {

@@ -1,5 +1,5 @@
-//! The cases compute what they say: on the reference and on candle, with and without the copies that must
-//! not change a number.
+//! The cases compute what they say: on the reference and on candle, with and without the copies
+//! that must not change a number.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,8 +57,8 @@ fn copies_do_not_change_a_number() {
     }
 }
 
-/// The unpacked projection is the projection: part p, feature e of a token is feature p·width + e of its
-/// row. Attention with equal keys gives the mean value, which only the value part decides.
+/// The unpacked projection is the projection: part p, feature e of a token is feature p·width + e
+/// of its row. Attention with equal keys gives the mean value, which only the value part decides.
 #[test]
 fn the_packed_projection_puts_query_key_and_value_in_their_places() {
     let Program::PackedProjection { attention, .. } = RACE_CONTIGUOUS.program else {

