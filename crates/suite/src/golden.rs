@@ -13,6 +13,14 @@ pub(crate) struct Sample {
     pub(crate) result: HostTensor,
 }
 
+impl Sample {
+    /// Elements of the inputs and of the result.
+    pub(crate) fn elements(&self) -> usize {
+        let inputs = self.inputs.iter().map(|input| input.data().len());
+        inputs.sum::<usize>() + self.result.data().len()
+    }
+}
+
 /// Every draw of a run with its golden result, computed one at a time by one thread.
 pub(crate) struct Golden(HashMap<Draw, Sample>);
 
@@ -42,10 +50,9 @@ impl Golden {
         Ok(Self(samples))
     }
 
-    /// The most input elements that a draw has.
-    pub(crate) fn greatest_cost(&self) -> usize {
-        let cost = |sample: &Sample| sample.inputs.iter().map(|input| input.data().len()).sum();
-        self.0.values().map(cost).max().unwrap_or(0)
+    /// The most elements, of inputs and result together, that a draw has.
+    pub(crate) fn greatest_elements(&self) -> usize {
+        self.0.values().map(Sample::elements).max().unwrap_or(0)
     }
 
     /// The sample of a draw of the run that this was computed for.
