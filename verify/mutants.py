@@ -55,7 +55,7 @@ MUTANTS = [
         "queue_state.rs",
         "if self.phase != Phase::Open {",
         "if self.failed.is_some() {",
-        loom("submit_against"),
+        loom("submit_against_queue_shutdown"),
     ),
     Mutant(
         "an answer is stored twice",
@@ -87,6 +87,14 @@ MUTANTS = [
         "state.rs",
         "        if self.stopping {\n            self.wake_all_workers(after);",
         "        if self.stopping {\n            self.wake_worker(after);",
+        test("failure", "a_factory_that_fails"),
+    ),
+    Mutant(
+        "one worker drops its engine where all have to",
+        "2, 8",
+        "state.rs",
+        "        for worker in 0..workers {\n            self.send_errand(",
+        "        for worker in 0..1 {\n            self.send_errand(",
         loom("a_group_and_two_workers"),
     ),
     Mutant(
@@ -119,7 +127,7 @@ MUTANTS = [
         "queue_state.rs",
         "let first = self.admission.front().is_none_or(|(front, _)| Some(*front) == *ticket);",
         "let first = true;",
-        test("backpressure", "room_is_given"),
+        test("line"),
     ),
     Mutant(
         "a group is accepted when a part fits",
@@ -385,7 +393,7 @@ def main() -> int:
             rows.append((mutant.name, mutant.promise, short(mutant.check), outcome))
             print(f"{mutant.name}: {outcome} ({seconds:.0f} s)", flush=True)
     binary = os.environ.get("SPEC", "")
-    command = binary.split() or "cargo run --release -q -p onelane-spec --".split()
+    command = binary.split() or ["cargo", "run", "--release", "-q", "-p", "onelane-spec", "--"]
     for name, promise, flag in spec:
         run_spec = [*command, "--bug", flag, "--must-fail"]
         done = subprocess.run(run_spec, cwd=ROOT, capture_output=True, check=False)

@@ -123,6 +123,19 @@ fn submit_against_abort() {
     submit_against_shutdown("submit_against_abort", Shutdown::Abort);
 }
 
+/// Promises 1 and 8: the same, against the queue's own shutdown while its executor lives on.
+#[test]
+fn submit_against_queue_shutdown() {
+    model("submit_against_queue_shutdown", 3, || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default());
+        let other = queue.clone();
+        let client = loom::thread::spawn(move || ask(&other, 1));
+        queue.shutdown(Shutdown::Drain, NEVER).unwrap();
+        assert_ne!(client.join().unwrap(), End::Closed, "a drain lost a request");
+    });
+}
+
 /// Promise 8: when `shutdown` has returned, every accepted request has been answered already.
 #[test]
 fn nothing_is_open_after_shutdown() {

@@ -40,7 +40,7 @@ pub struct SimConfig {
 }
 
 impl SimConfig {
-    /// Seed 0, random schedule, no trace, no memo, 10 s.
+    /// Seed 0, random schedule, no trace, no memo, 60 s.
     pub fn new(profile: Profile) -> Self {
         Self {
             profile,
@@ -48,7 +48,7 @@ impl SimConfig {
             schedule: Schedule::Random,
             traced: false,
             memo: None,
-            hang_after: Duration::from_secs(10),
+            hang_after: Duration::from_secs(60),
         }
     }
 

@@ -7,6 +7,9 @@ use plotters::prelude::*;
 
 use super::overload::Point;
 
+/// A curve: its name, its colour and its points.
+type Line<'a> = (&'a str, RGBColor, Vec<(f64, f64)>);
+
 /// Draws the points.
 pub(super) fn draw(path: &Path, points: &[Point], capacity: f64, bound: f64) -> anyhow::Result<()> {
     // The error type borrows from the backend; its text is what a person needs.
@@ -39,7 +42,7 @@ fn chart(
         .x_desc("offered load / capacity")
         .y_desc("requests per second")
         .draw()?;
-    let lines: [(&str, RGBColor, Vec<(f64, f64)>); 3] = [
+    let lines: [Line<'_>; 3] = [
         ("offered", RGBColor(150, 150, 150), series(|p| p.offered_per_second)),
         ("goodput", RGBColor(0, 110, 180), series(|p| p.goodput_per_second)),
         ("refused", RGBColor(200, 80, 0), series(|p| p.refused_per_second)),
@@ -66,7 +69,7 @@ fn chart(
         .y_label_area_size(64)
         .build_cartesian_2d(0.0..greatest, 0.0..top)?;
     chart.configure_mesh().x_desc("offered load / capacity").y_desc("ms").draw()?;
-    let lines: [(&str, RGBColor, Vec<(f64, f64)>); 3] = [
+    let lines: [Line<'_>; 3] = [
         ("p99", RGBColor(0, 110, 180), series(|p| p.p99_ms)),
         ("p50", RGBColor(90, 160, 90), series(|p| p.p50_ms)),
         ("a full queue at capacity", RGBColor(200, 80, 0), vec![(0.0, bound), (greatest, bound)]),

@@ -83,10 +83,10 @@ impl Tally {
         text: impl FnOnce() -> String,
     ) {
         self.add(counter, 1);
-        if let Ok(mut faults) = self.faults.lock() {
-            if faults.len() < 10 {
-                faults.push(text());
-            }
+        if let Ok(mut faults) = self.faults.lock()
+            && faults.len() < 10
+        {
+            faults.push(text());
         }
     }
 
