@@ -60,7 +60,8 @@ test-python: package ## lints, types and tests of the Python side
 
 -include verify/targets.mk
 
-ci: check test ## what CI runs
+# Small sizes; VERIFY=full takes hours.
+ci: check test loom spec fuzz chaos ## what CI runs
 
 clean: ## remove what was built
 	rm -rf target $(VENV)

@@ -15,10 +15,14 @@ pytestmark = pytest.mark.timeout(90)
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
+# A shell's background jobs ignore Ctrl-C, and so would the programs that they start.
+CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def run(code, *, expect=0, send=None, env=None):
     """Run a program; `send` is a signal to send when it has printed "ready"."""
     process = subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code)],
+        [sys.executable, "-X", "faulthandler", "-c", CTRL_C + textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
