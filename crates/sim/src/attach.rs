@@ -6,6 +6,10 @@
 //!   everything;
 //! - several unattached threads, or threads that come back from outside: only each thread's own
 //!   sequence. In which order they come in is the system's choice.
+//!
+//! An unattached thread ends, for the device, with its real thread: after it was joined that has been
+//! seen. Dropping a [`Buffer`](crate::Buffer) is an action on the device like any other, and waits for
+//! its turn; a caller with a global lock (Python's) must not hold it meanwhile, nor in any other call.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 

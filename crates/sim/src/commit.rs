@@ -20,6 +20,9 @@ impl SimDevice {
     ///
     /// # Errors
     /// As [`SimDevice::encode`].
+    ///
+    /// # Panics
+    /// When a command's work panics: in whoever commits it.
     pub fn commit(&self) -> SimResult<()> {
         self.act(|thread| {
             let mut state = self.process.yield_point(thread)?;
@@ -104,8 +107,10 @@ impl SimDevice {
             event.command_buffer = Some(buffer);
         });
         drop(state);
+        let mut panic = None;
         for command in commands {
-            self.execute(thread, (stream, buffer), command);
+            let ran = self.execute(thread, (stream, buffer), command);
+            panic = panic.or(ran.err());
         }
         let mut state = if place.off_queue {
             // The buffer has run, and the stream still names it as the open one.
@@ -124,11 +129,21 @@ impl SimDevice {
             machine.streams.make_buffer(stream);
         }
         state.baton.wake(Resource::CommandBuffer(queue));
+        if let Some(panic) = panic {
+            // A kernel's panic is the caller's mistake, not a death on the queue: it leaves it first.
+            release(state, stream);
+            resume_unwind(panic);
+        }
         Ok(state)
     }
 
-    /// Runs one command on the bytes that its blocks hold now (rule R1).
-    fn execute(&self, thread: ThreadId, (stream, buffer): (u32, u64), command: Command) {
+    /// Runs one command on the bytes that its blocks hold now (rule R1). `Err` is its panic.
+    fn execute(
+        &self,
+        thread: ThreadId,
+        (stream, buffer): (u32, u64),
+        command: Command,
+    ) -> std::thread::Result<()> {
         let mut state = self.process.lock();
         state.note_execution(thread, (stream, buffer), &command);
         if command.op.identity {
@@ -139,7 +154,7 @@ impl SimDevice {
             if data.len() == words(to.bytes) {
                 memory.overwrite(to.block, &data, (to.bytes, hash));
                 state.finish_execution(stream, &command.reads, &command.writes);
-                return;
+                return Ok(());
             }
         }
         let memory = &mut state.machine.memory;
@@ -162,7 +177,7 @@ impl SimDevice {
                 memory.overwrite(access.block, words, (access.bytes, hash));
             }
             state.finish_execution(stream, &command.reads, &command.writes);
-            return;
+            return Ok(());
         }
         let memory = &mut state.machine.memory;
         let overwrites = command.op.overwrites;
@@ -189,10 +204,7 @@ impl SimDevice {
             memo.put(key, results);
         }
         state.finish_execution(stream, &command.reads, &command.writes);
-        drop(state);
-        if let Err(panic) = ran {
-            resume_unwind(panic);
-        }
+        ran
     }
 }
 

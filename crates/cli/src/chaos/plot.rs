@@ -11,17 +11,12 @@ use super::overload::Point;
 type Line<'a> = (&'a str, RGBColor, Vec<(f64, f64)>);
 
 /// Draws the points.
-pub(super) fn draw(path: &Path, points: &[Point], capacity: f64, bound: f64) -> anyhow::Result<()> {
+pub(super) fn draw(path: &Path, points: &[Point], capacity: f64) -> anyhow::Result<()> {
     // The error type borrows from the backend; its text is what a person needs.
-    chart(path, points, capacity, bound).map_err(|error| anyhow!("{}: {error}", path.display()))
+    chart(path, points, capacity).map_err(|error| anyhow!("{}: {error}", path.display()))
 }
 
-fn chart(
-    path: &Path,
-    points: &[Point],
-    capacity: f64,
-    bound: f64,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn chart(path: &Path, points: &[Point], capacity: f64) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::new(path, (760, 640)).into_drawing_area();
     root.fill(&WHITE)?;
     let (upper, lower) = root.split_vertically(340);
@@ -61,7 +56,7 @@ fn chart(
         .border_style(BLACK.mix(0.3))
         .draw()?;
 
-    let top = points.iter().map(|point| point.p99_ms).fold(bound, f64::max) * 1.15;
+    let top = points.iter().map(|p| p.p99_ms.max(p.bound_ms)).fold(1.0, f64::max) * 1.1;
     let mut chart = ChartBuilder::on(&lower)
         .caption("Latency of accepted requests", ("sans-serif", 18))
         .margin(12)
@@ -72,7 +67,7 @@ fn chart(
     let lines: [Line<'_>; 3] = [
         ("p99", RGBColor(0, 110, 180), series(|p| p.p99_ms)),
         ("p50", RGBColor(90, 160, 90), series(|p| p.p50_ms)),
-        ("a full queue at capacity", RGBColor(200, 80, 0), vec![(0.0, bound), (greatest, bound)]),
+        ("bound: a full queue of slow batches", RGBColor(200, 80, 0), series(|p| p.bound_ms)),
     ];
     for (name, color, line) in lines {
         chart
