@@ -193,8 +193,13 @@ def race(name: str, run: Operation, device: torch.device, options: argparse.Name
             else:
                 done.put((thread, result))
 
-        for thread in range(options.threads):
-            threading.Thread(target=work, args=(thread,), daemon=True).start()
+        # Daemons, so that one that hangs does not keep the process; all others are joined.
+        crew = [
+            threading.Thread(target=work, args=(thread,), daemon=True)
+            for thread in range(options.threads)
+        ]
+        for member in crew:
+            member.start()
         right = 0
         for missing in range(options.threads, 0, -1):
             try:
@@ -211,6 +216,12 @@ def race(name: str, run: Operation, device: torch.device, options: argparse.Name
                 right += 1
             else:
                 outcome.errors.append(f"iteration {iteration}, thread {thread}: {fault}")
+        for member in crew:
+            member.join(options.stall_after)
+            outcome.hung = outcome.hung or member.is_alive()
+        if outcome.hung:
+            outcome.errors.append(f"iteration {iteration}: hung: a thread did not end")
+            return outcome
         outcome.passed_iterations += right == options.threads
         arm_watchdog(options.stall_after)
     return outcome

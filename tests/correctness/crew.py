@@ -34,8 +34,10 @@ def crew(
         finally:
             news.put((thread, None, True))
 
-    for thread in range(threads):
-        threading.Thread(target=run, args=(thread,), daemon=True).start()
+    # Daemons, so that one that hangs does not keep the process; all others are joined.
+    members = [threading.Thread(target=run, args=(n,), daemon=True) for n in range(threads)]
+    for member in members:
+        member.start()
     running = set(range(threads))
     while running:
         # A hang inside a call that holds the GIL stops Python itself: then this ends the process.
@@ -51,3 +53,8 @@ def crew(
             running.discard(thread)
         else:
             take(thread, given)
+    # One that is still on its way out when the interpreter ends would bring the process down.
+    for member in members:
+        member.join(stall_after)
+        if member.is_alive():
+            raise Hung(f"hung: a thread did not end for {stall_after:g} s")
