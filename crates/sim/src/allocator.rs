@@ -52,9 +52,9 @@ impl Allocator {
         bytes: usize,
     ) -> (u32, Source) {
         let size = bytes.max(1).next_multiple_of(ALIGNMENT);
-        let (block, source) = if let Some(block) = self.from_thread(memory, thread, size) {
+        let (block, source) = if let Some(block) = self.cached_for(memory, thread, size) {
             (block, Source::ThreadCache)
-        } else if let Some(block) = self.from_pool(profile, stream, size) {
+        } else if let Some(block) = self.pooled_for(profile, stream, size) {
             (block, Source::Pool)
         } else {
             (memory.grow(size, stream), Source::Fresh)
@@ -66,7 +66,7 @@ impl Allocator {
     }
 
     /// First fit, and at most twice the size.
-    fn from_thread(&mut self, memory: &Memory, thread: ThreadId, size: usize) -> Option<u32> {
+    fn cached_for(&mut self, memory: &Memory, thread: ThreadId, size: usize) -> Option<u32> {
         let cache = self.threads.get_mut(&thread)?;
         let fits = |block: &u32| {
             let has = memory.block(*block).size;
@@ -76,7 +76,7 @@ impl Allocator {
         Some(cache.remove(place))
     }
 
-    fn from_pool(&mut self, profile: &Profile, stream: u32, size: usize) -> Option<u32> {
+    fn pooled_for(&mut self, profile: &Profile, stream: u32, size: usize) -> Option<u32> {
         let key = pool_key(profile, stream, size);
         let pool = self.pools.get_mut(&key)?;
         let best = *pool.range((size, 0)..).next()?;
@@ -115,10 +115,10 @@ impl Allocator {
                 return;
             }
         }
-        self.to_pool(profile, memory, block);
+        self.give_to_pool(profile, memory, block);
     }
 
-    fn to_pool(&mut self, profile: &Profile, memory: &Memory, block: u32) {
+    fn give_to_pool(&mut self, profile: &Profile, memory: &Memory, block: u32) {
         let freed = memory.block(block);
         let key = pool_key(profile, freed.stream, freed.size);
         self.pools.entry(key).or_default().insert((freed.size, block));
@@ -127,7 +127,7 @@ impl Allocator {
     /// A thread ended: its cache goes to the pools.
     pub(crate) fn flush(&mut self, profile: &Profile, memory: &Memory, thread: ThreadId) {
         for block in self.threads.remove(&thread).unwrap_or_default() {
-            self.to_pool(profile, memory, block);
+            self.give_to_pool(profile, memory, block);
         }
     }
 
@@ -142,7 +142,7 @@ impl Allocator {
         self.kept_back = waiting;
         let done: Vec<u32> = done;
         for block in done {
-            self.to_pool(profile, memory, block);
+            self.give_to_pool(profile, memory, block);
         }
     }
 }
@@ -171,22 +171,16 @@ mod tests {
 
     impl Device {
         fn new(profile: Profile) -> Self {
-            Self {
-                profile,
-                memory: Memory::default(),
-                allocator: Allocator::default(),
-            }
+            Self { profile, memory: Memory::default(), allocator: Allocator::default() }
         }
 
         fn alloc(&mut self, thread: ThreadId, bytes: usize) -> (u32, Source) {
             let who = (thread, thread.0);
-            self.allocator
-                .alloc(&self.profile, &mut self.memory, who, bytes)
+            self.allocator.alloc(&self.profile, &mut self.memory, who, bytes)
         }
 
         fn free(&mut self, thread: ThreadId, block: u32) {
-            self.allocator
-                .free(&self.profile, &self.memory, thread, block);
+            self.allocator.free(&self.profile, &self.memory, thread, block);
         }
     }
 
@@ -211,9 +205,7 @@ mod tests {
         assert_eq!(device.alloc(ONE, MIB), (blocks[0], Source::ThreadCache));
         // The others of ONE come to the pool when it ends.
         assert_eq!(device.alloc(TWO, MIB).1, Source::Fresh);
-        device
-            .allocator
-            .flush(&device.profile, &device.memory, ONE);
+        device.allocator.flush(&device.profile, &device.memory, ONE);
         assert_eq!(device.alloc(TWO, MIB), (blocks[1], Source::Pool));
     }
 

@@ -37,11 +37,7 @@ pub struct Attachment {
 impl Attachment {
     fn begin(process: &Arc<Process>, thread: ThreadId) -> Self {
         registration::attach(process, thread);
-        Self {
-            process: Arc::clone(process),
-            thread,
-            _not_send: std::marker::PhantomData,
-        }
+        Self { process: Arc::clone(process), thread, _not_send: std::marker::PhantomData }
     }
 
     /// Runs `f` outside of the device: it may block on anything, the others go on.
@@ -117,10 +113,7 @@ impl Party {
             self.all_here.notify_all();
         } else {
             while *arrived < self.threads.len() {
-                arrived = self
-                    .all_here
-                    .wait(arrived)
-                    .unwrap_or_else(PoisonError::into_inner);
+                arrived = self.all_here.wait(arrived).unwrap_or_else(PoisonError::into_inner);
             }
         }
         drop(arrived);

@@ -92,11 +92,7 @@ impl Baton {
         let id = ThreadId(u32::try_from(self.slots.len()).expect("fewer than 2^32 threads"));
         let name: Arc<str> = Arc::from(name);
         self.names.insert(Arc::clone(&name), id);
-        self.slots.push(Slot {
-            name,
-            status: Status::Outside,
-            signal: Arc::new(Condvar::new()),
-        });
+        self.slots.push(Slot { name, status: Status::Outside, signal: Arc::new(Condvar::new()) });
         self.outside += 1;
         id
     }
@@ -230,11 +226,8 @@ impl Baton {
                 (*id, ended)
             })
         };
-        let chosen = self.chooser.choose(&Candidates {
-            ready: &self.ready,
-            current,
-            named: &named,
-        });
+        let chosen =
+            self.chooser.choose(&Candidates { ready: &self.ready, current, named: &named });
         match chosen {
             Ok(next) => {
                 self.running = Some(next);
@@ -253,17 +246,13 @@ impl Baton {
             .slots
             .iter()
             .filter_map(|slot| match &slot.status {
-                Status::Blocked(wait) => Some(Waiting {
-                    thread: slot.name.to_string(),
-                    waits_for: wait.words.clone(),
-                }),
+                Status::Blocked(wait) => {
+                    Some(Waiting { thread: slot.name.to_string(), waits_for: wait.words.clone() })
+                }
                 _ => None,
             })
             .collect();
-        Hang {
-            waiting,
-            step: self.step,
-        }
+        Hang { waiting, step: self.step }
     }
 
     /// Ends the simulated process: every waiting thread wakes with this error.

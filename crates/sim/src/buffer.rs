@@ -31,11 +31,7 @@ impl Buffer {
     }
 
     pub(crate) fn access(&self) -> Access {
-        Access {
-            block: self.block,
-            generation: self.generation,
-            bytes: self.bytes,
-        }
+        Access { block: self.block, generation: self.generation, bytes: self.bytes }
     }
 }
 

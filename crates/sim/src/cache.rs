@@ -28,13 +28,7 @@ pub(crate) enum Lookup {
 
 impl Cache {
     pub(crate) fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            keys: BTreeSet::new(),
-            missed: Vec::new(),
-            hits: 0,
-            misses: 0,
-        }
+        Self { name, keys: BTreeSet::new(), missed: Vec::new(), hits: 0, misses: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -51,12 +45,7 @@ impl Cache {
     }
 
     /// Looks a key up. After a miss the caller must [`Cache::insert`].
-    pub(crate) fn find(
-        &mut self,
-        owner: Option<ThreadId>,
-        thread: ThreadId,
-        key: &str,
-    ) -> Lookup {
+    pub(crate) fn find(&mut self, owner: Option<ThreadId>, thread: ThreadId, key: &str) -> Lookup {
         if self.keys.contains(&(owner, key.to_owned())) {
             self.hits += 1;
             return Lookup::Hit;
@@ -83,10 +72,7 @@ impl Cache {
         if locked || owner.is_some() || (fresh && alone) {
             Ok(())
         } else {
-            Err(Fault::CacheRace {
-                cache: self.name,
-                key: key.to_owned(),
-            })
+            Err(Fault::CacheRace { cache: self.name, key: key.to_owned() })
         }
     }
 }

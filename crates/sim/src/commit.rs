@@ -77,10 +77,7 @@ impl SimDevice {
     ) -> SimResult<()> {
         let mut state = self.acquire(state, thread, stream)?;
         state.machine.streams.end_encoder(stream);
-        let place = Place {
-            stream,
-            off_queue: false,
-        };
+        let place = Place { stream, off_queue: false };
         let state = self.commit_buffer(state, thread, place, operation)?;
         release(state, stream);
         Ok(())
@@ -131,7 +128,9 @@ impl SimDevice {
         state.baton.wake(Resource::CommandBuffer(queue));
         if let Some(panic) = panic {
             // A kernel's panic is the caller's mistake, not a death on the queue: it leaves it first.
-            release(state, stream);
+            if !place.off_queue {
+                release(state, stream);
+            }
             resume_unwind(panic);
         }
         Ok(state)
@@ -181,12 +180,10 @@ impl SimDevice {
         }
         let memory = &mut state.machine.memory;
         let overwrites = command.op.overwrites;
-        let inputs: Vec<Words> = command.reads.iter().map(|a| memory.read(a.block, a.bytes)).collect();
-        let mut outputs: Vec<Vec<f32>> = command
-            .writes
-            .iter()
-            .map(|a| memory.take(a.block, a.bytes, overwrites))
-            .collect();
+        let inputs: Vec<Words> =
+            command.reads.iter().map(|a| memory.read(a.block, a.bytes)).collect();
+        let mut outputs: Vec<Vec<f32>> =
+            command.writes.iter().map(|a| memory.take(a.block, a.bytes, overwrites)).collect();
         drop(state);
         let ran = run(command.work, (&command.reads, &inputs), (&command.writes, &mut outputs));
         drop(inputs);
@@ -229,16 +226,17 @@ fn run(
 
 /// The first words of an output, to keep.
 fn prefix(output: &Words, words: usize) -> Words {
-    if output.len() == words {
-        Arc::clone(output)
-    } else {
-        Arc::new(output[..words].to_vec())
-    }
+    if output.len() == words { Arc::clone(output) } else { Arc::new(output[..words].to_vec()) }
 }
 
 impl State {
     /// Records that a command runs, and whether it is stale.
-    fn note_execution(&mut self, thread: ThreadId, (stream, buffer): (u32, u64), command: &Command) {
+    fn note_execution(
+        &mut self,
+        thread: ThreadId,
+        (stream, buffer): (u32, u64),
+        command: &Command,
+    ) {
         let (reads, writes) = self.machine.stale(stream, command);
         self.machine.stats.stale_reads += u64::from(!reads.is_empty());
         self.machine.stats.stale_writes += u64::from(!writes.is_empty());
@@ -253,11 +251,7 @@ impl State {
         if !writes.is_empty() {
             events.push((ActionKind::StaleWrite, Vec::new(), writes));
         }
-        events.push((
-            ActionKind::Execute,
-            blocks(&command.reads),
-            blocks(&command.writes),
-        ));
+        events.push((ActionKind::Execute, blocks(&command.reads), blocks(&command.writes)));
         for (kind, reads, writes) in events {
             // A stale command is its encoder's, whoever commits it.
             let who = if kind == ActionKind::Execute { thread } else { command.thread };
@@ -279,10 +273,8 @@ impl State {
 
     pub(crate) fn mark_written(&mut self, stream: u32, writes: &[Access]) {
         for access in writes {
-            self.machine.memory.block_mut(access.block).written = Some(Written {
-                generation: access.generation,
-                stream,
-            });
+            self.machine.memory.block_mut(access.block).written =
+                Some(Written { generation: access.generation, stream });
         }
     }
 }

@@ -117,9 +117,7 @@ impl SimDevice {
     pub fn new(config: SimConfig) -> Self {
         let baton = Baton::new(&config.schedule, config.seed);
         let machine = Machine::new(config.profile, config.memo, config.traced);
-        Self {
-            process: Process::new(baton, machine, config.hang_after),
-        }
+        Self { process: Process::new(baton, machine, config.hang_after) }
     }
 
     /// Allocates `bytes` bytes; dropping the buffer frees them. The contents are what the block held
@@ -141,12 +139,7 @@ impl SimDevice {
                 event.writes = vec![block];
                 event.bytes = Some(bytes);
             });
-            Ok(Buffer {
-                device: self.clone(),
-                block,
-                generation,
-                bytes,
-            })
+            Ok(Buffer { device: self.clone(), block, generation, bytes })
         })
     }
 

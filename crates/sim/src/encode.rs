@@ -46,13 +46,7 @@ impl SimDevice {
             self.lookup(thread, &op)?;
             let mut state = self.process.yield_point(thread)?;
             state.check_owner(thread, ActionKind::Encode, op.name())?;
-            let command = Command {
-                op,
-                thread,
-                reads,
-                writes,
-                work,
-            };
+            let command = Command { op, thread, reads, writes, work };
             let place = Place {
                 stream: state.machine.stream_of(thread),
                 off_queue: state.machine.profile.is_off_queue(command.op.name()),
@@ -87,10 +81,7 @@ impl SimDevice {
                 drop(state);
                 state = self.process.yield_point(thread)?;
             }
-            let inserted = state
-                .machine
-                .cache(op.kind)
-                .insert(owner, thread, (key, locked));
+            let inserted = state.machine.cache(op.kind).insert(owner, thread, (key, locked));
             inserted.map_err(|fault| state.abort(thread, op.name(), fault))?;
         }
         drop(state);
@@ -313,9 +304,7 @@ impl State {
         }
         let encoding = &self.machine.encoding;
         if encoding.iter().any(|(other, kernel)| *other != stream && kernel == key) {
-            let fault = Fault::KernelRace {
-                kernel: key.to_owned(),
-            };
+            let fault = Fault::KernelRace { kernel: key.to_owned() };
             return Err(self.abort(thread, command.op.name(), fault));
         }
         self.machine.encoding.push((stream, key.to_owned()));

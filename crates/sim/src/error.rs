@@ -106,9 +106,7 @@ impl Fault {
     /// segmentation fault, which has no text, so a description stands here.
     pub fn text(&self) -> &'static str {
         match self {
-            Fault::EncoderActive => {
-                "A command encoder is already encoding to this command buffer"
-            }
+            Fault::EncoderActive => "A command encoder is already encoding to this command buffer",
             Fault::EncodeAfterCommit => "_status < MTLCommandBufferStatusCommitted",
             Fault::CommitTwice => "commit an already committed command buffer",
             Fault::CommitWithEncoder => "commit command buffer with uncommitted encoder",
@@ -181,11 +179,7 @@ pub struct Waiting {
 impl fmt::Display for Hang {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 8;
-        write!(
-            f,
-            "hang: no simulated thread can go on at step {}",
-            self.step
-        )?;
+        write!(f, "hang: no simulated thread can go on at step {}", self.step)?;
         for waiting in self.waiting.iter().take(SHOWN) {
             write!(f, "; `{}` waits for {}", waiting.thread, waiting.waits_for)?;
         }

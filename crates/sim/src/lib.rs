@@ -60,7 +60,7 @@ pub use memo::Memo;
 pub use ownership::{OwnershipCheck, Violation};
 pub use profile::{Profile, Reuse, StreamPolicy, ThreadCache, UnknownProfile};
 pub use schedule::{Schedule, Turn, Until};
-pub use simulation::{Handle, Scope, Thread};
+pub use simulation::{Body, Handle, Scope, Thread};
 pub use stats::SimStats;
 pub use tensor::{HostTensor, Tensor};
 pub use trace::{ActionKind, Event, Trace};

@@ -68,7 +68,8 @@ impl Machine {
         }
         // An ended thread's stream goes to the next thread, except where it belongs to its maker.
         let taken: Vec<u32> = self.thread_streams.values().copied().collect();
-        let kept = self.profile.streams == StreamPolicy::BufferPerThread || self.profile.thread_affine;
+        let kept =
+            self.profile.streams == StreamPolicy::BufferPerThread || self.profile.thread_affine;
         let free = match kept {
             true => None,
             false => (0..self.streams.streams.len() as u32).find(|id| !taken.contains(id)),
@@ -109,8 +110,7 @@ impl Machine {
     pub(crate) fn alloc(&mut self, thread: ThreadId, bytes: usize) -> (u32, u32) {
         let stream = self.stream_of(thread);
         let (block, source) =
-            self.allocator
-                .alloc(&self.profile, &mut self.memory, (thread, stream), bytes);
+            self.allocator.alloc(&self.profile, &mut self.memory, (thread, stream), bytes);
         let given = self.memory.block(block);
         self.stats.allocations += 1;
         self.stats.used_bytes += given.size as u64;
@@ -129,8 +129,7 @@ impl Machine {
     /// Takes a block back (rule R3).
     pub(crate) fn free(&mut self, thread: ThreadId, block: u32) {
         self.stats.used_bytes -= self.memory.block(block).size as u64;
-        self.allocator
-            .free(&self.profile, &self.memory, thread, block);
+        self.allocator.free(&self.profile, &self.memory, thread, block);
     }
 
     /// A command was encoded on a stream: its blocks have one reference more.
@@ -157,9 +156,7 @@ impl Machine {
     pub(crate) fn stale(&self, stream: u32, command: &Command) -> (Vec<u32>, Vec<u32>) {
         let overwritten = |access: &&Access| {
             let written = &self.memory.block(access.block).written;
-            written
-                .as_ref()
-                .is_some_and(|w| w.generation > access.generation && w.stream != stream)
+            written.as_ref().is_some_and(|w| w.generation > access.generation && w.stream != stream)
         };
         let given_away = |access: &&Access| {
             let block = self.memory.block(access.block);

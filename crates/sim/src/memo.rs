@@ -27,10 +27,7 @@ struct Stored {
 impl Memo {
     /// A memo that holds at most `capacity` bytes of results.
     pub fn new(capacity: usize) -> Self {
-        Self {
-            stored: Arc::default(),
-            capacity,
-        }
+        Self { stored: Arc::default(), capacity }
     }
 
     /// How many commands were answered from the memo, and how many were computed.

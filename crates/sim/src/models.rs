@@ -85,10 +85,7 @@ impl MultiheadAttention {
 /// `proj.unflatten(-1, (3, E)).unsqueeze(0).transpose(0, -2).squeeze(-2)` of a (outer, inner, 3·width)
 /// projection: a view (3, outer, inner, width).
 fn unpacked(projected: &Tensor, [outer, inner, width]: [usize; 3]) -> SimResult<Tensor> {
-    projected
-        .view(&[outer, inner, 3, width])?
-        .transpose(0, 2)?
-        .transpose(1, 2)
+    projected.view(&[outer, inner, 3, width])?.transpose(0, 2)?.transpose(1, 2)
 }
 
 /// (length, batch, width) → (batch, heads, length, width of a head), by views alone.

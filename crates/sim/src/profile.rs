@@ -89,15 +89,8 @@ pub struct Profile {
 const GRAPH_BYTES: u64 = 13_700_000_000 / 315 / 5;
 
 /// The operations that PyTorch up to 2.14.1 encodes outside of the stream's serial queue.
-const OFF_QUEUE_2_14: &[&str] = &[
-    "arange",
-    "range",
-    "linspace",
-    "logspace",
-    "eye",
-    "renorm",
-    "synchronise",
-];
+const OFF_QUEUE_2_14: &[&str] =
+    &["arange", "range", "linspace", "logspace", "eye", "renorm", "synchronise"];
 
 impl Profile {
     /// The names that [`Profile::from_str`] takes.
@@ -136,10 +129,7 @@ impl Profile {
             streams: StreamPolicy::PerThread,
             reuse: Reuse::Shared,
             record_stream: false,
-            thread_cache: Some(ThreadCache {
-                blocks: 4,
-                block_bytes: 1 << 20,
-            }),
+            thread_cache: Some(ThreadCache { blocks: 4, block_bytes: 1 << 20 }),
             graph_cache_per_thread: true,
             ..Self::stock("fork-2.9.1")
         }
@@ -163,10 +153,7 @@ impl Profile {
 
     /// PyTorch 2.15 with one `torch.mps.Stream` per thread.
     pub fn user_streams_2_15() -> Self {
-        Self {
-            streams: StreamPolicy::PerThread,
-            ..Self::stock("2.15-user-streams")
-        }
+        Self { streams: StreamPolicy::PerThread, ..Self::stock("2.15-user-streams") }
     }
 
     /// candle's Metal backend while it kept a command buffer per thread (its main branch in late 2025;

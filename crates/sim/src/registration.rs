@@ -36,14 +36,7 @@ thread_local! {
 
 fn find(id: u64) -> Option<ThreadId> {
     CURRENT
-        .try_with(|current| {
-            current
-                .borrow()
-                .iter()
-                .rev()
-                .find(|r| r.id == id)
-                .map(|r| r.thread)
-        })
+        .try_with(|current| current.borrow().iter().rev().find(|r| r.id == id).map(|r| r.thread))
         .ok()
         .flatten()
 }
@@ -64,9 +57,7 @@ pub(crate) fn attach(process: &Arc<Process>, thread: ThreadId) {
 pub(crate) fn detach(process: &Process, thread: ThreadId) {
     // At the end of a real thread its registrations may be gone before its values are.
     let _ = CURRENT.try_with(|current| {
-        current
-            .borrow_mut()
-            .retain(|r| r.id != process.id || r.thread != thread);
+        current.borrow_mut().retain(|r| r.id != process.id || r.thread != thread);
     });
 }
 
@@ -109,12 +100,8 @@ fn register(process: &Arc<Process>) -> ThreadId {
         state.record(thread, ActionKind::Start, "");
         thread
     };
-    let registration = Registration {
-        process: Arc::downgrade(process),
-        id: process.id,
-        thread,
-        attached: false,
-    };
+    let registration =
+        Registration { process: Arc::downgrade(process), id: process.id, thread, attached: false };
     // In a real thread's last moments nothing can be stored; its thread then counts as ended.
     let mut kept = Some(registration);
     let _ = CURRENT.try_with(|current| {

@@ -36,10 +36,7 @@ pub enum Schedule {
 impl Schedule {
     /// PCT of the given depth for iterations of about 1,000 choices.
     pub fn pct(depth: u32) -> Self {
-        Schedule::Pct {
-            depth,
-            length: 1_000,
-        }
+        Schedule::Pct { depth, length: 1_000 }
     }
 }
 
@@ -67,26 +64,17 @@ pub enum Until {
 impl Turn {
     /// `thread` runs until it has done `count` actions of a kind.
     pub fn done(thread: &str, kind: ActionKind, count: u64) -> Self {
-        Self {
-            thread: thread.to_owned(),
-            until: Until::Done(kind, count),
-        }
+        Self { thread: thread.to_owned(), until: Until::Done(kind, count) }
     }
 
     /// `thread` runs until it ends or blocks.
     pub fn stopped(thread: &str) -> Self {
-        Self {
-            thread: thread.to_owned(),
-            until: Until::Stopped,
-        }
+        Self { thread: thread.to_owned(), until: Until::Stopped }
     }
 
     /// `thread` is chosen `count` times.
     pub fn choices(thread: &str, count: u64) -> Self {
-        Self {
-            thread: thread.to_owned(),
-            until: Until::Choices(count),
-        }
+        Self { thread: thread.to_owned(), until: Until::Choices(count) }
     }
 }
 
@@ -146,11 +134,9 @@ impl Chooser {
                 pct.draw();
                 Chooser::Pct(pct)
             }
-            Schedule::Script(turns) => Chooser::Script(Script {
-                turns: turns.clone(),
-                at: 0,
-                progress: 0,
-            }),
+            Schedule::Script(turns) => {
+                Chooser::Script(Script { turns: turns.clone(), at: 0, progress: 0 })
+            }
         }
     }
 
@@ -192,9 +178,7 @@ impl Pct {
         }
         for thread in candidates.ready {
             let rng = &mut self.rng;
-            self.priorities
-                .entry(*thread)
-                .or_insert_with(|| FRESH + rng.next_u64() % FRESH);
+            self.priorities.entry(*thread).or_insert_with(|| FRESH + rng.next_u64() % FRESH);
         }
         self.choices += 1;
         while self.changes.get(self.used).is_some_and(|c| *c <= self.choices) {
@@ -236,10 +220,7 @@ impl Script {
                 continue;
             }
             if !runs {
-                return Err(format!(
-                    "turn {} is `{}`'s, which cannot run",
-                    self.at, turn.thread
-                ));
+                return Err(format!("turn {} is `{}`'s, which cannot run", self.at, turn.thread));
             }
             match turn.until {
                 Until::Choices(_) => self.progress += 1,
@@ -252,10 +233,7 @@ impl Script {
     }
 
     fn note(&mut self, kind: ActionKind) {
-        if let Some(Turn {
-            until: Until::Done(wanted, _),
-            ..
-        }) = self.turns.get(self.at)
+        if let Some(Turn { until: Until::Done(wanted, _), .. }) = self.turns.get(self.at)
             && *wanted == kind
         {
             self.progress += 1;
@@ -274,11 +252,7 @@ mod tests {
         let mut current = None;
         let mut chosen = Vec::new();
         for _ in 0..count {
-            let next = chooser.choose(&Candidates {
-                ready: &THREADS,
-                current,
-                named: &|_| None,
-            });
+            let next = chooser.choose(&Candidates { ready: &THREADS, current, named: &|_| None });
             current = Some(next.unwrap());
             chosen.extend(current);
         }
@@ -310,10 +284,7 @@ mod tests {
 
     #[test]
     fn pct_changes_thread_only_at_its_points() {
-        let schedule = Schedule::Pct {
-            depth: 3,
-            length: 1_000,
-        };
+        let schedule = Schedule::Pct { depth: 3, length: 1_000 };
         let most = (0..20).map(|seed| changes(&choices(&schedule, seed, 1_000)));
         let most: Vec<usize> = most.collect();
         assert!(most.iter().all(|changes| *changes <= 2), "{most:?}");
@@ -325,11 +296,7 @@ mod tests {
     #[test]
     fn a_script_says_when_it_does_not_fit() {
         let mut chooser = Chooser::new(&Schedule::Script(vec![Turn::stopped("T9")]), 0);
-        let candidates = Candidates {
-            ready: &THREADS,
-            current: None,
-            named: &|_| None,
-        };
+        let candidates = Candidates { ready: &THREADS, current: None, named: &|_| None };
         let problem = chooser.choose(&candidates).unwrap_err();
         assert!(problem.contains("`T9`") && problem.contains("no such thread"));
     }

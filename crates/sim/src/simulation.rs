@@ -13,6 +13,9 @@ use crate::error::{SimError, SimResult};
 use crate::process::Process;
 use crate::registration;
 
+/// What a simulated thread of [`SimDevice::run_threads`] does.
+pub type Body<'f, T> = Box<dyn FnOnce(&Thread) -> T + Send + 'f>;
+
 /// The running simulated thread's handle on itself.
 #[derive(Debug)]
 pub struct Thread {
@@ -42,10 +45,7 @@ impl Thread {
     /// Starts simulated threads that may borrow from the caller, and waits for all of them.
     ///
     /// The threads start together: none runs before the caller waits.
-    pub fn scope<'env, R>(
-        &self,
-        f: impl for<'scope> FnOnce(&Scope<'scope, 'env>) -> R,
-    ) -> R {
+    pub fn scope<'env, R>(&self, f: impl for<'scope> FnOnce(&Scope<'scope, 'env>) -> R) -> R {
         std::thread::scope(|inner| {
             let scope = Scope {
                 inner,
@@ -88,15 +88,9 @@ impl<'scope> Scope<'scope, '_> {
         name: &str,
         f: impl FnOnce(&Thread) -> T + Send + 'scope,
     ) -> Handle<'scope, T> {
-        let id = SimDevice {
-            process: Arc::clone(&self.process),
-        }
-        .add_thread(name);
+        let id = SimDevice { process: Arc::clone(&self.process) }.add_thread(name);
         self.process.lock().baton.enter(id);
-        self.unjoined
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(id);
+        self.unjoined.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(id);
         let process = Arc::clone(&self.process);
         let name = name.to_owned();
         let inner = self.inner.spawn(move || {
@@ -106,20 +100,12 @@ impl<'scope> Scope<'scope, '_> {
             registration::detach(&process, id);
             result
         });
-        Handle {
-            inner,
-            process: Arc::clone(&self.process),
-            id,
-            waiter: self.id,
-        }
+        Handle { inner, process: Arc::clone(&self.process), id, waiter: self.id }
     }
 
     fn wait_for_all(&self) {
         let unjoined = std::mem::take(
-            &mut *self
-                .unjoined
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
+            &mut *self.unjoined.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
         );
         for id in unjoined {
             // When the process has failed the threads end by themselves.
@@ -160,20 +146,14 @@ fn live<T>(
     f: impl FnOnce(&Thread) -> T,
 ) -> SimResult<T> {
     drop(process.wait_turn(process.lock(), id)?);
-    let thread = Thread {
-        process: Arc::clone(process),
-        id,
-    };
+    let thread = Thread { process: Arc::clone(process), id };
     catch_unwind(AssertUnwindSafe(|| f(&thread))).map_err(|panic| {
         let message = panic
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())
             .or_else(|| panic.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "no message".to_owned());
-        SimError::Panicked {
-            thread: name.to_owned(),
-            message,
-        }
+        SimError::Panicked { thread: name.to_owned(), message }
     })
 }
 
@@ -220,16 +200,28 @@ impl SimDevice {
     ///
     /// # Errors
     /// As [`SimDevice::run`].
+    ///
+    /// # Example
+    /// ```
+    /// use onelane_sim::{Profile, SimConfig, SimDevice, SimError, Thread};
+    ///
+    /// let device = SimDevice::new(SimConfig::new(Profile::fork_2_9_1()));
+    /// let results = device.run_threads::<usize>(vec![
+    ///     ("right", Box::new(|_: &Thread| 1)),
+    ///     ("wrong", Box::new(|_: &Thread| panic!("no"))),
+    /// ])?;
+    /// assert_eq!(results[0], Ok(1));
+    /// assert!(matches!(&results[1], Err(SimError::Panicked { thread, .. }) if thread == "wrong"));
+    /// # Ok::<(), SimError>(())
+    /// ```
     pub fn run_threads<'f, T: Send>(
         &self,
-        threads: Vec<(&str, Box<dyn FnOnce(&Thread) -> T + Send + 'f>)>,
+        threads: Vec<(&str, Body<'f, T>)>,
     ) -> SimResult<Vec<SimResult<T>>> {
         self.run(|main| {
             main.scope(|scope| {
-                let handles: Vec<Handle<'_, T>> = threads
-                    .into_iter()
-                    .map(|(name, thread)| scope.spawn(name, thread))
-                    .collect();
+                let handles: Vec<Handle<'_, T>> =
+                    threads.into_iter().map(|(name, thread)| scope.spawn(name, thread)).collect();
                 handles.into_iter().map(Handle::join).collect()
             })
         })

@@ -72,12 +72,7 @@ impl Streams {
         self.most_in_flight = self.most_in_flight.max(*in_flight);
         self.buffers.insert(
             id,
-            CommandBuffer {
-                queue,
-                committed: false,
-                encoder: None,
-                commands: Vec::new(),
-            },
+            CommandBuffer { queue, committed: false, encoder: None, commands: Vec::new() },
         );
         self.stream_mut(stream).buffer = Some(id);
         id
@@ -206,10 +201,7 @@ mod tests {
         let buffer = streams.make_buffer(0);
         streams.begin_encoder(0, buffer).unwrap();
         let fault = streams.begin_encoder(0, buffer).unwrap_err();
-        assert_eq!(
-            fault.text(),
-            "A command encoder is already encoding to this command buffer"
-        );
+        assert_eq!(fault.text(), "A command encoder is already encoding to this command buffer");
         streams.end_encoder(0);
         // The stream had forgotten the first encoder, but here it was the only one.
         assert!(streams.begin_encoder(0, buffer).is_ok());
@@ -220,10 +212,7 @@ mod tests {
         let mut streams = one_stream();
         let buffer = streams.make_buffer(0);
         let encoder = streams.begin_encoder(0, buffer).unwrap();
-        assert_eq!(
-            streams.commit(buffer).unwrap_err(),
-            Fault::CommitWithEncoder
-        );
+        assert_eq!(streams.commit(buffer).unwrap_err(), Fault::CommitWithEncoder);
         streams.dispatch((buffer, encoder), command()).unwrap();
         streams.end_encoder(0);
         assert_eq!(
@@ -231,14 +220,8 @@ mod tests {
             Fault::EncoderEnded
         );
         assert_eq!(streams.commit(buffer).unwrap().len(), 1);
-        assert_eq!(
-            streams.begin_encoder(0, buffer).unwrap_err(),
-            Fault::EncodeAfterCommit
-        );
-        assert_eq!(
-            streams.encode_graph(buffer, command()).unwrap_err(),
-            Fault::EncodeAfterCommit
-        );
+        assert_eq!(streams.begin_encoder(0, buffer).unwrap_err(), Fault::EncodeAfterCommit);
+        assert_eq!(streams.encode_graph(buffer, command()).unwrap_err(), Fault::EncodeAfterCommit);
         assert_eq!(
             streams.commit(buffer).unwrap_err().text(),
             "commit an already committed command buffer"

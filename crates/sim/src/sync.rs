@@ -146,10 +146,7 @@ impl<T> SimChannel<T> {
             process: Arc::clone(&device.process),
             resource: device.process.new_resource(),
             name: Arc::from(name),
-            queue: Arc::new(Mutex::new(Queue {
-                items: VecDeque::new(),
-                closed: false,
-            })),
+            queue: Arc::new(Mutex::new(Queue { items: VecDeque::new(), closed: false })),
         }
     }
 
@@ -222,8 +219,6 @@ impl<T> Clone for SimChannel<T> {
 
 impl<T> fmt::Debug for SimChannel<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimChannel")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("SimChannel").field("name", &self.name).finish_non_exhaustive()
     }
 }

@@ -37,26 +37,16 @@ impl HostTensor {
     pub fn new(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Self {
         let shape = shape.into();
         let elements: usize = shape.iter().product();
-        assert_eq!(
-            elements,
-            data.len(),
-            "a tensor of shape {shape:?} has {elements} elements"
-        );
+        assert_eq!(elements, data.len(), "a tensor of shape {shape:?} has {elements} elements");
         Self::shared(shape, Arc::new(data))
     }
 
     fn shared(shape: Vec<usize>, data: Words) -> Self {
-        Self {
-            shape,
-            data,
-            hash: Arc::default(),
-        }
+        Self { shape, data, hash: Arc::default() }
     }
 
     fn hash(&self) -> u128 {
-        *self
-            .hash
-            .get_or_init(|| xxh3_128(bytemuck::cast_slice(&self.data)))
+        *self.hash.get_or_init(|| xxh3_128(bytemuck::cast_slice(&self.data)))
     }
 
     /// The lengths of the dimensions, outermost first.
@@ -101,11 +91,7 @@ impl View {
         for at in (1..shape.len()).rev() {
             strides[at - 1] = strides[at] * shape[at];
         }
-        Self {
-            shape: shape.to_vec(),
-            strides,
-            offset: 0,
-        }
+        Self { shape: shape.to_vec(), strides, offset: 0 }
     }
 
     pub(crate) fn elements(&self) -> usize {
@@ -136,9 +122,8 @@ impl View {
         let mut base = self.strides.last().copied().unwrap_or(1);
         for old in (0..self.shape.len()).rev() {
             group *= self.shape[old];
-            let last_of_group = old == 0
-                || (self.shape[old - 1] != 1
-                    && self.strides[old - 1] != group * base);
+            let last_of_group =
+                old == 0 || (self.shape[old - 1] != 1 && self.strides[old - 1] != group * base);
             if last_of_group {
                 while new > 0 && (group_new < group || shape[new - 1] == 1) {
                     new -= 1;
@@ -155,11 +140,7 @@ impl View {
                 }
             }
         }
-        (new == 0).then(|| View {
-            shape: shape.to_vec(),
-            strides,
-            offset: self.offset,
-        })
+        (new == 0).then(|| View { shape: shape.to_vec(), strides, offset: self.offset })
     }
 
     /// A number for the view, to key pure kernels with.
@@ -203,10 +184,7 @@ impl SimDevice {
     /// When the simulated process has failed.
     pub fn empty(&self, shape: &[usize]) -> SimResult<Tensor> {
         let view = View::dense(shape);
-        Ok(Tensor {
-            buffer: Arc::new(self.alloc(view.elements() * 4)?),
-            view,
-        })
+        Ok(Tensor { buffer: Arc::new(self.alloc(view.elements() * 4)?), view })
     }
 }
 
@@ -317,10 +295,7 @@ impl Tensor {
     }
 
     fn viewed(&self, view: View) -> Tensor {
-        Tensor {
-            buffer: Arc::clone(&self.buffer),
-            view,
-        }
+        Tensor { buffer: Arc::clone(&self.buffer), view }
     }
 
     pub(crate) fn misfit(&self, operation: &'static str, problem: fmt::Arguments<'_>) -> SimError {
@@ -336,11 +311,7 @@ mod tests {
     use super::*;
 
     fn view(shape: &[usize], strides: &[usize]) -> View {
-        View {
-            shape: shape.to_vec(),
-            strides: strides.to_vec(),
-            offset: 0,
-        }
+        View { shape: shape.to_vec(), strides: strides.to_vec(), offset: 0 }
     }
 
     #[test]

@@ -57,12 +57,7 @@ impl SimDevice {
     }
 
     /// Copies `data`, of the given hash, to a buffer.
-    pub(crate) fn write_words(
-        &self,
-        buffer: &Buffer,
-        data: &Words,
-        hash: u128,
-    ) -> SimResult<()> {
+    pub(crate) fn write_words(&self, buffer: &Buffer, data: &Words, hash: u128) -> SimResult<()> {
         self.act(|thread| {
             let mut state = self.process.yield_point(thread)?;
             state.check_owner(thread, ActionKind::Write, "write")?;
@@ -94,10 +89,7 @@ impl SimDevice {
         let begun = state.machine.streams.begin_encoder(stream, buffer);
         begun.map_err(|fault| state.abort(thread, "write", fault))?;
         state.machine.streams.end_encoder(stream);
-        let place = Place {
-            stream,
-            off_queue: false,
-        };
+        let place = Place { stream, off_queue: false };
         release(self.commit_buffer(state, thread, place, "write")?, stream);
         Ok(())
     }

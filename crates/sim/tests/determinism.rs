@@ -20,10 +20,7 @@ fn two_runs_of_one_seed_are_identical() {
             Front::Threads,
             Front::Loop,
             Front::Lock,
-            Front::Queue {
-                workers: 3,
-                answers: Answers::Host,
-            },
+            Front::Queue { workers: 3, answers: Answers::Host },
         ];
         for schedule in [Schedule::Random, Schedule::pct(3)] {
             for front in fronts {
@@ -67,10 +64,7 @@ fn mlp(device: &SimDevice) -> Mlp {
         let data = (0..elements).map(|i| (i % 7) as f32 - 3.0).collect();
         device.upload(&HostTensor::new(shape, data)).unwrap()
     };
-    Mlp {
-        up: [tensor(&[32, 16]), tensor(&[32])],
-        down: [tensor(&[8, 32]), tensor(&[8])],
-    }
+    Mlp { up: [tensor(&[32, 16]), tensor(&[32])], down: [tensor(&[8, 32]), tensor(&[8])] }
 }
 
 /// Real threads that join the device as a party, started in the given order.

@@ -10,17 +10,15 @@ use std::sync::OnceLock;
 use common::within_time;
 use onelane_sim::models::Packing;
 use onelane_sim::scenario::{
-    Answers, Buckets, Cell, Column, Crash, CrashTrial, Expectation, Front, Job, Prediction, Program,
-    Row, Rounds, Trial, Use, Workload, affinity, counterexample, growth, in_flight,
+    Answers, Buckets, Cell, Column, Crash, CrashTrial, Expectation, Front, Job, Prediction,
+    Program, Rounds, Row, Trial, Use, Workload, affinity, counterexample, growth, in_flight,
 };
 use onelane_sim::{ActionKind, Profile, Reuse, Schedule, SimError, StreamPolicy};
 
 /// One trial for all tests, so that they share its memo.
 fn trial() -> Trial {
     static TRIAL: OnceLock<Trial> = OnceLock::new();
-    TRIAL
-        .get_or_init(|| Trial::new(Profile::fork_2_9_1()))
-        .clone()
+    TRIAL.get_or_init(|| Trial::new(Profile::fork_2_9_1())).clone()
 }
 
 fn seeds() -> u64 {
@@ -58,18 +56,21 @@ fn the_hazard_table_is_as_expected() {
 #[test]
 fn wrong_numbers_come_from_stale_reads_and_are_large() {
     within_time(|| {
-        let cells = |row, column| {
-            let cell = |seed| trial().iterations(10).seed(seed).cell(row, column);
-            (0..2).map(cell).collect::<Vec<Cell>>()
-        };
-        for cell in cells(Row::RaceWithContiguous, Column::Threads) {
-            assert!(!cell.passes() && cell.stats.stale_reads > 0);
-            assert!((10.0..1000.0).contains(&cell.worst), "{}", cell.worst);
+        let cell = |column, seed| trial().seed(seed).cell(Row::RaceWithContiguous, column);
+        let mut failed = 0;
+        for seed in 0..3 {
+            let direct = cell(Column::Threads, seed);
+            assert_eq!(direct.passes(), direct.worst == 0.0);
+            if !direct.passes() {
+                failed += 1;
+                assert!(direct.stats.stale_reads > 0);
+                assert!((10.0..1000.0).contains(&direct.worst), "{}", direct.worst);
+            }
+            let queue = cell(Column::Queue { workers: 1 }, seed);
+            assert!(queue.passes() && queue.worst == 0.0);
+            assert_eq!(queue.stats.stale_reads + queue.stats.stale_writes, 0);
         }
-        for cell in cells(Row::RaceWithContiguous, Column::Queue { workers: 1 }) {
-            assert!(cell.passes() && cell.stats.stale_reads + cell.stats.stale_writes == 0);
-            assert_eq!(cell.worst, 0.0);
-        }
+        assert!(failed > 0);
     });
 }
 
@@ -174,7 +175,10 @@ fn a_trace_opens_in_a_trace_viewer() {
         assert_eq!(with("ph", "X"), found.trace.events().len());
         for event in events {
             assert!(event["pid"].is_u64() && event["ph"].is_string(), "{event}");
-            assert!(event["ph"] == "M" || (event["ts"].is_u64() && event["tid"].is_u64()), "{event}");
+            assert!(
+                event["ph"] == "M" || (event["ts"].is_u64() && event["tid"].is_u64()),
+                "{event}"
+            );
         }
         // An arrow from the free to each stale read.
         assert!(with("ph", "s") > 0);
@@ -247,15 +251,15 @@ fn graph_cache_growth_is_bounded_by_shape_buckets() {
 #[test]
 fn sixty_four_threads_deadlock_on_a_buffer_each_and_not_through_a_worker() {
     within_time(|| {
-        let run = |threads, worker, seed| {
-            in_flight(Profile::candle_metal(), (threads, worker), seed)
-        };
+        let run =
+            |threads, worker, seed| in_flight(Profile::candle_metal(), (threads, worker), seed);
         for seed in 0..5 {
             assert_eq!(run(63, false, seed), Ok(63));
             let Err(SimError::Hang(hang)) = run(64, false, seed) else {
                 panic!("64 threads did not hang with seed {seed}");
             };
-            let waits = |words: &str| hang.waiting.iter().filter(|w| w.waits_for.contains(words)).count();
+            let waits =
+                |words: &str| hang.waiting.iter().filter(|w| w.waits_for.contains(words)).count();
             assert_eq!(waits("all 64 of which are open"), 1, "{hang}");
             assert!(waits("serial queue") >= 1, "{hang}");
             assert_eq!(run(200, true, seed), Ok(200));

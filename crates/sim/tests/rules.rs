@@ -5,8 +5,8 @@ mod common;
 use common::within_time;
 use onelane_sim::scenario::{Crash, CrashTrial};
 use onelane_sim::{
-    ActionKind, Fault, Op, OwnershipCheck, Profile, Reuse, Schedule, SimConfig, SimDevice, SimError,
-    StreamPolicy, Turn,
+    ActionKind, Fault, Op, OwnershipCheck, Profile, Reuse, Schedule, SimConfig, SimDevice,
+    SimError, StreamPolicy, Turn,
 };
 
 fn device(profile: Profile) -> SimDevice {
@@ -70,9 +70,7 @@ fn r2_kernels_stay_pending_and_graphs_commit_what_is_before_them() {
                         *to = from * 2;
                     }
                 };
-                device
-                    .encode(Op::graph("double").shapes("4"), &[&b], &[&a], double)
-                    .unwrap();
+                device.encode(Op::graph("double").shapes("4"), &[&b], &[&a], double).unwrap();
                 assert_eq!(device.stats().commits, commits + 1);
                 assert_eq!(device.read(&a).unwrap(), [6; 4]);
             })
@@ -144,7 +142,8 @@ fn r3_small_blocks_stay_with_their_thread_until_it_ends() {
                         let block = buffer.block();
                         drop(buffer);
                         main.scope(|scope| {
-                            let other = scope.spawn("T2", move |_| device.alloc(4096).unwrap().block());
+                            let other =
+                                scope.spawn("T2", move |_| device.alloc(4096).unwrap().block());
                             assert_ne!(other.join().unwrap(), block);
                         });
                         assert_eq!(device.alloc(4096).unwrap().block(), block);
@@ -224,7 +223,8 @@ fn r5_a_thread_that_dies_on_the_queue_leaves_the_others_waiting() {
         let ended = device.run(|main| {
             main.scope(|scope| {
                 let device = &device;
-                let dies = scope.spawn("dies", move |_| device.on_queue(|| panic!("killed")).map(drop));
+                let dies =
+                    scope.spawn("dies", move |_| device.on_queue(|| panic!("killed")).map(drop));
                 assert!(matches!(dies.join(), Err(SimError::Panicked { .. })));
                 let waits = scope.spawn("waits", move |_| device.synchronise());
                 waits.join().and_then(|synchronised| synchronised)
@@ -269,7 +269,8 @@ fn r6_first_use_of_kernels_by_two_threads_races_unless_locked() {
 fn r7_two_streams_that_encode_one_kernel_abort_unless_locked() {
     within_time(|| {
         let profile = Profile::user_streams_2_15();
-        let run = |profile: Profile, seed| CrashTrial::new(profile).seed(seed).run(Crash::SharedKernel);
+        let run =
+            |profile: Profile, seed| CrashTrial::new(profile).seed(seed).run(Crash::SharedKernel);
         for seed in 0..10 {
             let ended = run(profile.clone().with_kernels_locked(false), seed);
             let Err(SimError::Aborted(abort)) = ended else {

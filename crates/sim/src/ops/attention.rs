@@ -1,8 +1,8 @@
 //! Scaled dot-product attention (a graph).
 
+use super::Step;
 use super::norm::softmax_row;
 use super::product::{Matrix, multiply};
-use super::Step;
 use crate::error::SimResult;
 use crate::tensor::{Tensor, View};
 
@@ -16,10 +16,9 @@ impl Tensor {
     /// # Errors
     /// When the shapes do not fit, or the simulated process has failed.
     pub fn sdpa(&self, keys: &Tensor, values: &Tensor) -> SimResult<Tensor> {
-        let (&[batch, heads, length, width], true) = (
-            self.shape(),
-            keys.shape() == values.shape() && keys.shape() == self.shape(),
-        ) else {
+        let (&[batch, heads, length, width], true) =
+            (self.shape(), keys.shape() == values.shape() && keys.shape() == self.shape())
+        else {
             return Err(self.misfit(
                 "scaled_dot_product_attention",
                 format_args!("keys {:?}, values {:?}", keys.shape(), values.shape()),

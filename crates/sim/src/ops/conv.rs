@@ -19,14 +19,7 @@ impl Tensor {
                     && f == filters
                     && height.min(width) + 2 * padding >= kernel =>
             {
-                Sizes {
-                    batch,
-                    channels,
-                    input: [height, width],
-                    filters,
-                    kernel,
-                    padding,
-                }
+                Sizes { batch, channels, input: [height, width], filters, kernel, padding }
             }
             _ => {
                 return Err(self.misfit(

@@ -1,10 +1,10 @@
 //! Copies: `contiguous`, `clone`, and `arange`, which makes data from nothing.
 
 use super::{Step, gather};
+use crate::command::Op;
 use crate::device::SimDevice;
 use crate::error::SimResult;
 use crate::memo::hash_text;
-use crate::command::Op;
 use crate::tensor::Tensor;
 
 impl Tensor {
@@ -29,11 +29,7 @@ impl Tensor {
         if view.is_dense() && view.elements() * 4 == self.buffer.bytes() {
             step.op = step.op.identity();
         }
-        step.run(
-            &[self],
-            self.shape(),
-            Box::new(move |inputs, out| gather(&view, inputs[0], out)),
-        )
+        step.run(&[self], self.shape(), Box::new(move |inputs, out| gather(&view, inputs[0], out)))
     }
 }
 

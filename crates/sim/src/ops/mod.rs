@@ -31,25 +31,16 @@ struct Step {
 
 impl Step {
     fn kernel(name: &'static str) -> Self {
-        Self {
-            op: Op::kernel(name),
-            parameters: 0,
-        }
+        Self { op: Op::kernel(name), parameters: 0 }
     }
 
     fn graph(name: &'static str) -> Self {
-        Self {
-            op: Op::graph(name).remember(),
-            parameters: 0,
-        }
+        Self { op: Op::graph(name).remember(), parameters: 0 }
     }
 
     /// A kernel whose results are worth keeping.
     fn costly_kernel(name: &'static str) -> Self {
-        Self {
-            op: Op::kernel(name).remember(),
-            parameters: 0,
-        }
+        Self { op: Op::kernel(name).remember(), parameters: 0 }
     }
 
     fn parameters(mut self, parameters: u128) -> Self {
@@ -76,10 +67,7 @@ impl Step {
         let mut key = vec![hash_text(self.op.name()), self.parameters];
         key.extend(inputs.iter().map(|input| input.view.key()));
         let shapes = inputs.iter().map(|input| format!("{:?}", input.shape()));
-        let op = self
-            .op
-            .shapes(shapes.collect::<Vec<_>>().join("x"))
-            .pure(hash(&key));
+        let op = self.op.shapes(shapes.collect::<Vec<_>>().join("x")).pure(hash(&key));
         let reads: Vec<_> = inputs.iter().map(|input| &*input.buffer).collect();
         let writes: Vec<_> = std::iter::once(output)
             .chain(scratch.iter().copied())

@@ -66,16 +66,14 @@ impl Tensor {
     /// When the simulated process has failed.
     pub fn scale(&self, by: f32) -> SimResult<Tensor> {
         let view = self.view.clone();
-        Step::kernel("mul")
-            .parameters(u128::from(by.to_bits()))
-            .run(
-                &[self],
-                self.shape(),
-                Box::new(move |inputs, out| {
-                    for (to, x) in out.iter_mut().zip(dense(&view, inputs[0]).iter()) {
-                        *to = x * by;
-                    }
-                }),
-            )
+        Step::kernel("mul").parameters(u128::from(by.to_bits())).run(
+            &[self],
+            self.shape(),
+            Box::new(move |inputs, out| {
+                for (to, x) in out.iter_mut().zip(dense(&view, inputs[0]).iter()) {
+                    *to = x * by;
+                }
+            }),
+        )
     }
 }

@@ -18,11 +18,7 @@ pub(super) struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// A dense matrix.
     pub(super) fn dense(data: &'a [f32], (rows, columns): (usize, usize)) -> Self {
-        Self {
-            data,
-            shape: (rows, columns),
-            strides: (columns, 1),
-        }
+        Self { data, shape: (rows, columns), strides: (columns, 1) }
     }
 
     /// The transposed matrix.
@@ -130,7 +126,8 @@ impl Tensor {
             Box::new(move |data, out| {
                 let [a, b] = [0, 1].map(|i| dense(&views[i], data[i]));
                 for at in 0..batch {
-                    let part = |data: &'_ [f32], size: usize| at * size..(at + 1) * size.min(data.len());
+                    let part =
+                        |data: &'_ [f32], size: usize| at * size..(at + 1) * size.min(data.len());
                     multiply(
                         Matrix::dense(&a[part(&a, rows * inner)], (rows, inner)),
                         Matrix::dense(&b[part(&b, inner * columns)], (inner, columns)),

@@ -86,9 +86,7 @@ impl Counterexample {
 /// # Errors
 /// When the simulated process fails; under the profiles of this crate it does not.
 pub fn counterexample(profile: Profile, program: Program) -> SimResult<Counterexample> {
-    let config = SimConfig::new(profile)
-        .schedule(Schedule::Script(script()))
-        .traced(true);
+    let config = SimConfig::new(profile).schedule(Schedule::Script(script())).traced(true);
     let device = SimDevice::new(config);
     let worst = device.run(|main| {
         let mut seeded = Seeded::new(WEIGHTS);
@@ -129,11 +127,7 @@ pub fn counterexample(profile: Profile, program: Program) -> SimResult<Counterex
         Ok(first.max_difference(&expected))
     })??;
     let trace = device.trace();
-    Ok(Counterexample {
-        worst,
-        steps: steps(trace.events()),
-        trace,
-    })
+    Ok(Counterexample { worst, steps: steps(trace.events()), trace })
 }
 
 /// The steps of T1 and T2, with notes on the block that T1 freed.
@@ -197,13 +191,12 @@ fn describe(event: &Event) -> Option<String> {
             blocks(&event.writes)
         ),
         ActionKind::Commit => format!("commit command buffer {buffer}"),
-        ActionKind::Execute => format!(
-            "  runs {} {} -> {}",
-            event.name,
-            blocks(&event.reads),
-            blocks(&event.writes)
-        ),
-        ActionKind::StaleRead => format!("  STALE READ by {} of {}", event.name, blocks(&event.reads)),
+        ActionKind::Execute => {
+            format!("  runs {} {} -> {}", event.name, blocks(&event.reads), blocks(&event.writes))
+        }
+        ActionKind::StaleRead => {
+            format!("  STALE READ by {} of {}", event.name, blocks(&event.reads))
+        }
         ActionKind::StaleWrite => {
             format!("  STALE WRITE by {} to {}", event.name, blocks(&event.writes))
         }

@@ -54,9 +54,6 @@ impl Seeded {
 
     /// Weight and bias of a layer norm, around 1 and 0.
     pub(super) fn norm(&mut self, width: usize) -> [HostTensor; 2] {
-        [
-            self.uniform(&[width], (0.5, 1.5)),
-            self.uniform(&[width], (-0.5, 0.5)),
-        ]
+        [self.uniform(&[width], (0.5, 1.5)), self.uniform(&[width], (-0.5, 0.5))]
     }
 }

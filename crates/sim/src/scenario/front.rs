@@ -209,12 +209,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn serve(
-        &self,
-        model: &Model,
-        input: &HostTensor,
-        answers: Answers,
-    ) -> SimResult<Answer> {
+    fn serve(&self, model: &Model, input: &HostTensor, answers: Answers) -> SimResult<Answer> {
         let x = self.device.upload(input)?;
         let answer = model.forward(&x)?;
         drop(x);
@@ -239,10 +234,7 @@ impl Run<'_> {
                     let input = self.input(iteration, thread);
                     let client = move |_: &Thread| {
                         let answer = SimChannel::new(self.device, "answer");
-                        requests.send(Request {
-                            input,
-                            answer: answer.clone(),
-                        })?;
+                        requests.send(Request { input, answer: answer.clone() })?;
                         let answer = answer.receive()?.expect("answers are not closed");
                         answer.and_then(Answer::into_host)
                     };

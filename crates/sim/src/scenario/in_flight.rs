@@ -12,7 +12,11 @@ use crate::sync::SimChannel;
 ///
 /// # Errors
 /// [`SimError::Hang`](crate::SimError::Hang) when nobody can go on.
-pub fn in_flight(profile: Profile, (threads, worker): (usize, bool), seed: u64) -> SimResult<usize> {
+pub fn in_flight(
+    profile: Profile,
+    (threads, worker): (usize, bool),
+    seed: u64,
+) -> SimResult<usize> {
     let device = SimDevice::new(SimConfig::new(profile).seed(seed));
     let host = Seeded::new(WEIGHTS).normal(&[16, 16]);
     let compute = |device: &SimDevice| {

@@ -51,11 +51,7 @@ impl Samples {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let draw = draw(workload, at);
         let (iteration, thread) = (draw.1, draw.2);
-        known
-            .inputs
-            .entry(draw)
-            .or_insert_with(|| workload.input(iteration, thread))
-            .clone()
+        known.inputs.entry(draw).or_insert_with(|| workload.input(iteration, thread)).clone()
     }
 
     pub(super) fn expected(

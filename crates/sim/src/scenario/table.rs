@@ -57,10 +57,7 @@ impl Column {
 
     fn front(self) -> Front {
         match self {
-            Column::Queue { workers } => Front::Queue {
-                workers,
-                answers: Answers::Host,
-            },
+            Column::Queue { workers } => Front::Queue { workers, answers: Answers::Host },
             Column::OneLock => Front::Lock,
             _ => Front::Threads,
         }

@@ -82,13 +82,7 @@ pub struct Workload {
 impl Workload {
     /// The row as released.
     pub fn new(row: Row) -> Self {
-        Self {
-            row,
-            packing: Packing::Packed,
-            width: WIDTH,
-            keep_projection: false,
-            operation: 0,
-        }
+        Self { row, packing: Packing::Packed, width: WIDTH, keep_projection: false, operation: 0 }
     }
 
     /// The runs that the row consists of.
@@ -97,9 +91,7 @@ impl Workload {
             Row::SingleOps => SingleOp::COUNT,
             _ => 1,
         };
-        (0..runs)
-            .map(|operation| Workload { operation, ..self })
-            .collect()
+        (0..runs).map(|operation| Workload { operation, ..self }).collect()
     }
 
     /// The same with another packing.
@@ -173,10 +165,7 @@ impl Workload {
 
     /// Whether each iteration has inputs of its own.
     pub(super) fn has_new_inputs(&self) -> bool {
-        matches!(
-            self.row,
-            Row::RaceWithoutContiguous | Row::RaceWithContiguous
-        )
+        matches!(self.row, Row::RaceWithoutContiguous | Row::RaceWithContiguous)
     }
 
     /// Uploads the weights: the model of the calling thread, or of all.
@@ -187,17 +176,10 @@ impl Workload {
         let uploaded: SimResult<Vec<Tensor>> = weights.iter().map(|w| device.upload(w)).collect();
         let mut uploaded = uploaded?.into_iter();
         let mut pair = || {
-            [0, 1].map(|_| {
-                uploaded
-                    .next()
-                    .expect("every row has the weights that its model takes")
-            })
+            [0, 1].map(|_| uploaded.next().expect("every row has the weights that its model takes"))
         };
         Ok(match self.row {
-            Row::SingleOps | Row::Mlp => Model::Mlp(Mlp {
-                up: pair(),
-                down: pair(),
-            }),
+            Row::SingleOps | Row::Mlp => Model::Mlp(Mlp { up: pair(), down: pair() }),
             Row::RaceWithoutContiguous | Row::RaceWithContiguous => {
                 Model::PackedProjection(PackedProjection {
                     projection: pair(),
@@ -207,13 +189,13 @@ impl Workload {
                 })
             }
             Row::Attention => Model::Attention(self.attention(&mut pair)),
-            Row::TransformerBlock => Model::TransformerBlock(TransformerBlock {
+            Row::TransformerBlock => Model::TransformerBlock(Box::new(TransformerBlock {
                 attention: self.attention(&mut pair),
                 up: pair(),
                 down: pair(),
                 norm1: pair(),
                 norm2: pair(),
-            }),
+            })),
         })
     }
 
@@ -234,7 +216,7 @@ pub(super) enum Model {
     Mlp(Mlp),
     PackedProjection(PackedProjection),
     Attention(MultiheadAttention),
-    TransformerBlock(TransformerBlock),
+    TransformerBlock(Box<TransformerBlock>),
 }
 
 impl Model {
