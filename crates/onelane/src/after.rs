@@ -18,8 +18,11 @@ pub(crate) struct After {
 }
 
 impl After {
+    /// Those who share one [`Event`](crate::event::Event) come one after another: once is enough.
     pub(crate) fn wake(&mut self, waker: Waker) {
-        self.wakers.push(waker);
+        if self.wakers.last().is_none_or(|last| !last.will_wake(&waker)) {
+            self.wakers.push(waker);
+        }
     }
 
     pub(crate) fn wake_all(&mut self, wakers: impl IntoIterator<Item = Waker>) {

@@ -12,7 +12,7 @@ use crate::contain::contain;
 use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
 use crate::queue_state::{Need, Room};
-use crate::response::{Pending, Responder, ResponseHandle};
+use crate::response::{Address, Pending, Responder, ResponseHandle};
 use crate::shared::Shared;
 use crate::state::CLOSURES;
 use crate::stats::{Health, QueueStats};
@@ -160,7 +160,7 @@ impl DeviceExecutor {
                 let queue = state.queue(CLOSURES).expect("there was room in it under this lock");
                 let id = queue.list_mut::<ClosureList>().push(Box::new(task), now, seq);
                 queue.stats.counters.submitted += 1;
-                pending.wait_at(CLOSURES, id, None);
+                pending.wait_at(Address { queue: CLOSURES, id, deadline: None });
                 return Ok(ResponseHandle::new(shared, pending));
             }
             Room::Failed(why) => SubmitError::Failed(closure, why),

@@ -69,6 +69,7 @@ mod config;
 mod contain;
 mod engine;
 mod error;
+mod event;
 mod executor;
 mod fifo;
 mod infer;

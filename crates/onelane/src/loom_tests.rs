@@ -100,6 +100,33 @@ fn submit_worker_complete() {
     });
 }
 
+/// Promise 1: two threads sleep on one event, and are answered by one batch, or by two.
+fn sharing_an_event(name: &str, max_batch_size: usize) {
+    model(name, 3, move || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default().max_batch_size(max_batch_size));
+        let requests = [1, 2, 3].map(|value| FakeItem::new(value).into());
+        // The first of a group has no event; the other two have the same.
+        let mut handles = queue.submit_group(requests.into()).unwrap();
+        let (third, second) = (handles.pop().unwrap(), handles.pop().unwrap());
+        let client = loom::thread::spawn(move || assert_eq!(third.wait().unwrap(), 3));
+        assert_eq!(second.wait().unwrap(), 2);
+        client.join().unwrap();
+    });
+}
+
+/// Promise 1, answered by one batch.
+#[test]
+fn sharing_an_event_and_a_batch() {
+    sharing_an_event("sharing_an_event_and_a_batch", 4);
+}
+
+/// Promise 1: the answer to one wakes the other for nothing, who goes back to sleep.
+#[test]
+fn sharing_an_event_and_no_batch() {
+    sharing_an_event("sharing_an_event_and_no_batch", 2);
+}
+
 fn submit_against_shutdown(name: &str, mode: Shutdown) {
     model(name, 3, move || {
         let (device, _) = executor(1);

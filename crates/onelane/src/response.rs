@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::after::After;
 use crate::error::RequestError;
+use crate::event::Event;
 use crate::policy::QueueId;
 use crate::shared::Shared;
 use crate::sync::{Mutex, thread_waker};
@@ -51,6 +52,12 @@ impl<T> Slot<T> {
             },
             SlotState::Finished => panic!("a response handle was polled after it had answered"),
         }
+    }
+}
+
+impl<T> Slot<T> {
+    fn is_open(&self) -> bool {
+        matches!(&*self.0.lock(), SlotState::Open(_))
     }
 }
 
@@ -110,6 +117,8 @@ pub(crate) struct Pending<T: Send + 'static> {
     slot: Arc<Slot<T>>,
     /// `None` for a closure that ran inline: it is answered already.
     address: Option<Address>,
+    /// Shared with the requests that it is likely to run with.
+    event: Option<Arc<Event>>,
     collected: bool,
 }
 
@@ -118,12 +127,17 @@ impl<T: Send + 'static> Pending<T> {
     pub(crate) fn pair() -> (Self, Responder<T>) {
         let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
         let responder = Responder(Some(Arc::clone(&slot)));
-        (Self { slot, address: None, collected: false }, responder)
+        (Self { slot, address: None, event: None, collected: false }, responder)
     }
 
     /// Says where the request waits.
-    pub(crate) fn wait_at(&mut self, queue: QueueId, id: RequestId, deadline: Option<Instant>) {
-        self.address = Some(Address { queue, id, deadline });
+    pub(crate) fn wait_at(&mut self, address: Address) {
+        self.address = Some(address);
+    }
+
+    /// Says who else waits.
+    pub(crate) fn wait_with(&mut self, event: Option<Arc<Event>>) {
+        self.event = event;
     }
 
     /// One look at the slot. A deadline that has passed and, on a worker, everything that can be
@@ -237,19 +251,28 @@ impl<T: Send + 'static> ResponseHandle<T> {
 
     /// The answer, or `None` when `until` has come first.
     fn wait_until(&mut self, until: Option<Instant>) -> Option<Result<T, RequestError>> {
-        let waker = thread_waker();
+        let deadline = |pending: &Pending<T>| pending.address.and_then(|address| address.deadline);
+        // To sleep with others, a thread must have nothing but the answer to wake up for.
+        let timed = until.is_some() || deadline(&self.pending).is_some();
+        let event = self.pending.event.take_if(|_| !timed);
+        let waker = event.as_ref().map_or_else(thread_waker, Event::waker);
         let clock = &self.shared.clock;
         loop {
-            // CORRECTNESS: the waker is in the slot before each park, and the answer is stored
-            // before the waker is woken, so either this sees the answer or the park ends.
+            // CORRECTNESS: the waker is in the slot before each sleep, and the answer is stored
+            // before the waker is woken, so either this sees the answer or the sleep ends.
             if let Poll::Ready(answer) = self.pending.poll(&self.shared, &waker) {
                 return Some(answer);
             }
             if until.is_some_and(|until| until <= clock.now()) {
                 return None;
             }
-            let deadline = self.pending.address.and_then(|address| address.deadline);
-            clock.park_until([until, deadline].into_iter().flatten().min());
+            match &event {
+                Some(event) => event.sleep_unless(|| !self.pending.slot.is_open()),
+                None => {
+                    let deadline = deadline(&self.pending);
+                    clock.park_until([until, deadline].into_iter().flatten().min());
+                }
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::policy::QueueId;
 use crate::queue::BatchQueue;
 use crate::queue_state::{Need, Room};
 use crate::request::Request;
-use crate::response::{Pending, Responder, ResponseHandle};
+use crate::response::{Address, Pending, Responder, ResponseHandle};
 use crate::shared::{Locked, Shared};
 use crate::sync::thread_waker;
 use crate::waiting::{Arrival, RequestList};
@@ -241,9 +241,10 @@ impl<E: Engine> BatchQueue<E> {
         let (state, after) = locked.parts();
         let seq = state.next_seq();
         let queue = state.queue(self.id()).expect("there was room in it under this lock");
-        let id = queue.list_mut::<RequestList<E>>().push(arrival, responder, seq, after);
+        let (id, event) = queue.list_mut::<RequestList<E>>().push(arrival, responder, seq, after);
         queue.stats.counters.submitted += 1;
-        pending.wait_at(self.id(), id, deadline);
+        pending.wait_at(Address { queue: self.id(), id, deadline });
+        pending.wait_with(event);
         pending
     }
 }

@@ -3,15 +3,17 @@
 //! each step that the real code takes.
 //!
 //! There is one way to wait: store a [`Waker`] where the other side will find it, release the lock,
-//! then [`park`]. A thread is woken by the same `Waker` type as an async task.
+//! then sleep. A thread is woken by the same `Waker` type as an async task: it sleeps by itself in
+//! [`park`], or in company on an [`Event`](crate::event::Event).
 
 #[cfg(not(all(test, loom)))]
 #[allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the place")]
 mod imp {
     use std::cell::OnceCell;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{self, Arc, PoisonError};
     use std::task::{Wake, Waker};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     pub(crate) use std::thread::JoinHandle;
     pub(crate) use std::thread_local;
@@ -33,28 +35,74 @@ mod imp {
         }
     }
 
-    struct Unpark(std::thread::Thread);
+    #[derive(Debug, Default)]
+    pub(crate) struct Condvar(sync::Condvar);
 
-    impl Wake for Unpark {
+    impl Condvar {
+        pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+            self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.0.notify_all();
+        }
+    }
+
+    /// A thread that can be unparked, and whether it has been since it last looked.
+    struct Parker {
+        thread: std::thread::Thread,
+        woken: AtomicBool,
+    }
+
+    impl Parker {
+        fn current() -> Arc<Self> {
+            Arc::new(Self { thread: std::thread::current(), woken: AtomicBool::new(false) })
+        }
+    }
+
+    impl Wake for Parker {
         fn wake(self: Arc<Self>) {
-            self.0.unpark();
+            self.wake_by_ref();
         }
         fn wake_by_ref(self: &Arc<Self>) {
-            self.0.unpark();
+            self.woken.store(true, Ordering::Release);
+            self.thread.unpark();
         }
     }
 
     std::thread_local! {
-        static WAKER: OnceCell<Waker> = const { OnceCell::new() };
+        static PARKER: OnceCell<Arc<Parker>> = const { OnceCell::new() };
     }
 
-    /// A waker that unparks the calling thread; made once a thread, then cloned.
-    pub(crate) fn thread_waker() -> Waker {
-        let make = || Waker::from(Arc::new(Unpark(std::thread::current())));
-        WAKER
-            .try_with(|cell| cell.get_or_init(make).clone())
+    /// The calling thread's parker, made once a thread.
+    fn parker() -> Arc<Parker> {
+        PARKER
+            .try_with(|cell| Arc::clone(cell.get_or_init(Parker::current)))
             // The thread is running its exit destructors: make one for this call.
-            .unwrap_or_else(|_| make())
+            .unwrap_or_else(|_| Parker::current())
+    }
+
+    /// A waker that unparks the calling thread.
+    pub(crate) fn thread_waker() -> Waker {
+        Waker::from(parker())
+    }
+
+    /// About what parking a thread and waking it again take on an idle machine.
+    const MOMENT: Duration = Duration::from_micros(50);
+
+    /// Whether the calling thread is woken within a moment, in which it lets others run.
+    pub(crate) fn is_woken_at_once() -> bool {
+        let parker = parker();
+        let end = Instant::now() + MOMENT;
+        loop {
+            if parker.woken.swap(false, Ordering::Acquire) {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn park() {
@@ -95,6 +143,36 @@ mod imp {
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct Condvar(loom::sync::Condvar);
+
+    impl Default for Condvar {
+        fn default() -> Self {
+            Self(loom::sync::Condvar::new())
+        }
+    }
+
+    impl Condvar {
+        pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+            self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.0.notify_all();
+        }
+    }
+
+    impl<T: Default> Default for Mutex<T> {
+        fn default() -> Self {
+            Self::new(T::default())
+        }
+    }
+
+    /// The model knows no moments.
+    pub(crate) fn is_woken_at_once() -> bool {
+        false
     }
 
     /// A thread's token. loom's own `park` loses an `unpark` that comes while the thread is at a

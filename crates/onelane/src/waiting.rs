@@ -17,6 +17,7 @@ use crate::batch::{Batch, Plan, RequestBatch};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::error::RequestError;
+use crate::event::{Event, MAX_SHARERS};
 use crate::fifo::{Fifo, Linked, Links};
 use crate::policy::Head;
 use crate::request::Priority;
@@ -98,6 +99,27 @@ struct Group<K> {
     ceiling: Option<usize>,
     /// With `max_wait`, from when on a batch may go although it is not full.
     ready_at: Option<Instant>,
+    /// By class: the event that newcomers share, and how many do already.
+    events: [Option<(Arc<Event>, usize)>; 3],
+}
+
+impl<K> Group<K> {
+    /// The event of the batch that a newcomer of `class` is likely to be in.
+    fn event(&mut self, class: Priority, limit: usize) -> Option<Arc<Event>> {
+        let limit = limit.min(MAX_SHARERS);
+        // Whoever comes first may stay alone, and then an event is one allocation for nothing.
+        if self.len == 0 || limit == 1 {
+            return None;
+        }
+        let open = &mut self.events[class.index()];
+        let (event, sharers) = open.get_or_insert_default();
+        *sharers += 1;
+        let event = Arc::clone(event);
+        if *sharers == limit {
+            *open = None;
+        }
+        Some(event)
+    }
 }
 
 /// What a submitting thread prepares before it takes the lock.
@@ -128,6 +150,9 @@ pub(crate) struct RequestList<E: Engine> {
 /// Groups that are kept for their learnt ceiling alone; beyond that many, ceilings are forgotten.
 const MAX_REMEMBERED: usize = 1024;
 
+/// Groups that are kept although they are empty, since their key is likely to come again.
+const MAX_KEPT: usize = 16;
+
 impl<E: Engine> RequestList<E> {
     pub(crate) fn new(plan: Arc<Plan<E>>, config: &BatchConfig) -> Self {
         Self {
@@ -151,7 +176,7 @@ impl<E: Engine> RequestList<E> {
         responder: Responder<E::Output>,
         seq: u64,
         after: &mut After,
-    ) -> RequestId {
+    ) -> (RequestId, Option<Arc<Event>>) {
         let Arrival { input, key, hash, cost, class, at, deadline } = arrival;
         // The key's `Eq` is a user's code and comes first: if it panics, nothing has changed yet.
         let group = self.group(key, hash, after);
@@ -170,7 +195,9 @@ impl<E: Engine> RequestList<E> {
         let id = RequestId { slot, seq };
         self.lines[class.index()].push_back(&mut self.requests, slot);
         let ready_at = self.ready_at(at, deadline);
+        let limit = self.limit(&self.groups[group]);
         let group = &mut self.groups[group];
+        let event = group.event(class, limit);
         group.lanes[class.index()].push_back(&mut self.requests, slot);
         group.len += 1;
         group.cost += cost;
@@ -179,7 +206,7 @@ impl<E: Engine> RequestList<E> {
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, id));
         }
-        id
+        (id, event)
     }
 
     fn group(&mut self, key: <E::Item as BatchItem>::Key, hash: u64, after: &mut After) -> usize {
@@ -199,6 +226,7 @@ impl<E: Engine> RequestList<E> {
             running: 0,
             ceiling: None,
             ready_at: None,
+            events: Default::default(),
         });
         let groups = &self.groups;
         self.by_key.insert_unique(hash, group, |&g| groups[g].hash);
@@ -229,7 +257,8 @@ impl<E: Engine> RequestList<E> {
     /// Forgets a group that holds nothing; its key is the caller's to drop.
     fn tidy(&mut self, index: usize) -> Option<<E::Item as BatchItem>::Key> {
         let group = &self.groups[index];
-        let remembered = group.ceiling.is_some() && self.groups.len() <= MAX_REMEMBERED;
+        let worth = if group.ceiling.is_some() { MAX_REMEMBERED } else { MAX_KEPT };
+        let remembered = self.groups.len() <= worth;
         if group.len > 0 || group.running > 0 || remembered {
             return None;
         }
@@ -309,6 +338,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
             }
             let entry = self.unlink(slot);
             waits(entry.arrival);
+            self.groups[index].events[entry.class.index()] = None;
             batch.push(entry.input, entry.responder, entry.seq, entry.cost);
             next = self.groups[index].lanes.iter().find_map(Fifo::head);
         }

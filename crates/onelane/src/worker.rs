@@ -3,10 +3,11 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+
+use hashbrown::HashMap;
 
 use crate::after::After;
 use crate::batch::Batch;
@@ -15,7 +16,7 @@ use crate::engine::Engine;
 use crate::policy::QueueId;
 use crate::shared::Shared;
 use crate::state::{Place, Step};
-use crate::sync::{thread_local, thread_waker};
+use crate::sync::{is_woken_at_once, thread_local, thread_waker};
 use crate::waiting::RequestId;
 
 thread_local! {
@@ -143,6 +144,7 @@ impl WorkerContext {
 
     fn run_until_stopped(&self) {
         let mut finished = None;
+        let mut size = 0;
         loop {
             let now = self.shared.clock.now();
             let step = {
@@ -155,18 +157,28 @@ impl WorkerContext {
             };
             match step {
                 Step::Batch(queue, batch) => {
+                    size = batch.len();
                     self.run(queue, batch);
                     finished = Some(queue);
                 }
                 Step::Errand(errand) => {
                     let _ = contain(|| errand(self));
                 }
-                Step::Sleep(until) => self.shared.clock.park_until(until),
+                Step::Sleep(until) => {
+                    let few = (1..=FEW).contains(&std::mem::take(&mut size));
+                    if !(few && is_woken_at_once()) {
+                        self.shared.clock.park_until(until);
+                    }
+                }
                 Step::Stop => return,
             }
         }
     }
 }
+
+/// After a batch of so few requests the next one may be on its way, and waiting for it awake costs
+/// less than going to sleep; with more clients the processor is better left to them.
+const FEW: usize = 16;
 
 /// The body of a worker thread.
 pub(crate) fn run_worker(shared: Arc<Shared>, index: usize) {
