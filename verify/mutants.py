@@ -74,6 +74,22 @@ MUTANTS = [
         loom("submit_worker_complete"),
     ),
     Mutant(
+        "of those who share an event a single sleeper is not woken",
+        "1",
+        "event.rs",
+        "let any = *self.asleep.lock() > 0;",
+        "let any = *self.asleep.lock() > 1;",
+        loom("sharing_an_event"),
+    ),
+    Mutant(
+        "a thread goes to sleep although its answer is there",
+        "1",
+        "event.rs",
+        "        if is_over() {",
+        "        if is_over() && *asleep > 1 {",
+        loom("sharing_an_event"),
+    ),
+    Mutant(
         "a sleeping worker is not woken by a submission",
         "1, 3",
         "state.rs",

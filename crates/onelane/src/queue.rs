@@ -148,6 +148,22 @@ impl<E: Engine> BatchQueue<E> {
         self.submit_many(requests, Patience::None)
     }
 
+    /// As [`submit_group`](Self::submit_group), waiting for room for at most `timeout`.
+    ///
+    /// # Errors
+    /// [`SubmitError::Full`] if there was no room for all in that time; they come back.
+    ///
+    /// # Blocking
+    /// Blocks until there is room for all, and no longer than `timeout`.
+    pub fn submit_group_timeout(
+        &self,
+        requests: Vec<Request<E::Item>>,
+        timeout: Duration,
+    ) -> SubmittedGroup<E> {
+        let until = self.shared().clock.now().checked_add(timeout);
+        self.submit_many(requests, Patience::Until(until))
+    }
+
     /// Submits a request and waits for its response, without blocking the thread at any point.
     ///
     /// # Errors
@@ -191,7 +207,7 @@ impl<E: Engine> BatchQueue<E> {
         Ok(())
     }
 
-    /// A snapshot of the counters and histograms; zeros when the queue has been shut down.
+    /// A snapshot of the counters and histograms; the last one when the queue has been shut down.
     pub fn stats(&self) -> QueueStats {
         self.shared().lock().stats(self.front.id).unwrap_or_default()
     }
@@ -245,6 +261,8 @@ impl<E: Engine> Front<E> {
 
 impl<E: Engine> Drop for Front<E> {
     fn drop(&mut self) {
-        self.close(false);
+        let mut locked = self.owner.shared.lock();
+        let (state, after) = locked.parts();
+        state.let_go(self.id, after);
     }
 }

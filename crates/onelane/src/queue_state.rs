@@ -38,6 +38,8 @@ pub(crate) struct QueueState {
     pub(crate) list: Box<dyn WaitingList>,
     pub(crate) config: BatchConfig,
     pub(crate) phase: Phase,
+    /// Somebody can still ask for its statistics.
+    pub(crate) has_handles: bool,
     pub(crate) failed: Option<String>,
     /// Batches in a row that lost their engine and answered no request.
     losses_in_a_row: u32,
@@ -83,6 +85,7 @@ impl QueueState {
             list,
             config,
             phase: Phase::Open,
+            has_handles: true,
             failed: None,
             losses_in_a_row: 0,
             virtual_time,

@@ -54,6 +54,8 @@ pub(crate) enum Place {
 /// What all workers, clients and shutdowns of an executor agree on.
 pub(crate) struct State {
     queues: BTreeMap<QueueId, QueueState>,
+    /// What was counted in queues that are gone, as long as somebody has a handle to look.
+    past: BTreeMap<QueueId, QueueStats>,
     workers: Vec<WorkerState>,
     /// No new queues, closures or requests; workers stop when the last queue is gone.
     stopping: bool,
@@ -76,6 +78,7 @@ impl State {
     pub(crate) fn new(workers: usize) -> Self {
         let mut state = Self {
             queues: BTreeMap::new(),
+            past: BTreeMap::new(),
             workers: (0..workers).map(|_| WorkerState::default()).collect(),
             stopping: false,
             died: false,
@@ -158,6 +161,8 @@ impl State {
     pub(crate) fn count_refused(&mut self, id: QueueId, requests: usize) {
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.stats.counters.refused += requests as u64;
+        } else if let Some(stats) = self.past.get_mut(&id) {
+            stats.refused += requests as u64;
         }
     }
 
@@ -435,14 +440,29 @@ impl State {
                 return;
             }
         }
-        if let Some(mut queue) = self.queues.remove(&id) {
-            after.wake_all(queue.leaving.drain(..));
-            // It holds the factory, which is a user's.
-            after.discard(queue.list);
-        }
+        self.remove(id, after);
         if self.stopping {
             self.wake_all_workers(after);
         }
+    }
+
+    fn remove(&mut self, id: QueueId, after: &mut After) {
+        let Some(mut queue) = self.queues.remove(&id) else { return };
+        if queue.has_handles {
+            self.past.insert(id, queue.snapshot());
+        }
+        after.wake_all(queue.leaving.drain(..));
+        // It holds the factory, which is a user's.
+        after.discard(queue.list);
+    }
+
+    /// Nobody can ask for the queue any more: what was accepted is run, then it goes.
+    pub(crate) fn let_go(&mut self, id: QueueId, after: &mut After) {
+        self.past.remove(&id);
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.has_handles = false;
+        }
+        self.close(id, false, after);
     }
 
     /// Whether the queue is gone; if not, `waker` is woken when it is.
@@ -474,10 +494,7 @@ impl State {
             let ids: Vec<QueueId> = self.queues.keys().copied().collect();
             for id in ids {
                 self.fail(id, RequestError::WorkerDied.to_string(), after);
-                if let Some(mut queue) = self.queues.remove(&id) {
-                    after.wake_all(queue.leaving.drain(..));
-                    after.discard(queue.list);
-                }
+                self.remove(id, after);
             }
             self.wake_all_workers(after);
         }
@@ -493,7 +510,7 @@ impl State {
     // Looking.
 
     pub(crate) fn stats(&self, id: QueueId) -> Option<QueueStats> {
-        self.queues.get(&id).map(QueueState::snapshot)
+        self.queues.get(&id).map(QueueState::snapshot).or_else(|| self.past.get(&id).cloned())
     }
 
     pub(crate) fn health(&self, id: QueueId, now: Instant) -> Health {

@@ -131,6 +131,31 @@ fn submit_timeout_gives_up_and_gives_the_request_back() {
     });
 }
 
+#[test]
+fn a_group_that_waits_for_room_gives_up_whole() {
+    within_a_minute(|| {
+        let clock = VirtualClock::new();
+        let device = executor_on(&clock);
+        let (queue, gate, _) = gated(&device, BatchConfig::default().capacity(3));
+        let first = occupy(&queue, &gate);
+        let waiting: Vec<_> =
+            (0..2).map(|value| queue.submit(FakeItem::new(value)).unwrap()).collect();
+        let group = || [5, 6].map(|value| FakeItem::new(value).into()).into();
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| queue.submit_group_timeout(group(), Duration::from_secs(1)));
+            clock.wait_for_sleepers(1);
+            clock.advance(Duration::from_secs(1));
+            let refused = late.join().unwrap().unwrap_err();
+            assert!(matches!(&refused, SubmitError::Full(both) if both.len() == 2));
+            assert_eq!(queue.stats().waiting, 2);
+        });
+        gate.open_for_good();
+        wait_all(waiting);
+        first.wait().unwrap();
+        wait_all(queue.submit_group_timeout(group(), Duration::from_secs(1)).unwrap());
+    });
+}
+
 /// A heavy request is first in line; lighter ones that come later do not overtake it.
 #[test]
 fn room_is_given_first_come_first_served() {

@@ -30,6 +30,21 @@ fn a_batch_that_runs_too_long_is_a_stall_and_the_stall_passes() {
 }
 
 #[test]
+fn statistics_outlive_the_queue() {
+    within_a_minute(|| {
+        let device = executor_on(&VirtualClock::new());
+        let queue =
+            BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo())).unwrap();
+        queue.submit(FakeItem::new(1)).unwrap().wait().unwrap();
+        queue.shutdown(Shutdown::Drain, Duration::from_secs(30)).unwrap();
+        assert!(queue.submit(FakeItem::new(2)).is_err());
+        let stats = queue.stats();
+        assert_eq!((stats.submitted, stats.completed, stats.refused), (1, 1, 1));
+        assert_eq!((stats.batches, stats.wait.count), (1, 1));
+    });
+}
+
+#[test]
 fn statistics_add_up_at_every_moment() {
     within_a_minute(|| {
         let clock = VirtualClock::new();
