@@ -12,6 +12,7 @@ without any bug, which would prove nothing.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -388,10 +389,14 @@ def short(check: str) -> str:
 
 
 def main() -> int:
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    parser = argparse.ArgumentParser(description="Deliberate bugs: each has to be caught.")
+    parser.add_argument("words", nargs="*", help="only those whose name or check holds one of them")
+    parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
+    args = parser.parse_args()
+    words = args.words
     chosen = [m for m in MUTANTS if not words or any(w in f"{m.name} {m.check}" for w in words)]
     spec = [s for s in SPEC if not words or any(w in f"{s[0]} spec" for w in words)]
-    if "--list" in sys.argv:
+    if args.list:
         for mutant in chosen:
             print(f"{mutant.name}: {mutant.file}: {short(mutant.check)}")
         for name, _, flag in spec:
