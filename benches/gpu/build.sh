@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Builds `onelane` with CUDA on a machine that has neither a GPU nor a CUDA toolkit: compiler, headers
+# and libraries come as Python wheels. The binary runs on a machine with an NVIDIA GPU and no Rust
+# (benches/gpu/rust.sh).
+#
+#     benches/gpu/build.sh [FOLDER]      about 8 minutes on two cores; the binary is FOLDER/onelane
+#
+# CUDA_VERSION   the driver's version: a newer compiler makes code that the driver refuses (13.0)
+# COMPUTE_CAP    the GPU's compute capability, 90 for an H100
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+folder=$(realpath -m "${1:-target/cuda}")
+cuda=${CUDA_VERSION:-13.0}
+mkdir -p "$folder/link"
+if ! test -x "$folder/venv/bin/python"; then
+    python3 -m venv "$folder/venv"
+fi
+packages=()
+for name in nvcc runtime cccl crt nvrtc; do packages+=("nvidia-cuda-$name==$cuda.*"); done
+"$folder/venv/bin/python" -m pip install --quiet "${packages[@]}" \
+    "nvidia-nvvm==$cuda.*" "nvidia-cublas==$cuda.*" nvidia-curand
+home=$(echo "$folder"/venv/lib/python3*/site-packages/nvidia/cu"${cuda%%.*}")
+export CUDA_HOME=$home CUDA_PATH=$home CUDA_ROOT=$home CUDA_TOOLKIT_ROOT_DIR=$home
+export PATH="$home/bin:$PATH" CUDA_COMPUTE_CAP=${COMPUTE_CAP:-90}
+# The wheels' libraries have a version in their names; the linker looks for names without.
+for name in nvrtc curand cublas cublasLt cudart; do
+    library=$(find "$home/lib" -name "lib$name.so.*" | head -n 1)
+    ln -sf "$library" "$folder/link/lib$name.so"
+done
+# The driver's library is on the other machine: an empty one of its name stands in for it.
+echo | cc -shared -x c - -Wl,-soname,libcuda.so.1 -o "$folder/link/libcuda.so"
+export RUSTFLAGS="-L $folder/link -C link-arg=-Wl,--unresolved-symbols=ignore-all"
+cargo build --release --locked --features cuda --target-dir "$folder/target"
+strip -o "$folder/onelane" "$folder/target/release/onelane"
+ls -l "$folder/onelane"
