@@ -61,6 +61,8 @@ struct Ticket<E: Engine> {
     cost: usize,
     pending: Pending<E::Output>,
     responder: Responder<E::Output>,
+    /// A thread may sleep for the answer; a task does not.
+    may_sleep: bool,
 }
 
 /// A place in the line for room; given back when dropped.
@@ -132,7 +134,7 @@ impl<E: Engine> BatchQueue<E> {
         let key = request.input.key();
         let hash = self.hash(&key);
         let (pending, responder) = Pending::pair();
-        Ticket { at, key, hash, cost, pending, responder }
+        Ticket { at, key, hash, cost, pending, responder, may_sleep: true }
     }
 
     /// What one request exceeds: the amount, the setting and its value.
@@ -234,10 +236,11 @@ impl<E: Engine> BatchQueue<E> {
         request: Request<E::Item>,
         ticket: Ticket<E>,
     ) -> Pending<E::Output> {
-        let Ticket { at, key, hash, cost, mut pending, responder } = ticket;
+        let Ticket { at, key, hash, cost, mut pending, responder, may_sleep } = ticket;
         let deadline = request.deadline_from(at);
         let class = request.priority;
-        let arrival = Arrival { input: request.input, key, hash, cost, class, at, deadline };
+        let arrival =
+            Arrival { input: request.input, key, hash, cost, class, at, deadline, may_sleep };
         let (state, after) = locked.parts();
         let seq = state.next_seq();
         let queue = state.queue(self.id()).expect("there was room in it under this lock");
@@ -267,7 +270,7 @@ impl<E: Engine> BatchQueue<E> {
         if let Some(heavy) = self.too_heavy(cost) {
             return Err(NotYet::Refused(self.refuse_heavy(request, 1, heavy)));
         }
-        let ticket = self.ticket(&request, cost);
+        let ticket = Ticket { may_sleep: false, ..self.ticket(&request, cost) };
         loop {
             // The first look is without a place in line: mostly there is room.
             let room = match &mut place {

@@ -131,6 +131,8 @@ pub(crate) struct Arrival<E: Engine> {
     pub(crate) class: Priority,
     pub(crate) at: Instant,
     pub(crate) deadline: Option<Instant>,
+    /// A thread may sleep for the answer.
+    pub(crate) may_sleep: bool,
 }
 
 /// The waiting requests of one batch queue.
@@ -177,7 +179,7 @@ impl<E: Engine> RequestList<E> {
         seq: u64,
         after: &mut After,
     ) -> (RequestId, Option<Arc<Event>>) {
-        let Arrival { input, key, hash, cost, class, at, deadline } = arrival;
+        let Arrival { input, key, hash, cost, class, at, deadline, may_sleep } = arrival;
         // The key's `Eq` is a user's code and comes first: if it panics, nothing has changed yet.
         let group = self.group(key, hash, after);
         let entry = Waiting {
@@ -197,7 +199,7 @@ impl<E: Engine> RequestList<E> {
         let ready_at = self.ready_at(at, deadline);
         let limit = self.limit(&self.groups[group]);
         let group = &mut self.groups[group];
-        let event = group.event(class, limit);
+        let event = if may_sleep { group.event(class, limit) } else { None };
         group.lanes[class.index()].push_back(&mut self.requests, slot);
         group.len += 1;
         group.cost += cost;

@@ -16,7 +16,7 @@ use crate::engine::Engine;
 use crate::policy::QueueId;
 use crate::shared::Shared;
 use crate::state::{Place, Step};
-use crate::sync::{is_woken_at_once, thread_local, thread_waker};
+use crate::sync::{is_woken_at_once, thread_local, thread_waker, yield_now};
 use crate::waiting::RequestId;
 
 thread_local! {
@@ -144,7 +144,7 @@ impl WorkerContext {
 
     fn run_until_stopped(&self) {
         let mut finished = None;
-        let mut size = 0;
+        let mut ran = false;
         loop {
             let now = self.shared.clock.now();
             let step = {
@@ -157,16 +157,17 @@ impl WorkerContext {
             };
             match step {
                 Step::Batch(queue, batch) => {
-                    size = batch.len();
+                    ran = true;
                     self.run(queue, batch);
+                    // Those who were just answered may have more to ask: fuller batches.
+                    yield_now();
                     finished = Some(queue);
                 }
                 Step::Errand(errand) => {
                     let _ = contain(|| errand(self));
                 }
                 Step::Sleep(until) => {
-                    let few = (1..=FEW).contains(&std::mem::take(&mut size));
-                    if !(few && is_woken_at_once()) {
+                    if !(std::mem::take(&mut ran) && is_woken_at_once()) {
                         self.shared.clock.park_until(until);
                     }
                 }
@@ -175,10 +176,6 @@ impl WorkerContext {
         }
     }
 }
-
-/// After a batch of so few requests the next one may be on its way, and waiting for it awake costs
-/// less than going to sleep; with more clients the processor is better left to them.
-const FEW: usize = 16;
 
 /// The body of a worker thread.
 pub(crate) fn run_worker(shared: Arc<Shared>, index: usize) {
