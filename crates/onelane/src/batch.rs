@@ -5,6 +5,8 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::after::After;
 use crate::contain::contain;
 use crate::engine::{BatchItem, Engine};
@@ -151,7 +153,7 @@ impl<E: Engine> RequestBatch<E> {
     fn compute(&mut self, engine: &mut Option<Box<E>>) {
         self.answers.resize_with(self.items.len(), || None);
         // Last in, first out: the left half goes before the right, so answers come in order.
-        let mut parts = Vec::new();
+        let mut parts = SmallVec::<[Range<usize>; 8]>::new();
         parts.push(0..self.items.len());
         while let Some(part) = parts.pop() {
             // Nobody waits for it, and it has cost its batch-mates one run already.

@@ -210,6 +210,11 @@ impl QueueState {
         self.list.len() == 0 && self.running.is_empty()
     }
 
+    /// Nothing waits or computes; answers may still be on their way.
+    pub(crate) fn has_caught_up(&self) -> bool {
+        self.list.len() == 0 && self.running.iter().all(|running| running.ended)
+    }
+
     fn fits(&self, need: Need) -> bool {
         need.requests <= self.config.capacity - self.list.len().min(self.config.capacity)
             && need.cost

@@ -17,7 +17,7 @@ use crate::error::RequestError;
 use crate::event::Event;
 use crate::policy::QueueId;
 use crate::shared::Shared;
-use crate::sync::{Mutex, thread_waker};
+use crate::sync::{Mutex, is_over_at_once, thread_waker};
 use crate::waiting::RequestId;
 use crate::worker::{Help, WorkerContext};
 
@@ -119,6 +119,8 @@ pub(crate) struct Pending<T: Send + 'static> {
     address: Option<Address>,
     /// Shared with the requests that it is likely to run with.
     event: Option<Arc<Event>>,
+    /// Nothing else waited or ran when it was submitted: the answer may come at once.
+    alone: bool,
     collected: bool,
 }
 
@@ -127,7 +129,7 @@ impl<T: Send + 'static> Pending<T> {
     pub(crate) fn pair() -> (Self, Responder<T>) {
         let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
         let responder = Responder(Some(Arc::clone(&slot)));
-        (Self { slot, address: None, event: None, collected: false }, responder)
+        (Self { slot, address: None, event: None, alone: false, collected: false }, responder)
     }
 
     /// Says where the request waits.
@@ -136,8 +138,9 @@ impl<T: Send + 'static> Pending<T> {
     }
 
     /// Says who else waits.
-    pub(crate) fn wait_with(&mut self, event: Option<Arc<Event>>) {
+    pub(crate) fn wait_with(&mut self, event: Option<Arc<Event>>, alone: bool) {
         self.event = event;
+        self.alone = alone;
     }
 
     /// One look at the slot. A deadline that has passed and, on a worker, everything that can be
@@ -257,6 +260,9 @@ impl<T: Send + 'static> ResponseHandle<T> {
         let event = self.pending.event.take_if(|_| !timed);
         let waker = event.as_ref().map_or_else(thread_waker, Event::waker);
         let clock = &self.shared.clock;
+        if self.pending.alone && WorkerContext::current(&self.shared).is_none() {
+            is_over_at_once(|| !self.pending.slot.is_open());
+        }
         loop {
             // CORRECTNESS: the waker is in the slot before each sleep, and the answer is stored
             // before the waker is woken, so either this sees the answer or the sleep ends.

@@ -244,10 +244,11 @@ impl<E: Engine> BatchQueue<E> {
         let (state, after) = locked.parts();
         let seq = state.next_seq();
         let queue = state.queue(self.id()).expect("there was room in it under this lock");
+        let alone = may_sleep && queue.has_caught_up();
         let (id, event) = queue.list_mut::<RequestList<E>>().push(arrival, responder, seq, after);
         queue.stats.counters.submitted += 1;
         pending.wait_at(Address { queue: self.id(), id, deadline });
-        pending.wait_with(event);
+        pending.wait_with(event, alone);
         pending
     }
 }

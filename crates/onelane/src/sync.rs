@@ -90,12 +90,11 @@ mod imp {
     /// About what parking a thread and waking it again take on an idle machine.
     const MOMENT: Duration = Duration::from_micros(50);
 
-    /// Whether the calling thread is woken within a moment, in which it lets others run.
-    pub(crate) fn is_woken_at_once() -> bool {
-        let parker = parker();
+    /// Looks for a moment whether `is_over`, and lets others run meanwhile.
+    pub(crate) fn is_over_at_once(mut is_over: impl FnMut() -> bool) -> bool {
         let end = Instant::now() + MOMENT;
         loop {
-            if parker.woken.swap(false, Ordering::Acquire) {
+            if is_over() {
                 return true;
             }
             if Instant::now() >= end {
@@ -103,6 +102,12 @@ mod imp {
             }
             yield_now();
         }
+    }
+
+    /// Whether the calling thread is woken within a moment.
+    pub(crate) fn is_woken_at_once() -> bool {
+        let parker = parker();
+        is_over_at_once(|| parker.woken.swap(false, Ordering::Acquire))
     }
 
     pub(crate) fn park() {
@@ -173,6 +178,10 @@ mod imp {
     // The model knows no moments.
 
     pub(crate) fn yield_now() {}
+
+    pub(crate) fn is_over_at_once(_is_over: impl FnMut() -> bool) -> bool {
+        false
+    }
 
     pub(crate) fn is_woken_at_once() -> bool {
         false
