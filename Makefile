@@ -58,6 +58,13 @@ test-python: package ## lints, types and tests of the Python side
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+.PHONY: bench
+bench: ## the queue beside other Rust queues; wants a quiet machine
+	cargo bench -p onelane-bench-peers --locked --bench ratios -- --rounds 15
+	cargo bench -p onelane-bench-peers --locked --bench memory
+	cargo bench -p onelane-bench-peers --locked --bench waiting
+	cargo bench -p onelane-bench-peers --locked --bench idle
+
 -include verify/targets.mk
 
 # Small sizes; VERIFY=full takes hours.

@@ -158,9 +158,12 @@ impl WorkerContext {
             match step {
                 Step::Batch(queue, batch) => {
                     ran = true;
+                    let several = batch.len() > 1;
                     self.run(queue, batch);
-                    // Those who were just answered may have more to ask: fuller batches.
-                    yield_now();
+                    if several {
+                        // Those who were just answered may have more to ask: fuller batches.
+                        yield_now();
+                    }
                     finished = Some(queue);
                 }
                 Step::Errand(errand) => {
