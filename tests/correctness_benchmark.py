@@ -7,6 +7,8 @@
         the threads submit to a onelane.BatchQueue, whose one worker owns the device
     python3 tests/correctness_benchmark.py
         one thread, the device against the CPU
+    python3 tests/correctness_benchmark.py --device sim-mps --parallel --threads 8
+        the same on onelane's simulated MPS device, on Linux; also with --patch035
 
 With --parallel the golden results come from the same operations on the same device, run alone.
 Thread t uses the input of seed 42 with its outermost dimension rotated by t mod 4 rows, so that
@@ -43,11 +45,16 @@ from correctness.crew import Hung
 from correctness.device import Device, resolve_device
 from correctness.modes import run_batched, run_direct, run_single
 from correctness.outcome import Plan, Result
+from correctness.simulated import PREFIX, patch_035
 from correctness.through_queue import import_onelane
 
 DIRECT_TOLERANCE, BATCHED_TOLERANCE = 1e-6, 1e-5
 # Against the CPU's fp32, relative and absolute.
 SINGLE_TOLERANCE = {"fp32": (1e-4, 1e-4), "fp16": (0.1, 0.15), "bf16": (0.15, 0.2)}
+DEVICE_HELP = (
+    "cpu, mps or cuda[:N] (default: mps if there is one, else cpu), or sim-mps[:PROFILE], "
+    "onelane's simulated device"
+)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -55,6 +62,14 @@ def positive(text: str) -> int:
     """An integer of at least 1, for argparse."""
     number = int(text)
     if number < 1:
+        raise ValueError
+    return number
+
+
+def seed(text: str) -> int:
+    """An integer that a seed can be, for argparse."""
+    number = int(text)
+    if not 0 <= number < 1 << 64:
         raise ValueError
     return number
 
@@ -83,7 +98,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=head, epilog=tail, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--device", help="cpu, mps or cuda[:N] (default: mps if there is one, else cpu)")
+    add("--device", help=DEVICE_HELP)
+    add("--seed", type=seed, metavar="N", help="of a simulated device's schedule (default: 0)")
+    add("--patch035", "--patch-035", action="store_true", help="with patch 035 in PyTorch")
     add("--parallel", action="store_true", help="many threads at once")
     add("--threads", type=thread_counts, metavar="N[,N...]", help="how many (default: 8)")
     add("--use-batching", action="store_true", help="submit to a onelane.BatchQueue")
@@ -115,6 +132,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--dtype does not go with --parallel: those tests are fp32")
     if not options.stall_after > 0:
         parser.error("--stall-after must be greater than 0")
+    if options.seed is not None and not (options.device or "").startswith(PREFIX):
+        parser.error(f"--seed goes with --device {PREFIX}")
     return options
 
 
@@ -139,6 +158,10 @@ def run_isolated(plan: Plan, options: argparse.Namespace) -> Result:
     command += ["--stall-after", str(plan.stall_after), "--dtype", options.dtype]
     if options.device is not None:
         command += ["--device", options.device]
+    if options.seed is not None:
+        command += ["--seed", str(options.seed)]
+    if options.patch035:
+        command += ["--patch035"]
     if options.parallel:
         command += ["--parallel", "--threads", str(plan.threads)]
     if options.use_batching:
@@ -188,7 +211,8 @@ def run_all(plans: Sequence[Plan], device: Device, options: argparse.Namespace) 
         elif options.isolate:
             yield run_isolated(plan, options)
         else:
-            result, left_hanging = run_here(plan, device, options)
+            with device.opened() as opened:
+                result, left_hanging = run_here(plan, opened, options)
             yield result
     options.left_hanging = left_hanging
 
@@ -201,6 +225,8 @@ def report_of(
     return {
         "device": str(device.torch),
         "device_kind": device.kind,
+        "simulated": device.simulated and device.simulated._asdict(),
+        "patch035": options.patch035,
         "torch": str(torch.__version__),
         "mode": mode_of(options),
         "threads": sorted({plan.threads for plan in plans}),
@@ -278,20 +304,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plans = plans_for(options)
     options.left_hanging = False
     try:
-        device = resolve_device(options.device)
+        device = resolve_device(options.device, options.seed or 0)
         if options.use_batching:
             import_onelane()
         if options.isolate is None:
             options.isolate = (
-                options.parallel and not options.use_batching and device.torch.type == "mps"
+                options.parallel
+                and not options.use_batching
+                and device.torch.type == "mps"
+                and device.kind == "real"
             )
         # fp32 means fp32: no TF32 in place of it.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        with output_file(options.output) as write:
+        with output_file(options.output) as write, patch_035(options.patch035):
             workers = f", {options.workers} worker(s)" if options.use_batching else ""
+            patch = ", patch 035" if options.patch035 else ""
             print(
                 f"torch {torch.__version__}, device {device.torch} ({device.kind}), "
-                f"{mode_of(options)}{workers}, {options.iterations} iterations",
+                f"{mode_of(options)}{workers}{patch}, {options.iterations} iterations",
                 file=table,
             )
             if device.note is not None:
@@ -310,7 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.json:
         print(text)
-    print(f"{report['passed']}/{report['total']} passed", file=table)
+    where = " (simulated)" if device.kind == "simulated" else ""
+    print(f"{report['passed']}/{report['total']} passed{where}", file=table)
     code = 0 if report["failed"] == 0 else 1
     if options.left_hanging:
         # Threads that never end would keep the interpreter's exit waiting in the driver.

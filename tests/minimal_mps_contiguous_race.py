@@ -9,6 +9,7 @@ torch.nn.functional._in_projection_packed does it.
     python3 tests/minimal_mps_contiguous_race.py              without the copy, then with it
     python3 tests/minimal_mps_contiguous_race.py --patch035   three plain copies (patch 035)
     python3 tests/minimal_mps_contiguous_race.py --mha        nn.MultiheadAttention as installed
+    python3 tests/minimal_mps_contiguous_race.py --device sim-mps   onelane's simulated device
 
 --keep-projection, --width 128 and --own-streams put predictions to the test: see
 reports/main/root-cause.md.
@@ -32,7 +33,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,6 +44,8 @@ try:
 except ImportError as error:
     print(f"This script needs PyTorch ({error}): pip install torch", file=sys.stderr)
     sys.exit(2)
+
+from correctness.simulated import PREFIX, Simulated, patch_035
 
 BATCH, LENGTH, HEADS = 4, 128, 4
 TOLERANCE = 1e-3
@@ -66,7 +69,7 @@ def resolve_device(name: str | None) -> tuple[torch.device, str, str | None]:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "mps", "cuda"):
-        raise ValueError(f"unknown device {name!r}: use cpu, mps or cuda[:N]")
+        raise ValueError(f"unknown device {name!r}: use cpu, mps or cuda[:N], or {PREFIX}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(
             "no MPS device here: it takes a Mac with Apple silicon, or use --device cpu"
@@ -160,8 +163,17 @@ class Outcome:
         return self.passed_iterations == self.iterations
 
 
-def race(name: str, run: Operation, device: torch.device, options: argparse.Namespace) -> Outcome:
-    """Run `run` in all threads at once, `iterations` times, and compare with serial results."""
+def race(
+    name: str,
+    run: Operation,
+    device: torch.device,
+    options: argparse.Namespace,
+    simulated: Any = None,
+) -> Outcome:
+    """Run `run` in all threads at once, `iterations` times, and compare with serial results.
+
+    simulated: the simulated device, where there is one; its seed says in which order threads go.
+    """
     outcome = Outcome(name, options.iterations)
     for iteration in range(options.iterations):
         inputs = [
@@ -178,32 +190,37 @@ def race(name: str, run: Operation, device: torch.device, options: argparse.Name
         synchronise(device)
 
         done: queue.SimpleQueue[tuple[int, Tensor | str]] = queue.SimpleQueue()
+        member = simulated.party(options.threads).member if simulated else None
 
-        def work(
-            thread: int,
-            inputs: list[Tensor] = inputs,
-            done: queue.SimpleQueue[tuple[int, Tensor | str]] = done,
-        ) -> None:
+        def compute(thread: int, inputs: list[Tensor] = inputs) -> Tensor | str:
             try:
                 with torch.no_grad(), own_stream(device, options.own_streams):
                     result = run(inputs[thread])
                     synchronise(device)
             except Exception as error:
-                done.put((thread, f"{type(error).__name__}: {error}"))
-            else:
-                done.put((thread, result))
+                return f"{type(error).__name__}: {error}"
+            return result
+
+        def work(
+            thread: int,
+            compute: Callable[[int], Tensor | str] = compute,
+            member: Any = member,
+            done: queue.SimpleQueue[tuple[int, Tensor | str]] = done,
+        ) -> None:
+            with member(thread) if member else contextlib.nullcontext():
+                done.put((thread, compute(thread)))
 
         # Daemons, so that one that hangs does not keep the process; all others are joined.
         crew = [
             threading.Thread(target=work, args=(thread,), daemon=True)
             for thread in range(options.threads)
         ]
-        for member in crew:
-            member.start()
-        right = 0
+        for crew_member in crew:
+            crew_member.start()
+        results: list[tuple[int, Tensor | str]] = []
         for missing in range(options.threads, 0, -1):
             try:
-                thread, result = done.get(timeout=options.stall_after)
+                results.append(done.get(timeout=options.stall_after))
             except queue.Empty:
                 outcome.hung = True
                 outcome.errors.append(
@@ -211,17 +228,19 @@ def race(name: str, run: Operation, device: torch.device, options: argparse.Name
                     f"{options.stall_after:g} s"
                 )
                 return outcome
+        for crew_member in crew:
+            crew_member.join(options.stall_after)
+            outcome.hung = outcome.hung or crew_member.is_alive()
+        if outcome.hung:
+            outcome.errors.append(f"iteration {iteration}: hung: a thread did not end")
+            return outcome
+        right = 0
+        for thread, result in sorted(results, key=lambda pair: pair[0]):
             fault = check(result, expected[thread], outcome)
             if fault is None:
                 right += 1
             else:
                 outcome.errors.append(f"iteration {iteration}, thread {thread}: {fault}")
-        for member in crew:
-            member.join(options.stall_after)
-            outcome.hung = outcome.hung or member.is_alive()
-        if outcome.hung:
-            outcome.errors.append(f"iteration {iteration}: hung: a thread did not end")
-            return outcome
         outcome.passed_iterations += right == options.threads
         arm_watchdog(options.stall_after)
     return outcome
@@ -245,38 +264,17 @@ def arm_watchdog(seconds: float) -> None:
     faulthandler.dump_traceback_later(seconds * 2 + 30, exit=True)
 
 
-@contextlib.contextmanager
-def patched(wanted: bool) -> Iterator[None]:
-    """Patch 035 at run time, if wanted."""
-    if not wanted:
-        yield
-        return
-    try:
-        from onelane import patch035
-    except ImportError as error:
-        raise ValueError(
-            f"--mha --patch035 needs onelane ({error}): run `pip install .` in its repository"
-        ) from error
-    try:
-        patch035.enable()
-    except patch035.Patch035Error as error:
-        raise ValueError(str(error)) from error
-    try:
-        yield
-    finally:
-        patch035.disable()
-
-
-def variants(options: argparse.Namespace, device: torch.device) -> list[tuple[str, Operation]]:
-    """The variants that the options ask for, by name."""
+def variants(
+    options: argparse.Namespace, device: torch.device
+) -> list[tuple[str, Callable[[], Operation]]]:
+    """The variants that the options ask for, by name, and what makes each on the device."""
     if options.mha:
         name = "nn.MultiheadAttention" + (" with patch 035" if options.patch035 else "")
-        return [(name, attention(device, options.width))]
+        return [(name, lambda: attention(device, options.width))]
     kept = ", projection kept" if options.keep_projection else ""
 
-    def form(name: str, form: str) -> tuple[str, Operation]:
-        run = projection(device, form, options.width, options.keep_projection)
-        return name + kept, run
+    def form(name: str, form: str) -> tuple[str, Callable[[], Operation]]:
+        return name + kept, lambda: projection(device, form, options.width, options.keep_projection)
 
     if options.patch035:
         return [form("three copies (patch 035)", "chunks")]
@@ -296,6 +294,14 @@ def positive(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """An integer that a seed can be, for argparse."""
+    number = int(text)
+    if not 0 <= number < 1 << 64:
+        raise ValueError
+    return number
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     head, _, tail = (__doc__ or "").partition("\n\n")
@@ -303,7 +309,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=head, epilog=tail, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--device", help="cpu, mps or cuda[:N] (default: mps if there is one, else cpu)"
+        "--device",
+        help="cpu, mps or cuda[:N] (default: mps if there is one, else cpu), or "
+        "sim-mps[:PROFILE], onelane's simulated device",
+    )
+    parser.add_argument(
+        "--seed", type=seed, metavar="N", help="of a simulated device's schedule (default: 0)"
     )
     parser.add_argument(
         "--contiguous",
@@ -312,7 +323,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="only the variant with the strided copy, or only the one without (default: both)",
     )
     parser.add_argument("--mha", action="store_true", help="race nn.MultiheadAttention instead")
-    parser.add_argument("--patch035", action="store_true", help="as patch 035 has it")
+    parser.add_argument(
+        "--patch035", "--patch-035", action="store_true", help="as patch 035 has it"
+    )
     parser.add_argument(
         "--keep-projection",
         action="store_true",
@@ -339,6 +352,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--contiguous and --no-contiguous do not go with --mha or --patch035")
     if options.keep_projection and options.mha:
         parser.error("--keep-projection does not go with --mha")
+    if options.seed is not None and not (options.device or "").startswith(PREFIX):
+        parser.error(f"--seed goes with --device {PREFIX}")
     if options.width % HEADS:
         parser.error(f"--width must be a multiple of {HEADS}, the number of heads")
     if not options.stall_after > 0:
@@ -352,7 +367,13 @@ def main(arguments: list[str] | None = None) -> int:
     text = sys.stderr if options.json else sys.stdout
     outcomes: list[Outcome] = []
     try:
-        device, kind, note = resolve_device(options.device)
+        simulated = Simulated.parse(options.device or "", options.seed or 0)
+        if simulated is None:
+            device, kind, note = resolve_device(options.device)
+        else:
+            device, kind, note = torch.device("mps"), "simulated", simulated.note
+            if options.own_streams:
+                raise ValueError("--own-streams: use --device sim-mps:2.15-user-streams")
         if options.own_streams and not has_streams(device):
             raise ValueError(
                 f"--own-streams: torch {torch.__version__} has no streams on {device} that a "
@@ -368,11 +389,13 @@ def main(arguments: list[str] | None = None) -> int:
             file=text,
         )
         arm_watchdog(options.stall_after)
-        with patched(options.mha and options.patch035):
+        with patch_035(options.mha and options.patch035):
             if options.mha and options.patch035 and device.type != "mps":
                 print("patch 035 changes nothing on this device: it is for mps", file=text)
-            for name, run in variants(options, device):
-                outcome = race(name, run, device, options)
+            for name, make in variants(options, device):
+                # A fresh device for each variant.
+                with simulated.opened() if simulated else contextlib.nullcontext() as opened:
+                    outcome = race(name, make(), device, options, opened)
                 outcomes.append(outcome)
                 show(outcome, text)
                 if outcome.hung:
@@ -387,6 +410,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = {
             "device": str(device),
             "device_kind": kind,
+            "simulated": simulated and simulated._asdict(),
             "torch": str(torch.__version__),
             "threads": options.threads,
             "iterations": options.iterations,
@@ -397,10 +421,11 @@ def main(arguments: list[str] | None = None) -> int:
             "variants": [asdict(outcome) | {"passed": outcome.passed} for outcome in outcomes],
         }
         print(json.dumps(report, indent=2, allow_nan=False))
+    where = " (simulated)" if simulated else ""
     print(
-        "REPRODUCED: concurrent results are not the serial ones"
+        ("REPRODUCED: concurrent results are not the serial ones" + where)
         if failed
-        else "not reproduced: every concurrent result is the serial one",
+        else ("not reproduced: every concurrent result is the serial one" + where),
         file=text,
     )
     code = 1 if failed else 0

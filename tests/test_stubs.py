@@ -19,9 +19,9 @@ def members(body):
             found[node.name] = members(node.body)
         elif isinstance(node, ast.FunctionDef):
             args = node.args
-            found[node.name] = [a.arg for a in args.posonlyargs + args.args] + (
-                ["**"] if args.kwarg else []
-            )
+            found[node.name] = [
+                a.arg for a in (*args.posonlyargs, *args.args, *filter(None, [args.vararg]))
+            ] + (["**"] if args.kwarg else [])
     return found
 
 

@@ -1,24 +1,36 @@
 #!/usr/bin/env python3
-"""What a shared PyTorch model gives to many threads: onelane beside what people write by hand.
+"""What a shared PyTorch model gives to many clients: onelane beside what people write by hand.
 
-    python3 benches/peers/throughput.py [--device cpu] [--threads 1,8,64] [--seconds 2] [--runs 3]
+    python3 benches/peers/throughput.py [--device cpu] [--model mlp] [--clients 1,8,64]
+        [--fronts threads,groups,tasks] [--seconds 1] [--runs 3] [--json]
 
-One model (MLP 512-1024-1024-512, fp32, seeded), one row of 512 numbers a request, host tensor in
-and out. Closed loop: each client thread asks, waits, asks again. Strategies, all in one run,
-medians of several rounds:
+One seeded fp32 model, one row of 512 numbers a request, host tensor in and out. Closed loop: each
+client asks, waits, asks again. Three fronts:
 
-    direct      every thread calls the model
-    lock        threading.Lock around the model
+    threads     a client is a thread that asks for one response at a time (`queue(x)`)
+    groups      a client is a thread that hands in 64 requests and waits for all (`submit_many`)
+    tasks       a client is a task of one asyncio event loop (`await queue.infer(x)`)
+
+Strategies:
+
+    direct      every client calls the model
+    lock        threading.Lock around the model; tasks go through asyncio.to_thread
     pool        ThreadPoolExecutor(max_workers=1)
-    handwritten a thread with a queue: takes what waits (up to 256), torch.cat, split, Future
+    handwritten a queue and one consumer: takes what waits (up to 256), torch.cat, split, futures
     batched     the package `batched`, where it is installed
     onelane     onelane.BatchQueue, max_batch_size=256
     offline     the limit: one thread, whole batches of 64 and 256, no queue
+
+All strategies take turns in one process, in another order each round. The figure to trust is the
+ratio: onelane to the other in the same round, the median over all rounds. Models: `mlp` is
+512-1024-1024-512, `linear` is 512-512, `identity` is no work at all, so that only the queue counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import itertools
 import json
 import queue
 import statistics
@@ -34,137 +46,234 @@ import torch
 
 import onelane
 
-WIDTH, LIMIT = 512, 256
-Ask = Callable[[torch.Tensor], torch.Tensor]
+WIDTH, LIMIT, GROUP = 512, 256, 64
+Tensor = torch.Tensor
 
 
-def make_model(device: str) -> torch.nn.Module:
-    """The same weights each time, in evaluation mode."""
-    torch.manual_seed(42)
-    layers = [
-        torch.nn.Linear(WIDTH, 1024),
-        torch.nn.ReLU(),
-        torch.nn.Linear(1024, 1024),
-        torch.nn.ReLU(),
-        torch.nn.Linear(1024, WIDTH),
-    ]
-    return torch.nn.Sequential(*layers).to(device).eval()
+class Model(torch.nn.Module):
+    """The same weights each time; inference mode is entered once a call, in all strategies."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(42)
+        sizes = {"mlp": (WIDTH, 1024, 1024, WIDTH), "linear": (WIDTH, WIDTH), "identity": ()}[name]
+        layers: list[torch.nn.Module] = []
+        for a, b in itertools.pairwise(sizes):
+            layers += [torch.nn.Linear(a, b), torch.nn.ReLU()]
+        self.layers = torch.nn.Sequential(*layers[:-1])
 
-def direct(device: str) -> tuple[Ask, Callable[[], None]]:
-    """Every thread calls the model."""
-    model = make_model(device)
-
-    def ask(x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         with torch.inference_mode():
-            return model(x.to(device)).cpu()
-
-    return ask, lambda: None
+            return self.layers(x)
 
 
-def lock(device: str) -> tuple[Ask, Callable[[], None]]:
+class Direct:
+    """Every client calls the model."""
+
+    def __init__(self, model: str, device: str) -> None:
+        self.device = device
+        self.model = Model(model).to(device).eval()
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Rows in, rows out."""
+        return self.model(x.to(self.device)).cpu()
+
+    def ask(self, x: Tensor) -> Tensor:
+        """One response."""
+        return self.compute(x)
+
+    def ask_many(self, xs: list[Tensor]) -> list[Tensor]:
+        """Many responses."""
+        return [self.ask(x) for x in xs]
+
+    async def ask_async(self, x: Tensor) -> Tensor:
+        """One response, for a task."""
+        return await asyncio.to_thread(self.ask, x)
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+class Lock(Direct):
     """A lock around the model."""
-    call, _ = direct(device)
-    guard = threading.Lock()
 
-    def ask(x: torch.Tensor) -> torch.Tensor:
-        with guard:
-            return call(x)
+    def __init__(self, model: str, device: str) -> None:
+        super().__init__(model, device)
+        self.lock = threading.Lock()
 
-    return ask, lambda: None
+    def ask(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.compute(x)
 
 
-def pool(device: str) -> tuple[Ask, Callable[[], None]]:
+class Pool(Direct):
     """A thread pool of one."""
-    call, _ = direct(device)
-    executor = ThreadPoolExecutor(max_workers=1)
-    return lambda x: executor.submit(call, x).result(), executor.shutdown
+
+    def __init__(self, model: str, device: str) -> None:
+        super().__init__(model, device)
+        self.pool = ThreadPoolExecutor(max_workers=1)
+
+    def ask(self, x: Tensor) -> Tensor:
+        return self.pool.submit(self.compute, x).result()
+
+    def ask_many(self, xs: list[Tensor]) -> list[Tensor]:
+        return [future.result() for future in [self.pool.submit(self.compute, x) for x in xs]]
+
+    async def ask_async(self, x: Tensor) -> Tensor:
+        return await asyncio.get_running_loop().run_in_executor(self.pool, self.compute, x)
+
+    def close(self) -> None:
+        self.pool.shutdown()
 
 
-def handwritten(device: str) -> tuple[Ask, Callable[[], None]]:
+class Handwritten(Direct):
     """What people write: a queue, a thread that takes what waits, cat, split, futures."""
-    call, _ = direct(device)
-    waiting: queue.Queue[Any] = queue.Queue()
 
-    def loop() -> None:
-        while (first := waiting.get()) is not None:
+    def __init__(self, model: str, device: str) -> None:
+        super().__init__(model, device)
+        self.waiting: queue.Queue[Any] = queue.Queue()
+        self.thread = threading.Thread(target=self.loop)
+        self.thread.start()
+        self.tasks_waiting: asyncio.Queue[Any] | None = None
+
+    def loop(self) -> None:
+        """The consumer."""
+        while (first := self.waiting.get()) is not None:
             batch = [first]
             with suppress(queue.Empty):
                 while len(batch) < LIMIT:
-                    item = waiting.get_nowait()
+                    item = self.waiting.get_nowait()
                     if item is None:
                         return
                     batch.append(item)
-            rows = call(torch.cat([x for x, _ in batch]))
+            rows = self.compute(torch.cat([x for x, _ in batch]))
             for (_, future), row in zip(batch, rows.split(1), strict=True):
                 future.set_result(row)
 
-    thread = threading.Thread(target=loop)
-    thread.start()
+    def put(self, x: Tensor) -> Future[Tensor]:
+        """Hand in one request."""
+        future: Future[Tensor] = Future()
+        self.waiting.put((x, future))
+        return future
 
-    def ask(x: torch.Tensor) -> torch.Tensor:
-        future: Future[torch.Tensor] = Future()
-        waiting.put((x, future))
-        return future.result()
+    def ask(self, x: Tensor) -> Tensor:
+        return self.put(x).result()
 
-    def stop() -> None:
-        waiting.put(None)
-        thread.join()
+    def ask_many(self, xs: list[Tensor]) -> list[Tensor]:
+        return [future.result() for future in [self.put(x) for x in xs]]
 
-    return ask, stop
+    async def task_loop(self, waiting: asyncio.Queue[Any]) -> None:
+        """The consumer of an event loop: the model runs in a thread, so that the loop goes on."""
+        while True:
+            batch = [await waiting.get()]
+            while len(batch) < LIMIT and not waiting.empty():
+                batch.append(waiting.get_nowait())
+            rows = await asyncio.to_thread(self.compute, torch.cat([x for x, _ in batch]))
+            for (_, future), row in zip(batch, rows.split(1), strict=True):
+                future.set_result(row)
+
+    async def ask_async(self, x: Tensor) -> Tensor:
+        if self.tasks_waiting is None:
+            self.tasks_waiting = asyncio.Queue()
+            self.consumer = asyncio.create_task(self.task_loop(self.tasks_waiting))
+        future = asyncio.get_running_loop().create_future()
+        self.tasks_waiting.put_nowait((x, future))
+        return await future
+
+    def close(self) -> None:
+        self.waiting.put(None)
+        self.thread.join()
 
 
-def batched_package(device: str) -> tuple[Ask, Callable[[], None]] | None:
-    """The package `batched`; None where it is not installed."""
-    try:
+class Batched(Direct):
+    """The package `batched`."""
+
+    def __init__(self, model: str, device: str) -> None:
+        super().__init__(model, device)
         import batched
-    except ImportError:
-        return None
-    call, _ = direct(device)
-    ask_one = batched.dynamically(
-        lambda rows: list(call(torch.stack(rows))), batch_size=LIMIT, timeout_ms=0.0
-    )
-    return lambda x: ask_one(x[0])[None], lambda: None
+        import batched.aio
+
+        def rows(parts: list[Tensor]) -> list[Tensor]:
+            return list(self.compute(torch.stack(parts)))
+
+        self.threads = batched.dynamically(rows, batch_size=LIMIT, timeout_ms=0.0)
+        self.tasks = batched.aio.dynamically(rows, batch_size=LIMIT, timeout_ms=0.0)
+
+    def ask(self, x: Tensor) -> Tensor:
+        return self.threads(x[0])[None]
+
+    def ask_many(self, xs: list[Tensor]) -> list[Tensor]:
+        return [y[None] for y in self.threads([x[0] for x in xs])]
+
+    async def ask_async(self, x: Tensor) -> Tensor:
+        return (await self.tasks(x[0]))[None]
 
 
-def through_onelane(device: str) -> tuple[Ask, Callable[[], None]]:
+class Onelane:
     """The batch queue."""
-    model = make_model("cpu")
-    lane = onelane.BatchQueue(model, device, max_batch_size=LIMIT)
 
-    def ask(x: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return lane(x)
+    def __init__(self, model: str, device: str) -> None:
+        self.queue = onelane.BatchQueue(Model(model).eval(), device, max_batch_size=LIMIT)
+        self.ask = self.queue
+        self.ask_async = self.queue.infer
 
-    return ask, lane.shutdown
+    def ask_many(self, xs: list[Tensor]) -> list[Tensor]:
+        """Many responses."""
+        return [future.result() for future in self.queue.submit_many(xs)]
+
+    def close(self) -> None:
+        """Close the queue."""
+        self.batch = self.queue.stats().batch_size.mean
+        self.queue.close()
 
 
-STRATEGIES = {
-    "direct": direct,
-    "lock": lock,
-    "pool": pool,
-    "handwritten": handwritten,
-    "batched": batched_package,
-    "onelane": through_onelane,
+STRATEGIES: dict[str, Callable[[str, str], Any]] = {
+    "direct": Direct,
+    "lock": Lock,
+    "pool": Pool,
+    "handwritten": Handwritten,
+    "batched": Batched,
+    "onelane": Onelane,
 }
 
 
-def closed_loop(ask: Ask, threads: int, seconds: float) -> float:
-    """Requests per second that `threads` clients get."""
+def check(y: Tensor, expected: Tensor) -> None:
+    """Every client's last answer is looked at."""
+    assert torch.allclose(y, expected, atol=1e-3), "a wrong answer"
+
+
+def by_threads(strategy: Any, clients: int, seconds: float, group: int) -> float:
+    """Requests per second that threads get; `group` requests at a time, or one."""
     x = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(1))
-    expected = ask(x)
+    expected = strategy.ask(x)
     stop = threading.Event()
-    counts = [0] * threads
-    barrier = threading.Barrier(threads + 1)
+    counts = [0] * clients
+    barrier = threading.Barrier(clients + 1)
 
     def client(number: int) -> None:
         barrier.wait()
+        ask, done = strategy.ask, 0
         while not stop.is_set():
             y = ask(x)
-            counts[number] += 1
-        assert torch.allclose(y, expected, atol=1e-3), "a wrong answer"
+            done += 1
+        counts[number] = done
+        check(y, expected)
 
-    crew = [threading.Thread(target=client, args=(n,)) for n in range(threads)]
+    def group_client(number: int) -> None:
+        xs = [x] * group
+        barrier.wait()
+        done = 0
+        while not stop.is_set():
+            ys = strategy.ask_many(xs)
+            done += group
+        counts[number] = done
+        for y in ys:
+            check(y, expected)
+
+    crew = [
+        threading.Thread(target=group_client if group > 1 else client, args=(n,))
+        for n in range(clients)
+    ]
     for member in crew:
         member.start()
     barrier.wait()
@@ -176,9 +285,40 @@ def closed_loop(ask: Ask, threads: int, seconds: float) -> float:
     return sum(counts) / (time.perf_counter() - started)
 
 
-def offline(device: str, rows: int, seconds: float) -> float:
+def by_tasks(strategy: Any, clients: int, seconds: float) -> float:
+    """Requests per second that the tasks of one event loop get."""
+    x = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(1))
+
+    async def client(until: float) -> int:
+        done = 0
+        while time.perf_counter() < until:
+            y = await strategy.ask_async(x)
+            done += 1
+        check(y, expected)
+        return done
+
+    async def run() -> float:
+        started = time.perf_counter()
+        counts = await asyncio.gather(*(client(started + seconds) for _ in range(clients)))
+        rate = sum(counts) / (time.perf_counter() - started)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        return rate
+
+    expected = strategy.ask(x)
+    return asyncio.run(run())
+
+
+FRONTS: dict[str, Callable[[Any, int, float], float]] = {
+    "threads": lambda strategy, n, s: by_threads(strategy, n, s, 1),
+    "groups": lambda strategy, n, s: by_threads(strategy, n, s, GROUP),
+    "tasks": by_tasks,
+}
+
+
+def offline(model: str, device: str, rows: int, seconds: float) -> float:
     """Rows per second in whole batches from one thread: the limit."""
-    ask, _ = direct(device)
+    ask = Direct(model, device).ask
     x = torch.randn(rows, WIDTH)
     for _ in range(3):
         ask(x)
@@ -189,43 +329,76 @@ def offline(device: str, rows: int, seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
+def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """All rates, by front and clients, then by strategy, one a round."""
+    table: dict[str, dict[str, list[float]]] = {}
+    names = [name for name in args.strategies.split(",") if name]
+    for name in list(names):
+        if name == "batched":
+            try:
+                import batched  # noqa: F401
+            except ImportError:
+                print("the package `batched` is not installed: left out", file=sys.stderr)
+                names.remove(name)
+    for turn in range(args.runs):
+        for front in args.fronts.split(","):
+            for clients in (int(n) for n in args.clients.split(",")):
+                row = table.setdefault(f"{front} {clients}", {})
+                for at in range(len(names)):
+                    name = names[(at + turn) % len(names)]
+                    strategy = STRATEGIES[name](args.model, args.device)
+                    rate = FRONTS[front](strategy, clients, args.seconds)
+                    strategy.close()
+                    row.setdefault(name, []).append(rate)
+                    if name == "onelane":
+                        row.setdefault("(batch)", []).append(strategy.batch)
+        for rows in (64, 256):
+            row = table.setdefault(f"offline {rows}", {})
+            rate = offline(args.model, args.device, rows, args.seconds / 2)
+            row.setdefault("offline", []).append(rate)
+    return table
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", default="1,8,64")
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--model", default="mlp", choices=("mlp", "linear", "identity"))
+    parser.add_argument("--clients", "--threads", default="1,8,64", help="numbers of clients")
+    parser.add_argument("--fronts", default="threads,groups,tasks")
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--torch-threads", type=int, default=0, help="0: as PyTorch has it")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    table: dict[str, dict[str, list[float]]] = {}
-    counts = [int(n) for n in args.threads.split(",")]
-    for _ in range(args.runs):
-        for threads in counts:
-            for name, make in STRATEGIES.items():
-                made = make(args.device)
-                if made is None:
-                    continue
-                ask, stop = made
-                rate = closed_loop(ask, threads, args.seconds)
-                stop()
-                table.setdefault(name, {}).setdefault(str(threads), []).append(rate)
-        for rows in (64, 256):
-            rate = offline(args.device, rows, args.seconds)
-            table.setdefault("offline", {}).setdefault(f"batch {rows}", []).append(rate)
-    medians = {n: {k: statistics.median(v) for k, v in row.items()} for n, row in table.items()}
+    if args.torch_threads:
+        torch.set_num_threads(args.torch_threads)
+    table = measure(args)
+    medians = {
+        at: {name: statistics.median(rates) for name, rates in row.items()}
+        for at, row in table.items()
+    }
+    ratios = {
+        at: {
+            name: statistics.median(a / b for a, b in zip(row["onelane"], rates, strict=True))
+            for name, rates in row.items()
+            if name not in ("onelane", "(batch)")
+        }
+        for at, row in table.items()
+        if "onelane" in row
+    }
     where = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     if args.json:
-        print(json.dumps({"device": where, "torch": torch.__version__, "req_per_s": medians}))
+        about = {"device": where, "model": args.model, "torch": torch.__version__}
+        print(json.dumps({**about, "req_per_s": medians, "onelane_to": ratios}))
         return 0
-    print(f"{where}, torch {torch.__version__}, requests/s, median of {args.runs}")
-    for name, row in medians.items():
-        print(
-            f"{name:12}",
-            "  ".join(
-                f"{k} threads {v:,.0f}" if k.isdigit() else f"{k} {v:,.0f}" for k, v in row.items()
-            ),
-        )
+    print(f"{where}, {args.model}, torch {torch.__version__}, requests/s, median of {args.runs}")
+    for at, row in medians.items():
+        print(f"{at:12}", "  ".join(f"{name} {rate:,.0f}" for name, rate in row.items()))
+        if at in ratios:
+            text = "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios[at].items())
+            print(f"{'':12} onelane to: {text}")
     return 0
 
 

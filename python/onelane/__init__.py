@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onelane._audit import OffWorker, audit
     from onelane._batch_queue import BatchQueue
     from onelane._executor import DeviceExecutor, executor
     from onelane._guard import guard
@@ -49,6 +50,7 @@ _HOME = {
     "Health": "_stats",
     "MPSBatchQueue": "_mps_batch_queue",
     "NotBatchable": "errors",
+    "OffWorker": "_audit",
     "OnelaneError": "errors",
     "Pad": "_pad",
     "QueueClosed": "errors",
@@ -58,6 +60,7 @@ _HOME = {
     "RequestTooLarge": "errors",
     "Summary": "_stats",
     "WouldDeadlock": "errors",
+    "audit": "_audit",
     "configure_mps_batch_queue": "_mps_batch_queue",
     "executor": "_executor",
     "get_mps_batch_queue": "_mps_batch_queue",
@@ -73,6 +76,7 @@ __all__ = [
     "Health",
     "MPSBatchQueue",
     "NotBatchable",
+    "OffWorker",
     "OnelaneError",
     "Pad",
     "QueueClosed",
@@ -82,6 +86,7 @@ __all__ = [
     "RequestTooLarge",
     "Summary",
     "WouldDeadlock",
+    "audit",
     "configure_mps_batch_queue",
     "executor",
     "get_mps_batch_queue",

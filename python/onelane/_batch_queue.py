@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from onelane import _devices, _model, _modes, _onelane
 from onelane._calls import CallCollator
 from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
 from onelane._executor import DeviceExecutor, executor
-from onelane._future import RequestFuture
 from onelane._pad import Pad
 from onelane._stats import Health, QueueStats
 from onelane.errors import DeadlineExceeded
 
 Priority = Literal["interactive", "normal", "bulk"]
 
-_CLASSES = {"interactive": 0, "normal": 1, "bulk": 2}
 _KEYS_KEPT = 4096
 
 
@@ -50,7 +49,7 @@ class _Keys:
             return self._numbers.setdefault(key, next(self._next))
 
 
-class BatchQueue:
+class BatchQueue(_onelane.Front):
     """The front of one model on one device. Requests that wait together run as one batch.
 
     ::
@@ -136,6 +135,9 @@ class BatchQueue:
             capacity=capacity,
             idempotent=idempotent,
         )
+        plain = isinstance(self._collator, TensorCollator) and pad is None
+        reading = _reading(self._collator, self._keys, self._autocast) if plain else None
+        self._open(self._core, max_batch_size, reading)
 
     @classmethod
     def from_factory(
@@ -149,32 +151,32 @@ class BatchQueue:
         """The executor that owns the device."""
         return self._executor
 
-    def _submission(
+    def _prepare(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[_model.Payload, int, int]:
+        """Read an input; called by `_onelane.Front` for all but plain tensors."""
         modes = _modes.capture(self._autocast)
         request, key = self._collator.prepare(args, kwargs)
         payload = _model.Payload(request, modes, contextvars.copy_context())
         cost = min(max(request.rows, 1), self._max_rows)
         return payload, self._keys.number((key, modes)), cost
 
-    def __call__(
-        self,
-        *inputs: Any,
-        timeout: float | None = None,
-        deadline: float | None = None,
-        priority: Priority = "normal",
-        **named: Any,
-    ) -> Any:
-        """Return the model's response to one request; blocks until it is there.
+    if TYPE_CHECKING:
 
-        timeout: seconds after which to give up; deadline: the same as an instant of
-        `time.monotonic()`. A request that has not started by then is not computed, and
-        `DeadlineExceeded`, a `TimeoutError`, is raised.
-        """
-        submission = self._submission(inputs, named)
-        left = _left(timeout, deadline)
-        return self._core.call(submission, _class(priority), left)
+        def __call__(
+            self,
+            *inputs: Any,
+            timeout: float | None = None,
+            deadline: float | None = None,
+            priority: Priority = "normal",
+            **named: Any,
+        ) -> Any:
+            """Return the model's response to one request; blocks until it is there.
+
+            timeout: seconds after which to give up; deadline: the same as an instant of
+            `time.monotonic()`. A request that has not started by then is not computed, and
+            `DeadlineExceeded`, a `TimeoutError`, is raised.
+            """
 
     def submit(
         self,
@@ -189,10 +191,7 @@ class BatchQueue:
         timeout, deadline: when the request must have started, or the future gets
         `DeadlineExceeded`. Cancelling the future takes the request out of the queue.
         """
-        future = RequestFuture()
-        submission = self._submission(inputs, named)
-        left = _left(timeout, deadline)
-        future._ticket = self._core.submit(submission, _class(priority), left, future)
+        future: Future[Any] = self._submit(inputs, named, timeout, deadline, priority)
         return future
 
     def submit_many(
@@ -204,13 +203,7 @@ class BatchQueue:
         priority: Priority = "normal",
     ) -> list[Future[Any]]:
         """Submit several requests at once: all are accepted, or none is."""
-        submissions = [self._submission((x,), {}) for x in inputs]
-        futures = [RequestFuture() for _ in submissions]
-        left = _left(timeout, deadline)
-        tickets = self._core.submit_many(submissions, _class(priority), left, futures)
-        for future, ticket in zip(futures, tickets, strict=True):
-            future._ticket = ticket
-        return list(futures)
+        return self._submit_many(inputs, timeout, deadline, priority)
 
     async def infer(
         self,
@@ -224,17 +217,19 @@ class BatchQueue:
 
         timeout, deadline: as in a call. Cancelling the task cancels the request.
         """
-        submission = self._submission(inputs, named)
+        future, ticket = self._infer(inputs, named, timeout, deadline, priority)
+        if timeout is None and deadline is None:
+            try:
+                return await future
+            finally:
+                if not future.done() or future.cancelled():
+                    ticket.abandon()
         left = _left(timeout, deadline)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        ticket = self._core.submit_async(submission, _class(priority), left, (loop, future))
-        timer = None if left is None else loop.call_later(left, _expire, ticket, future)
+        timer = asyncio.get_running_loop().call_later(left, _expire, ticket, future)
         try:
             return await future
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
             if not future.done() or future.cancelled():
                 ticket.abandon()
 
@@ -275,7 +270,7 @@ class BatchQueue:
         return results()
 
     def stats(self) -> QueueStats:
-        """Return a snapshot of the counters; zeros when the queue has been closed and is empty."""
+        """Return a snapshot of the counters; the last one when the queue has been closed."""
         return QueueStats._of(self._core.stats())
 
     def health(self) -> Health:
@@ -327,18 +322,31 @@ def _collator(collate: Any, pad: Pad | None, batch: bool, unpack: bool) -> Colla
     raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list")
 
 
-def _left(timeout: float | None, deadline: float | None) -> float | None:
-    if deadline is None:
-        return timeout
-    left = deadline - time.monotonic()
+def _reading(collator: Collator, keys: _Keys, autocast: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """What `_onelane.Front` reads plain tensors with; see there."""
+    import torch
+
+    any_autocast = getattr(torch._C, "_is_any_autocast_enabled", None)
+    if any_autocast is None:
+        return None
+
+    def new_kind(tensor: Any) -> tuple[int, _modes.Modes]:
+        modes = _modes.capture(autocast)
+        return keys.number((collator.prepare((tensor,), {})[1], modes)), modes
+
+    return (
+        torch.Tensor,
+        torch.is_grad_enabled,
+        torch.is_inference_mode_enabled,
+        any_autocast,
+        contextvars.copy_context,
+        new_kind,
+    )
+
+
+def _left(timeout: float | None, deadline: float | None) -> float:
+    left = math.inf if deadline is None else deadline - time.monotonic()
     return left if timeout is None else min(left, timeout)
-
-
-def _class(priority: str) -> int:
-    try:
-        return _CLASSES[priority]
-    except KeyError:
-        raise ValueError(f"priority={priority!r}: use 'interactive', 'normal' or 'bulk'") from None
 
 
 def _expire(ticket: _onelane.Ticket, future: asyncio.Future[Any]) -> None:

@@ -7,6 +7,7 @@ equal keys.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -50,6 +51,14 @@ class Target(Protocol):
         """Whether results leave as CPU copies."""
 
 
+class PlainTarget(Target, Protocol):
+    """What batches of plain tensors run on."""
+
+    @property
+    def staging(self) -> Staging | None:
+        """Host buffers that a CUDA device copies from and to; None on other devices."""
+
+
 class Collator(Protocol):
     """The two halves."""
 
@@ -58,6 +67,86 @@ class Collator(Protocol):
 
     def run(self, target: Target, inputs: list[Input]) -> tuple[list[Any], int]:
         """Return one response an input, and the number of rows computed, padding included."""
+
+
+# PyTorch copies this many elements and more with all its threads, which then spin for milliseconds
+# on the cores that those who wait for the batch need.
+_PARALLEL = 32768
+_PIECES = 16
+
+
+def _concatenate(torch: Any, tensors: list[Any], rows: list[int], out: Any = None) -> Any:
+    """Concatenate by rows, in pieces that are copied by this thread alone if a few are enough."""
+    width = math.prod(tensors[0].shape[1:])
+    count = sum(rows)
+    piece = (_PARALLEL - 1) // max(width, 1)
+    if out is None:
+        if count <= piece or count > piece * _PIECES:
+            return torch.cat(tensors)
+        out = torch.empty((count, *tensors[0].shape[1:]), dtype=tensors[0].dtype)
+    elif count <= piece or count > piece * _PIECES:
+        return torch.cat(tensors, out=out)
+    if max(rows) == min(rows) == 1:
+        for start in range(0, count, piece):
+            end = min(start + piece, count)
+            torch.cat(tensors[start:end], out=out[start:end])
+        return out
+    first = start = end = 0
+    for index, size in enumerate(rows):
+        if end + size - start > piece and end > start:
+            torch.cat(tensors[first:index], out=out[start:end])
+            first, start = index, end
+        end += size
+    torch.cat(tensors[first:], out=out[start:])
+    return out
+
+
+class Staging:
+    """Page-locked host buffers of one worker, used again for each batch.
+
+    One for each dtype and trailing shape. The worker synchronises before it hands results over, so
+    that no copy is under way when a buffer is used again.
+    """
+
+    _KEPT = 16
+    _MOST_BYTES = 64 * 2**20
+
+    def __init__(self, torch: Any, device: Any) -> None:
+        self._torch, self._device, self._name = torch, device, str(device)
+        self._buffers: dict[Any, Any] = {}
+
+    def _buffer(self, direction: str, like: Any, rows: int) -> Any:
+        """A page-locked tensor of so many rows of the shape of those of `like`; None: too large."""
+        key = (direction, like.dtype, like.shape[1:])
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.shape[0] < rows:
+            size = 1 << (rows - 1).bit_length() if rows else 1
+            shape = (size, *like.shape[1:])
+            if math.prod(shape) * like.element_size() > self._MOST_BYTES:
+                return None
+            if len(self._buffers) >= self._KEPT:
+                self._buffers.clear()
+            buffer = self._torch.empty(shape, dtype=like.dtype, pin_memory=True)
+            self._buffers[key] = buffer
+        return buffer[:rows]
+
+    def bring(self, tensors: list[Any], rows: list[int]) -> Any:
+        """Return the rows of all tensors on the device."""
+        buffer = self._buffer("in", tensors[0], sum(rows))
+        if buffer is None:
+            return self._torch.cat(tensors).to(self._device)
+        _concatenate(self._torch, tensors, rows, buffer)
+        return buffer.to(self._device, non_blocking=True)
+
+    def take(self, output: Any) -> Any:
+        """Return an output on the host; to be copied from before the next batch."""
+        buffer = self._buffer("out", output, output.shape[0])
+        if buffer is None:
+            buffer = output.cpu()
+        else:
+            buffer.copy_(output, non_blocking=True)
+        _devices.synchronize(self._name)
+        return buffer
 
 
 def _unpack(args: tuple[Any, ...], kwargs: dict[str, Any], unpack: bool) -> Any:
@@ -102,6 +191,24 @@ def _owned(part: Any, copied: bool) -> Any:
     return part if copied and whole else part.clone()
 
 
+def _copies(tensor: Any, rows: list[int] | None) -> list[Any]:
+    """Return copies of the parts with so many rows, or of each row without its dimension.
+
+    One call that lets go of the interpreter once, whatever the number of parts.
+    """
+    import torch
+
+    if torch.is_inference_mode_enabled():
+        # A result that shares its memory with nothing is no inference tensor.
+        with torch.inference_mode(False):
+            return _copies(tensor, rows)
+    # PyTorch's stubs say that these return nothing.
+    copy: Any = torch
+    if rows is None:
+        return list(copy.unbind_copy(tensor))
+    return list(copy.split_with_sizes_copy(tensor, rows))
+
+
 def leave(target: Target, value: Any, numpy: bool = False) -> Any:
     """Return a response that is not split as it leaves the worker."""
 
@@ -134,6 +241,8 @@ def split(
 
     def parts(tensor: Any, name: str) -> list[Any]:
         moved, copied = _moved(target, tensor)
+        if finish is None and numpy is None and len(bounds) > 1:
+            return _copies(moved, None if item else [end - start for start, end in bounds])
         found = []
         for i, (start, end) in enumerate(bounds):
             part = moved[start] if item else moved[start:end]
@@ -293,7 +402,42 @@ class TensorCollator:
 
         numpy = [request.numpy for request in inputs]
         finish_or_none = finish if pad is not None else None
-        return split(target, output, bounds, rows, finish=finish_or_none, numpy=numpy)
+        numpy_or_none = numpy if any(numpy) else None
+        return split(target, output, bounds, rows, finish=finish_or_none, numpy=numpy_or_none)
+
+    def run_plain(
+        self, target: PlainTarget, tensors: list[Any], rows: list[int]
+    ) -> tuple[list[Any], int]:
+        """As `run`, of CPU tensors by themselves, each with so many rows."""
+        torch = self._torch
+        count = sum(rows)
+        staging = target.staging
+        if any(tensor.requires_grad for tensor in tensors):
+            # The model may want gradients with respect to them.
+            whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+            output = target.call(place(target, whole))
+        elif staging is None:
+            whole = tensors[0] if len(tensors) == 1 else _concatenate(torch, tensors, rows)
+            output = target.call(place(target, whole))
+        else:
+            whole = staging.bring(tensors, rows)
+            output = target.call(whole)
+        del whole
+        if type(output) is not torch.Tensor or not output.ndim or output.shape[0] != count:
+            bounds, start = [], 0
+            for size in rows:
+                bounds.append((start, start + size))
+                start += size
+            return split(target, output, bounds, count), count
+        if staging is not None and target.to_cpu and output.device.type != "cpu":
+            # Complete when it has synchronised.
+            return _copies(staging.take(output.detach()), rows), count
+        _devices.synchronize(target.device)
+        moved, copied = _moved(target, output)
+        responses = [_owned(moved, copied)] if len(rows) == 1 else _copies(moved, rows)
+        if not target.to_cpu:
+            _devices.synchronize(target.device)
+        return responses, count
 
 
 class ListCollator:

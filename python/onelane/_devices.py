@@ -5,11 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 # Device types for which autocast exists. A model on mps may run parts on the CPU.
 _AUTOCAST = ("cuda", "mps", "xpu", "cpu")
+
+# All executors that there are, for `audit`.
+executors: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def executors_of(name: str) -> list[Any]:
+    """Return the executors of a device, private ones too."""
+    while True:
+        try:
+            return [executor for executor in executors if executor.device == name]
+        except RuntimeError:
+            # One was made meanwhile.
+            continue
 
 
 def canonical(device: Any) -> str:

@@ -119,6 +119,7 @@ class DeviceExecutor(Executor):
         self._autocast = _devices.autocast_types(self._device)
         self._core = _onelane.Executor(self._device, workers)
         self._shut_down = False
+        _devices.executors.add(self)
 
     @property
     def device(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from onelane import _devices, _modes
-from onelane._collate import Collator, Input
+from onelane._collate import Collator, Input, Staging, TensorCollator
 
 
 class Payload(NamedTuple):
@@ -45,6 +45,9 @@ class Runner:
         self.device, self.to_cpu = build.device, build.to_cpu
         self.torch_device = build.torch_device
         self._modes: _modes.Modes = None
+        self.staging = None
+        if self.torch_device is not None and self.torch_device.type == "cuda":
+            self.staging = Staging(sys.modules["torch"], self.torch_device)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model in the modes of the request."""
@@ -53,12 +56,32 @@ class Runner:
         with _modes.applied(self._modes):
             return self._model(*args, **kwargs)
 
-    def run(self, payloads: list[Payload]) -> tuple[list[Any], int]:
+    def __call__(self, payloads: list[Payload]) -> tuple[list[Any], int]:
         """Run one batch; its requests agree about modes, and the first one's context is used."""
         first = payloads[0]
         self._modes = first.modes
         inputs = [payload.input for payload in payloads]
         return first.context.run(self._collator.run, self, inputs)
+
+    def run_plain(
+        self,
+        tensors: list[Any],
+        rows: list[int],
+        modes: _modes.Modes,
+        context: contextvars.Context | None,
+    ) -> tuple[list[Any], int]:
+        """Run one batch of plain tensors, which agree about modes."""
+        self._modes = modes
+        context = contextvars.Context() if context is None else context
+        assert isinstance(self._collator, TensorCollator)
+        return context.run(self._collator.run_plain, self, tensors, rows)
+
+    def prepared(
+        self, tensor: Any, rows: int, modes: _modes.Modes, context: contextvars.Context | None
+    ) -> Payload:
+        """Make a payload of a plain tensor that shares a batch with other inputs."""
+        context = contextvars.Context() if context is None else context
+        return Payload(self._collator.prepare((tensor,), {})[0], modes, context)
 
 
 class Build:
@@ -88,4 +111,4 @@ class Build:
         self._used = True
         if is_module(model) and self.torch_device is not None:
             model = model.to(self.torch_device)
-        return Runner(model, self).run
+        return Runner(model, self)

@@ -38,8 +38,13 @@ def samples_of(plan: Plan) -> list[Inputs]:
 def golden_results(plan: Plan, device: Device, samples: list[Inputs]) -> list[Tensor]:
     """The result for each sample, computed one after another by one spawned thread."""
     results: list[Tensor] = []
+    member = device.party(1)
 
-    def body(_: int, give: Callable[[object], None]) -> None:
+    def body(thread: int, give: Callable[[object], None]) -> None:
+        with member(thread):
+            compute_all(give)
+
+    def compute_all(give: Callable[[object], None]) -> None:
         module = plan.case.module().to(device.torch)
         for inputs in samples:
             give(compute(module, upload(inputs, device), device))
@@ -59,9 +64,13 @@ def run_direct(plan: Plan, device: Device) -> Result:
     comparison = Comparison(plan, golden_results(plan, device, samples))
     modules = [plan.case.module().to(device.torch) for _ in range(plan.threads)]
     device.synchronise()
-    meeting = threading.Barrier(plan.threads)
+    member, meet = device.party(plan.threads), device.meeting(plan.threads)
 
     def body(thread: int, give: Callable[[object], None]) -> None:
+        with member(thread):
+            iterate(thread, give)
+
+    def iterate(thread: int, give: Callable[[object], None]) -> None:
         for _ in range(plan.iterations):
             failure: Exception | None = None
             inputs: Inputs = ()
@@ -71,7 +80,7 @@ def run_direct(plan: Plan, device: Device) -> Result:
             except Exception as error:
                 failure = error
             # Every thread meets in every iteration, whatever failed in it before.
-            meeting.wait()
+            meet()
             try:
                 give(failure or compute(modules[thread], inputs, device))
             except Exception as error:

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use onelane::ExecutorConfig;
-use onelane_engines::DeviceName;
-use onelane_suite::{CandleDevice, Case, Mode, SuiteConfig, TEN, run_suite, test_named};
+use onelane_suite::{CandleDevice, Case, Mode, SimMps, SuiteConfig, TEN, run_suite, test_named};
 
+use crate::device_arg::DeviceArg;
 use crate::output::OutputFile;
 use crate::progress::SuiteBar;
 use crate::table;
@@ -25,13 +25,23 @@ use crate::table;
 /// nobody else uses it (within 1e-6). With --use-batching the threads submit to a batch queue
 /// instead, whose worker is the only one to call the device (within 1e-5).
 ///
+/// sim-mps is a simulated MPS device: a model of the runtime under PyTorch's mps device, which runs
+/// anywhere. Its profiles are sets of rules (`onelane devices` lists them); without one it is
+/// fork-2.9.1, a stream per thread and freed memory given to any of them. What it gives is always
+/// called simulated.
+///
 /// Exit codes: 0 every test passed, 1 a test failed, 2 wrong usage or a device that cannot be
 /// opened.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The device: cpu, metal, metal:N, cuda or cuda:N.
-    #[arg(long, default_value_t = DeviceName::Cpu)]
-    device: DeviceName,
+    /// The device: cpu, metal, metal:N, cuda, cuda:N, or sim-mps[:PROFILE], which is simulated.
+    #[arg(long, default_value = "cpu")]
+    device: DeviceArg,
+
+    /// The seed of a simulated device's schedule, that is of the order in which threads run; 0
+    /// unless given.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 
     /// Runs each test in many threads at once.
     #[arg(long)]
@@ -101,15 +111,23 @@ impl Args {
 /// When the device cannot be opened or the output not be written.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config();
+    let seed = args.device.seed(args.seed)?;
     let output = args.output.as_deref().map(OutputFile::check).transpose()?;
-    let device = CandleDevice::new(args.device.to_string(), args.device.open()?);
 
     let threads: usize = match config.mode {
         Mode::Single => 1,
         Mode::Parallel | Mode::Batched => config.threads.iter().sum(),
     };
     let mut bar = SuiteBar::new((threads * config.tests.len() * config.iterations) as u64);
-    let report = run_suite(&Arc::new(device), &config, &mut bar)?;
+    let report = match args.device {
+        DeviceArg::Real(name) => {
+            let device = CandleDevice::new(name.to_string(), name.open()?);
+            run_suite(&Arc::new(device), &config, &mut bar)?
+        }
+        DeviceArg::Simulated(profile) => {
+            run_suite(&Arc::new(SimMps::new(profile, seed)), &config, &mut bar)?
+        }
+    };
     drop(bar);
 
     let json = || -> anyhow::Result<String> {
@@ -130,7 +148,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!report.all_passed())))
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+/// Parses a number of things of which there is at least one.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.trim().parse() {
         Ok(0) => Err("must be at least 1".to_owned()),
         Ok(number) => Ok(number),

@@ -5,6 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
+use onelane_sim::Profile;
+use serde::Serialize;
+
+use crate::device_arg::SIMULATED;
 
 /// Arguments of `onelane devices`.
 #[derive(clap::Args)]
@@ -14,12 +18,42 @@ pub struct Args {
     json: bool,
 }
 
+/// A row of the list.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    usable: bool,
+    detail: String,
+    /// Whether it is a model of a device, and not hardware.
+    simulated: bool,
+}
+
+/// The devices of this machine, then the simulated ones, which run anywhere.
+fn rows() -> Vec<Row> {
+    let real = onelane_engines::devices().into_iter().map(|device| Row {
+        name: device.name,
+        usable: device.usable,
+        detail: device.detail,
+        simulated: false,
+    });
+    let simulated = Profile::NAMES.into_iter().map(|name| {
+        let profile: Profile = name.parse().expect("every listed name is a profile's");
+        Row {
+            name: format!("{SIMULATED}:{name}"),
+            usable: true,
+            detail: format!("simulated: {}", profile.summary()),
+            simulated: true,
+        }
+    });
+    real.chain(simulated).collect()
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// When the list cannot be printed.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let devices = onelane_engines::devices();
+    let devices = rows();
     let mut stdout = std::io::stdout().lock();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string_pretty(&devices)?)?;

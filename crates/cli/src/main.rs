@@ -4,12 +4,16 @@
 //! Data goes to stdout, messages and progress to stderr. Exit codes: 0 all is well, 1 a check
 //! failed, 2 wrong usage or a start that failed.
 
+mod bench;
 mod chaos;
 mod correctness;
+mod device_arg;
 mod devices;
 mod embed;
+mod hazards;
 mod output;
 mod progress;
+mod race;
 mod table;
 
 use std::io;
@@ -41,7 +45,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Correctness(correctness::Args),
+    Race(race::Args),
+    Hazards(hazards::Args),
     Embed(embed::Args),
+    Bench(Box<bench::Args>),
     /// Lists the devices that this build and this machine can use.
     Devices(devices::Args),
     Chaos(chaos::Args),
@@ -60,7 +67,10 @@ fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Correctness(args) => correctness::run(args),
+        Command::Race(args) => race::run(args),
+        Command::Hazards(args) => hazards::run(args),
         Command::Embed(args) => embed::run(args),
+        Command::Bench(args) => bench::run(*args),
         Command::Devices(args) => devices::run(args),
         Command::Chaos(args) => chaos::run(args),
     };

@@ -15,19 +15,27 @@ pub fn text(report: &Report) -> String {
     line(headline(report));
     line(table(report));
     for result in report.results.iter().filter(|result| !result.passed) {
-        line(format!("FAIL {} ({})", result.name, threads(result.threads)));
+        line(format!("FAIL {} ({}){}", result.name, threads(result.threads), mark(report)));
         for error in &result.errors {
             line(format!("     {error}"));
         }
     }
     for &count in &report.threads {
         let (passed, total) = report.score(count);
-        line(format!("{}: {passed}/{total}", threads(count)));
+        line(format!("{}: {passed}/{total}{}", threads(count), mark(report)));
     }
     if report.threads.len() > 1 {
-        line(format!("all: {}/{}", report.passed, report.total));
+        line(format!("all: {}/{}{}", report.passed, report.total, mark(report)));
     }
     text
+}
+
+/// What follows a score that is no hardware's.
+fn mark(report: &Report) -> &'static str {
+    match report.device_kind {
+        DeviceKind::Real => "",
+        DeviceKind::Simulated => " (simulated)",
+    }
 }
 
 fn headline(report: &Report) -> String {
@@ -49,6 +57,9 @@ fn headline(report: &Report) -> String {
     }
     let plural = if report.iterations == 1 { "" } else { "s" };
     let _ = write!(text, ", {} iteration{plural}", report.iterations);
+    if let Some(seed) = report.seed {
+        let _ = write!(text, ", seed {seed}");
+    }
     text
 }
 
@@ -142,7 +153,9 @@ mod tests {
 
     #[test]
     fn a_simulated_result_says_so() {
-        assert!(text(&report("simulated")).starts_with("device mps (SIMULATED): "));
-        assert!(!text(&report("real")).contains("SIMULATED"));
+        let simulated = text(&report("simulated"));
+        assert!(simulated.starts_with("device mps (SIMULATED): "));
+        assert!(simulated.ends_with("\n16 threads: 0/1 (simulated)\nall: 1/2 (simulated)\n"));
+        assert!(!text(&report("real")).to_lowercase().contains("simulated"));
     }
 }

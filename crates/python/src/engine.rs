@@ -1,71 +1,168 @@
 //! The engine of a Python model: one attachment and one Python call for a batch.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use onelane::{Engine, EngineError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::failure::engine_error;
+use crate::gate::Gate;
 use crate::interpreter::{attach_worker, drop_attached};
-use crate::item::{Answer, Item};
-use crate::pending;
+use crate::item::{Answer, Item, Payload};
+use crate::pending::{self, Delivered};
+use crate::plain::Plain;
+
+thread_local! {
+    /// How many batches run on this worker, each inside the one before.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Runs batches through a Python function `run(inputs) -> (outputs, padded_cost)`, with one output
 /// for each input, in order. Built, called and dropped on the worker.
+///
+/// A runner with a method `run_plain(tensors, rows, modes, context)`, which returns the same, is
+/// given batches of plain tensors as they are; with `prepared(tensor, rows, modes, context)` it
+/// makes an input of one that shares a batch with others.
 pub(crate) struct PyEngine {
-    run: Option<Py<PyAny>>,
+    runner: Option<Runner>,
+    gate: Arc<Gate>,
+    /// It is the only worker: others would see to what waits.
+    may_rest: bool,
     idempotent: bool,
     padded_cost: usize,
 }
 
+struct Runner {
+    run: Py<PyAny>,
+    /// `None`: all inputs are prepared by Python.
+    plain: Option<PlainRunner>,
+}
+
+struct PlainRunner {
+    run: Py<PyAny>,
+    prepared: Py<PyAny>,
+}
+
+impl Runner {
+    fn new(run: Bound<'_, PyAny>) -> PyResult<Self> {
+        let py = run.py();
+        let plain = match run.getattr_opt(intern!(py, "run_plain"))? {
+            Some(plain) => Some(PlainRunner {
+                run: plain.unbind(),
+                prepared: run.getattr(intern!(py, "prepared"))?.unbind(),
+            }),
+            None => None,
+        };
+        Ok(Self { run: run.unbind(), plain })
+    }
+
+    fn call(&self, py: Python<'_>, payloads: Vec<Payload>) -> PyResult<(Vec<Py<PyAny>>, usize)> {
+        let mut plain = Vec::new();
+        let mut prepared = Vec::new();
+        for payload in payloads {
+            match payload {
+                Payload::Plain(one) if prepared.is_empty() => plain.push(one),
+                Payload::Plain(one) => prepared.push(self.prepared(py, one)?),
+                Payload::Prepared(one) => {
+                    for one in std::mem::take(&mut plain) {
+                        prepared.push(self.prepared(py, one)?);
+                    }
+                    prepared.push(one);
+                }
+            }
+        }
+        let answer = match (&self.plain, plain.first()) {
+            (Some(runner), Some(first)) => {
+                let modes = first.kind.modes.clone_ref(py);
+                let context = first.context.as_ref().map(|context| context.clone_ref(py));
+                let rows = PyList::new(py, plain.iter().map(|one| one.rows))?;
+                let tensors = PyList::new(py, plain.into_iter().map(|one| one.tensor))?;
+                runner.run.bind(py).call1((tensors, rows, modes, context))?
+            }
+            _ => self.run.bind(py).call1((PyList::new(py, prepared)?,))?,
+        };
+        answer.extract()
+    }
+
+    fn prepared(&self, py: Python<'_>, one: Plain) -> PyResult<Py<PyAny>> {
+        let runner = self.plain.as_ref().expect("there are plain requests for this runner alone");
+        let modes = one.kind.modes.clone_ref(py);
+        runner.prepared.call1(py, (one.tensor, one.rows, modes, one.context))
+    }
+}
+
 impl PyEngine {
-    /// Calls `build()`, which gives `run`.
-    pub(crate) fn build(build: &Arc<Py<PyAny>>, idempotent: bool) -> Result<Self, EngineError> {
-        let run = attach_worker(|py| build.call0(py).map_err(|error| engine_error(py, error)))
-            .unwrap_or_else(|| Err(interpreter_ending()))?;
-        Ok(Self { run: Some(run), idempotent, padded_cost: 0 })
+    /// Calls `build()`, which gives the runner: its `run`, with the other methods as attributes.
+    pub(crate) fn build(
+        build: &Arc<Py<PyAny>>,
+        gate: &Arc<Gate>,
+        may_rest: bool,
+        idempotent: bool,
+    ) -> Result<Self, EngineError> {
+        let runner = attach_worker(|py| {
+            let built = build.bind(py).call0().and_then(Runner::new);
+            built.map_err(|error| engine_error(py, error))
+        });
+        let runner = runner.unwrap_or_else(|| Err(interpreter_ending()))?;
+        let gate = Arc::clone(gate);
+        Ok(Self { runner: Some(runner), gate, may_rest, idempotent, padded_cost: 0 })
     }
 
     fn run(&mut self, py: Python<'_>, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {
-        let inputs: Vec<Option<Py<PyAny>>> = batch.iter().map(|item| item.start(py)).collect();
-        let live = inputs.iter().flatten().count();
-        let outputs = if live == 0 {
+        let mut live = Vec::with_capacity(batch.len());
+        let started: Vec<bool> = batch
+            .iter()
+            .map(|item| {
+                let payload = item.start(py);
+                let started = payload.is_some();
+                live.extend(payload);
+                started
+            })
+            .collect();
+        let count = live.len();
+        let outputs = if count == 0 {
             Vec::new()
         } else {
-            self.call(py, inputs.iter().flatten()).map_err(|error| {
+            let runner = self.runner.as_ref().expect("it is taken in drop alone");
+            let called = runner.call(py, live);
+            let (outputs, padded_cost) = called.map_err(|error| {
                 if let [item] = batch {
                     item.finish(py);
                 }
                 engine_error(py, error)
-            })?
+            })?;
+            self.padded_cost = padded_cost;
+            outputs
         };
-        if outputs.len() != live {
+        if outputs.len() != count {
             let given = outputs.len();
-            let text = format!("the model returned {given} outputs for {live} requests");
+            let text = format!("the model returned {given} outputs for {count} requests");
             return Err(EngineError::failed(text));
         }
         batch.iter().for_each(|item| item.finish(py));
         let mut outputs = outputs.into_iter();
-        let answer = |input: &Option<Py<PyAny>>| match input {
-            Some(_) => outputs.next().map_or_else(Answer::none, Answer::new),
-            None => Answer::none(),
+        let answer = |started| match started {
+            true => outputs.next().map_or_else(Answer::none, Answer::new),
+            false => Answer::none(),
         };
-        Ok(inputs.iter().map(answer).collect())
+        Ok(started.into_iter().map(answer).collect())
     }
 
-    fn call<'a>(
-        &mut self,
-        py: Python<'_>,
-        inputs: impl Iterator<Item = &'a Py<PyAny>>,
-    ) -> PyResult<Vec<Py<PyAny>>> {
-        let inputs: Vec<_> = inputs.collect();
-        let inputs = PyList::new(py, inputs)?;
-        let run = self.run.as_ref().expect("it is taken in drop alone");
-        let answer = run.call1(py, (inputs,))?;
-        let (outputs, padded_cost) = answer.extract::<(Vec<Py<PyAny>>, usize)>(py)?;
-        self.padded_cost = padded_cost;
-        Ok(outputs)
+    /// Tells everybody whose answer is there: resolves futures, lets threads in.
+    fn tell(&self, delivered: Delivered) {
+        let Delivered { futures, waiters } = delivered;
+        if !waiters.is_empty() {
+            self.gate.open(waiters);
+        }
+        if !futures.is_empty() {
+            attach_worker(|py| pending::resolve_all(py, futures, &self.gate));
+        }
+        if self.may_rest && DEPTH.get() == 0 {
+            self.gate.rest();
+        }
     }
 }
 
@@ -75,16 +172,15 @@ impl Engine for PyEngine {
 
     fn infer(&mut self, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {
         pending::no_delivery();
+        DEPTH.set(DEPTH.get() + 1);
         let answers = attach_worker(|py| self.run(py, batch));
+        DEPTH.set(DEPTH.get() - 1);
         pending::expect_delivery();
         answers.unwrap_or_else(|| Err(interpreter_ending()))
     }
 
     fn delivered(&mut self) {
-        let delivered = pending::take_delivered();
-        if !delivered.is_empty() {
-            attach_worker(|py| pending::resolve_all(py, delivered));
-        }
+        self.tell(pending::take_delivered());
     }
 
     fn idempotent(&self) -> bool {
@@ -99,11 +195,8 @@ impl Engine for PyEngine {
 impl Drop for PyEngine {
     fn drop(&mut self) {
         // A delivery that this engine had announced does not come.
-        let delivered = pending::take_delivered();
-        if !delivered.is_empty() {
-            attach_worker(|py| pending::resolve_all(py, delivered));
-        }
-        drop_attached(self.run.take());
+        self.tell(pending::take_delivered());
+        drop_attached(self.runner.take());
     }
 }
 

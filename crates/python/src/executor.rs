@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::failure::{forked, from_build, raise};
+use crate::gate::Load;
 use crate::interpreter::{attach_worker, drop_attached, generation};
 use crate::queue::{wait_for, wait_shutdown};
 use crate::stats;
@@ -50,6 +51,7 @@ pub(crate) struct Executor {
     /// `None` in `drop` alone.
     device: Option<DeviceExecutor>,
     alive: Option<Arc<()>>,
+    load: Arc<Load>,
     generation: u64,
 }
 
@@ -62,7 +64,12 @@ impl Executor {
         let device = DeviceExecutor::new(config).map_err(|error| from_build(py, &error))?;
         let alive = Arc::new(());
         all().push(Registered { device: device.clone(), owner: Arc::downgrade(&alive) });
-        Ok(Self { device: Some(device), alive: Some(alive), generation: generation() })
+        Ok(Self {
+            device: Some(device),
+            alive: Some(alive),
+            load: Load::new(),
+            generation: generation(),
+        })
     }
 
     /// Runs `item()` on the worker, some time. If it cannot be run, `item.abandon()` is called, on
@@ -70,7 +77,12 @@ impl Executor {
     fn submit(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<()> {
         let device = self.device(py)?;
         let call = Call(Some(item));
-        match device.submit(move || call.run()) {
+        let waits = self.load.call_waits();
+        let run = move || {
+            drop(waits);
+            call.run();
+        };
+        match device.submit(run) {
             Ok(handle) => {
                 Keep::follow(handle);
                 Ok(())
@@ -83,7 +95,9 @@ impl Executor {
     fn call(&self, py: Python<'_>, function: Py<PyAny>) -> PyResult<Py<PyAny>> {
         let device = self.device(py)?;
         let function = Held(Some(function));
+        let waits = self.load.call_waits();
         let run = move || {
+            drop(waits);
             let ran = attach_worker(|py| {
                 let result = function.get().call0(py);
                 drop(function);
@@ -139,6 +153,10 @@ impl Executor {
 }
 
 impl Executor {
+    pub(crate) fn load(&self) -> &Arc<Load> {
+        &self.load
+    }
+
     pub(crate) fn device(&self, py: Python<'_>) -> PyResult<&DeviceExecutor> {
         match &self.device {
             Some(device) if self.generation == generation() => Ok(device),

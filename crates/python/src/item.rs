@@ -7,21 +7,42 @@ use std::sync::Arc;
 use onelane::BatchItem;
 use pyo3::prelude::*;
 
+use crate::gate::{Gate, Waits};
 use crate::interpreter::drop_attached;
 use crate::pending::Pending;
+use crate::plain::Plain;
+
+/// What a request brings to the worker.
+pub(crate) enum Payload {
+    /// A tensor by itself, looked at in Rust alone.
+    Plain(Plain),
+    /// What Python's collator has made of an input.
+    Prepared(Py<PyAny>),
+}
+
+impl Payload {
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        match self {
+            Self::Plain(plain) => Self::Plain(plain.clone_ref(py)),
+            Self::Prepared(payload) => Self::Prepared(payload.clone_ref(py)),
+        }
+    }
+}
 
 /// The input of one request.
 pub(crate) struct Item {
     /// Taken out when the request has run, so that it is dropped while the worker is attached.
-    payload: Cell<Option<Py<PyAny>>>,
+    payload: Cell<Option<Payload>>,
     key: u64,
     cost: usize,
     pending: Option<Arc<Pending>>,
+    /// Until it starts.
+    waits: Cell<Option<Waits>>,
 }
 
 impl Item {
-    pub(crate) fn new(payload: Py<PyAny>, key: u64, cost: usize) -> Self {
-        Self { payload: Cell::new(Some(payload)), key, cost, pending: None }
+    pub(crate) fn new(payload: Payload, key: u64, cost: usize) -> Self {
+        Self { payload: Cell::new(Some(payload)), key, cost, pending: None, waits: Cell::new(None) }
     }
 
     pub(crate) fn with_pending(mut self, pending: &Arc<Pending>) -> Self {
@@ -29,8 +50,15 @@ impl Item {
         self
     }
 
+    /// Counts it among what waits, until it starts or is dropped.
+    pub(crate) fn counted(self, gate: &Arc<Gate>, urgent: bool) -> Self {
+        self.waits.set(Some(gate.request_waits(urgent)));
+        self
+    }
+
     /// Claims the request for running. `None` when it was cancelled.
-    pub(crate) fn start(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+    pub(crate) fn start(&self, py: Python<'_>) -> Option<Payload> {
+        drop(self.waits.take());
         if self.pending.as_ref().is_some_and(|p| !p.start(py)) {
             return None;
         }

@@ -6,10 +6,14 @@
 mod engine;
 mod executor;
 mod failure;
+mod front;
+mod gate;
 mod interpreter;
 mod item;
 mod pending;
+mod plain;
 mod queue;
+mod sim;
 mod stats;
 
 use std::time::{Duration, Instant};
@@ -22,11 +26,15 @@ mod _onelane {
     #[pymodule_export]
     use super::executor::{Executor, shutdown_all};
     #[pymodule_export]
+    use super::front::Front;
+    #[pymodule_export]
     use super::item::Failure;
     #[pymodule_export]
-    use super::pending::Ticket;
+    use super::pending::{Resolved, Ticket};
     #[pymodule_export]
     use super::queue::Queue;
+    #[pymodule_export]
+    use super::sim::{SimBarrier, SimBlock, SimDevice, SimLock, SimParty, sim_profiles};
     #[pymodule_export]
     use super::{after_fork_in_child, wait_for_waiters};
     use pyo3::prelude::*;

@@ -15,17 +15,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use onelane::{Infer, InferError, RequestError, ResponseHandle};
+use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyTuple};
 
 use crate::engine::PyEngine;
 use crate::failure::{from_request, from_submit};
+use crate::gate::{Gate, LoopComes, Waiter};
 use crate::interpreter::{drop_attached, generation};
 use crate::item::{Answer, Item};
 
 /// Where the answer goes.
 pub(crate) enum Target {
-    /// A `concurrent.futures.Future`.
+    /// An `onelane._future.RequestFuture`.
     Thread(Py<PyAny>),
     /// A future of an asyncio event loop: the loop, then the future.
     Loop(Py<PyAny>, Py<PyAny>),
@@ -106,13 +109,13 @@ impl Pending {
 
     /// Resolves the future with what came of a request that ran inline.
     pub(crate) fn answered(&self, py: Python<'_>, answer: Result<Answer, RequestError>) {
-        resolve(py, self.take_target(), answer.map_err(InferError::Failed));
+        resolve(py, self.claim_target(), answer.map_err(InferError::Failed));
     }
 
     /// Looks for the answer and, if it has come, resolves the future.
     pub(crate) fn advance(self: &Arc<Self>, py: Python<'_>) {
         if let Some(outcome) = self.poll() {
-            resolve(py, self.take_target(), outcome);
+            resolve(py, self.claim_target(), outcome);
         }
     }
 
@@ -169,6 +172,14 @@ impl Pending {
         lock(&self.target).take()
     }
 
+    /// Where the answer goes; `None` when the request has been cancelled. From here on it cannot be:
+    /// what expired, or was given up, is answered without ever having started.
+    fn claim_target(&self) -> Option<Target> {
+        let claim =
+            self.state.compare_exchange(WAITING, STARTED, Ordering::AcqRel, Ordering::Acquire);
+        if claim == Err(CANCELLED) { None } else { self.take_target() }
+    }
+
     /// Claims the request for running; `false` when it has been cancelled. Tells the future the
     /// first time.
     pub(crate) fn start(&self, py: Python<'_>) -> bool {
@@ -180,9 +191,8 @@ impl Pending {
                 _ => None,
             };
             if let Some(future) = future {
-                // It can only fail for a future that its user has resolved or cancelled behind our
-                // back; then the result is dropped when it comes.
-                let _ = future.call_method0(py, "set_running_or_notify_cancel");
+                // A future of ours: nobody else changes its state once it is claimed.
+                let _ = future.setattr(py, intern!(py, "_state"), intern!(py, "RUNNING"));
             }
         }
         claim != Err(CANCELLED)
@@ -248,7 +258,21 @@ impl Wake for Pending {
 thread_local! {
     /// Whether a batch of this worker has run whose answers are still to be delivered.
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
-    static DELIVERED: RefCell<Vec<Arc<Pending>>> = const { RefCell::new(Vec::new()) };
+    static DELIVERED: RefCell<Delivered> = const { RefCell::new(Delivered::new()) };
+}
+
+/// Who was woken while a batch was handed over.
+pub(crate) struct Delivered {
+    /// Futures to resolve.
+    pub(crate) futures: Vec<Arc<Pending>>,
+    /// Threads to let in.
+    pub(crate) waiters: Vec<Arc<Waiter>>,
+}
+
+impl Delivered {
+    const fn new() -> Self {
+        Self { futures: Vec::new(), waiters: Vec::new() }
+    }
 }
 
 /// From here to [`take_delivered`], wakers called on this thread are collected.
@@ -262,9 +286,9 @@ pub(crate) fn no_delivery() {
 }
 
 /// What was collected.
-pub(crate) fn take_delivered() -> Vec<Arc<Pending>> {
+pub(crate) fn take_delivered() -> Delivered {
     EXPECTED.set(false);
-    DELIVERED.take()
+    DELIVERED.replace(Delivered::new())
 }
 
 /// Collects a request for the delivery, or gives it back if none is expected on this thread.
@@ -272,18 +296,27 @@ fn push_delivery(pending: Arc<Pending>) -> Option<Arc<Pending>> {
     if !EXPECTED.get() {
         return Some(pending);
     }
-    DELIVERED.with_borrow_mut(|delivered| delivered.push(pending));
+    DELIVERED.with_borrow_mut(|delivered| delivered.futures.push(pending));
+    None
+}
+
+/// The same for a thread.
+pub(crate) fn push_waiter(waiter: Arc<Waiter>) -> Option<Arc<Waiter>> {
+    if !EXPECTED.get() {
+        return Some(waiter);
+    }
+    DELIVERED.with_borrow_mut(|delivered| delivered.waiters.push(waiter));
     None
 }
 
 /// Resolves the futures of a whole batch; those of one event loop with one call to it.
-pub(crate) fn resolve_all(py: Python<'_>, delivered: Vec<Arc<Pending>>) {
+pub(crate) fn resolve_all(py: Python<'_>, delivered: Vec<Arc<Pending>>, gate: &Arc<Gate>) {
     let mut loops: Vec<(Py<PyAny>, Vec<Py<PyAny>>)> = Vec::new();
     for pending in delivered {
         let Some(outcome) = pending.poll() else {
             continue;
         };
-        match pending.take_target() {
+        match pending.claim_target() {
             Some(Target::Loop(event_loop, future)) => {
                 let Ok(resolved) = resolution(py, future, outcome) else {
                     continue;
@@ -297,7 +330,8 @@ pub(crate) fn resolve_all(py: Python<'_>, delivered: Vec<Arc<Pending>>) {
         }
     }
     for (event_loop, futures) in loops {
-        tell_loop(py, &event_loop, futures);
+        let comes = gate.loop_comes(futures.len());
+        tell_loop(py, &event_loop, futures, Some(comes));
     }
 }
 
@@ -305,18 +339,35 @@ fn resolve(py: Python<'_>, target: Option<Target>, outcome: Outcome) {
     match target {
         None => {}
         Some(Target::Thread(future)) => {
-            // An error here means that somebody else has resolved or cancelled the future.
-            let _ = match value(py, outcome) {
-                Ok(value) => future.call_method1(py, "set_result", (value,)),
-                Err(error) => future.call_method1(py, "set_exception", (error.into_value(py),)),
+            let resolved = match value(py, outcome) {
+                Ok(value) => respond(future.bind(py), value),
+                Err(error) => {
+                    let error = error.into_value(py);
+                    future.call_method1(py, intern!(py, "_fail"), (error,)).map(drop)
+                }
             };
+            if let Err(error) = resolved {
+                error.write_unraisable(py, Some(future.bind(py)));
+            }
         }
         Some(Target::Loop(event_loop, future)) => {
             if let Ok(resolved) = resolution(py, future, outcome) {
-                tell_loop(py, &event_loop, vec![resolved]);
+                tell_loop(py, &event_loop, vec![resolved], None);
             }
         }
     }
+}
+
+/// Sets the result of an `onelane._future.RequestFuture`, which says how this is done in step with
+/// those who look at it.
+fn respond(future: &Bound<'_, PyAny>, value: Py<PyAny>) -> PyResult<()> {
+    let py = future.py();
+    future.setattr(intern!(py, "_result"), value)?;
+    future.setattr(intern!(py, "_state"), intern!(py, "FINISHED"))?;
+    if future.getattr(intern!(py, "_watched"))?.is_truthy()? {
+        future.call_method0(intern!(py, "_tell"))?;
+    }
+    Ok(())
 }
 
 fn value(py: Python<'_>, outcome: Outcome) -> PyResult<Py<PyAny>> {
@@ -337,11 +388,22 @@ fn resolution(py: Python<'_>, future: Py<PyAny>, outcome: Outcome) -> PyResult<P
     Ok((future, failed, value).into_pyobject(py)?.into_any().unbind())
 }
 
-fn tell_loop(py: Python<'_>, event_loop: &Py<PyAny>, futures: Vec<Py<PyAny>>) {
+/// Has a loop resolve futures of its own. `comes` is dropped when their tasks have run, or when the
+/// loop never gets there.
+fn tell_loop(
+    py: Python<'_>,
+    event_loop: &Py<PyAny>,
+    futures: Vec<Py<PyAny>>,
+    comes: Option<LoopComes>,
+) {
+    static RESOLVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let tell = || -> PyResult<()> {
-        let resolve = py.import("onelane._aio")?.getattr("resolve")?;
+        let resolve = RESOLVE.import(py, "onelane._aio", "resolve")?;
         let futures = PyList::new(py, futures)?;
-        event_loop.call_method1(py, "call_soon_threadsafe", (resolve, futures))?;
+        let resolved =
+            comes.map(|comes| Py::new(py, Resolved(Mutex::new(Some(comes))))).transpose()?;
+        let args = (resolve, futures, resolved);
+        event_loop.call_method1(py, intern!(py, "call_soon_threadsafe"), args)?;
         Ok(())
     };
     // A loop that has been closed has nobody left who waits.
@@ -360,6 +422,17 @@ fn advance_on_loop(py: Python<'_>, pending: &Arc<Pending>) {
         Ok(())
     };
     let _ = tell();
+}
+
+/// Called by an event loop after the tasks that a batch has answered have run.
+#[pyclass(frozen, module = "onelane._onelane")]
+pub(crate) struct Resolved(Mutex<Option<LoopComes>>);
+
+#[pymethods]
+impl Resolved {
+    fn __call__(&self) {
+        drop(lock(&self.0).take());
+    }
 }
 
 /// A submitted request, as its future knows it.

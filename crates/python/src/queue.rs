@@ -1,14 +1,17 @@
 //! The batch queue as Python's front sees it: inputs are opaque objects with a key, a cost and an
 //! urgency that the front has worked out.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use onelane::{
-    BatchConfig, BatchQueue, BuildError, DeviceExecutor, Priority, Request, ResponseHandle,
-    Shutdown, ShutdownError, SubmitError,
+    BatchConfig, BatchQueue, BuildError, DeviceExecutor, Priority, Request, RequestError,
+    ResponseHandle, Shutdown, ShutdownError, SubmitError,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -17,8 +20,9 @@ use pyo3::types::PyDict;
 use crate::engine::PyEngine;
 use crate::executor::Executor;
 use crate::failure::{forked, from_build, from_request, from_submit, raise};
+use crate::gate::{Gate, Turn, Waiter};
 use crate::interpreter::{Step, generation, wait};
-use crate::item::{Answer, Item};
+use crate::item::{Answer, Item, Payload};
 use crate::pending::{Pending, Target, Ticket};
 use crate::stats;
 
@@ -31,14 +35,15 @@ pub(crate) struct Queue {
     queue: Option<BatchQueue<PyEngine>>,
     /// `None` in `drop` alone.
     device: Option<DeviceExecutor>,
+    gate: Arc<Gate>,
     /// Attempts that found the queue full and were followed by a wait: not refusals.
     waited: AtomicU64,
     generation: u64,
 }
 
-/// What is submitted beside the input.
+/// What Python's collator has made of an input, with its batch key and its cost.
 #[derive(FromPyObject)]
-struct Submission {
+pub(crate) struct Submission {
     #[pyo3(item(0))]
     payload: Py<PyAny>,
     #[pyo3(item(1))]
@@ -48,8 +53,32 @@ struct Submission {
 }
 
 impl Submission {
-    fn into_item(self) -> Item {
-        Item::new(self.payload, self.key, self.cost)
+    pub(crate) fn into_item(self) -> Item {
+        Item::new(Payload::Prepared(self.payload), self.key, self.cost)
+    }
+}
+
+/// How a request is to be treated.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Terms {
+    pub(crate) priority: Priority,
+    pub(crate) until: Option<Instant>,
+}
+
+impl Terms {
+    fn new(priority: u8, timeout: Option<f64>) -> PyResult<Self> {
+        let class = Priority::ALL.get(usize::from(priority));
+        let class = class.ok_or_else(|| PyValueError::new_err(format!("priority {priority}")))?;
+        Ok(Self { priority: *class, until: until(timeout)? })
+    }
+
+    fn request(&self, gate: &Arc<Gate>, item: Item) -> Request<Item> {
+        let item = item.counted(gate, self.priority == Priority::Interactive);
+        let request = Request::new(item).priority(self.priority);
+        match self.until {
+            Some(until) => request.deadline(until),
+            None => request,
+        }
     }
 }
 
@@ -58,23 +87,13 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
         .map_err(|error| PyValueError::new_err(format!("{name} = {value}: {error}")))
 }
 
-fn until(timeout: Option<f64>) -> PyResult<Option<Instant>> {
+pub(crate) fn until(timeout: Option<f64>) -> PyResult<Option<Instant>> {
     let Some(timeout) = timeout else {
         return Ok(None);
     };
     // A time that has passed is now; one past the end of time is never.
     let timeout = seconds("timeout", timeout.clamp(0.0, 1e9))?;
     Ok(Instant::now().checked_add(timeout))
-}
-
-fn request(item: Item, priority: u8, until: Option<Instant>) -> PyResult<Request<Item>> {
-    let class = Priority::ALL.get(usize::from(priority));
-    let class = class.ok_or_else(|| PyValueError::new_err(format!("priority {priority}")))?;
-    let request = Request::new(item).priority(*class);
-    Ok(match until {
-        Some(until) => request.deadline(until),
-        None => request,
-    })
 }
 
 #[pymethods]
@@ -90,7 +109,10 @@ impl Queue {
         let device = executor.device(py)?.clone();
         let (config, idempotent) = read_settings(settings)?;
         let build = Arc::new(build);
-        let factory = move || PyEngine::build(&build, idempotent);
+        let gate = Gate::new(executor.load());
+        let may_rest = device.workers() == 1;
+        let engines_gate = Arc::clone(&gate);
+        let factory = move || PyEngine::build(&build, &engines_gate, may_rest, idempotent);
         let queue = if device.is_worker() {
             // Python code of ours runs on the worker: build right here.
             py.detach(|| BatchQueue::new(&device, config, factory))
@@ -100,28 +122,13 @@ impl Queue {
         Ok(Self {
             queue: Some(queue.map_err(|error| from_build(py, &error))?),
             device: Some(device),
+            gate,
             waited: AtomicU64::new(0),
             generation: generation(),
         })
     }
 
-    /// Submits a request and waits for its response, without a future.
-    fn call(
-        &self,
-        py: Python<'_>,
-        submission: Submission,
-        priority: u8,
-        timeout: Option<f64>,
-    ) -> PyResult<Py<PyAny>> {
-        let queue = self.queue(py)?;
-        let until = until(timeout)?;
-        let request = request(submission.into_item(), priority, until)?;
-        let handle = self.submit_waiting(py, queue, request, until)?;
-        let answer = wait_for(py, handle, until)?;
-        answer.into_result(py)
-    }
-
-    /// Submits a request whose response goes into a `concurrent.futures.Future`.
+    /// Submits a request whose response goes into an `onelane._future.RequestFuture`.
     fn submit(
         &self,
         py: Python<'_>,
@@ -130,67 +137,8 @@ impl Queue {
         timeout: Option<f64>,
         future: Py<PyAny>,
     ) -> PyResult<Ticket> {
-        let queue = self.queue(py)?;
-        let until = until(timeout)?;
-        let pending = Pending::new(Target::Thread(future));
-        let item = submission.into_item().with_pending(&pending);
-        let request = request(item, priority, until)?;
-        let handle = self.submit_waiting(py, queue, request, until)?;
-        self.follow(py, &pending, handle);
-        Ok(Ticket(pending))
-    }
-
-    /// Submits several requests at once: all or none.
-    fn submit_many(
-        &self,
-        py: Python<'_>,
-        submissions: Vec<Submission>,
-        priority: u8,
-        timeout: Option<f64>,
-        futures: Vec<Py<PyAny>>,
-    ) -> PyResult<Vec<Ticket>> {
-        let queue = self.queue(py)?;
-        let until = until(timeout)?;
-        let mut requests = Vec::with_capacity(submissions.len());
-        let mut pendings = Vec::with_capacity(submissions.len());
-        for (submission, future) in submissions.into_iter().zip(futures) {
-            let pending = Pending::new(Target::Thread(future));
-            let item = submission.into_item().with_pending(&pending);
-            requests.push(request(item, priority, until)?);
-            pendings.push(pending);
-        }
-        let handles = self.submit_group(py, queue, requests, until)?;
-        for (pending, handle) in pendings.iter().zip(handles) {
-            self.follow(py, pending, handle);
-        }
-        Ok(pendings.into_iter().map(Ticket).collect())
-    }
-
-    /// Submits a request whose response goes into a future of an asyncio event loop. Does not
-    /// block: a request that finds no room waits in line for it.
-    fn submit_async(
-        &self,
-        py: Python<'_>,
-        submission: Submission,
-        priority: u8,
-        timeout: Option<f64>,
-        target: (Py<PyAny>, Py<PyAny>),
-    ) -> PyResult<Ticket> {
-        let queue = self.queue(py)?;
-        let until = until(timeout)?;
-        let (event_loop, future) = target;
-        let pending = Pending::new(Target::Loop(event_loop, future));
-        let item = submission.into_item().with_pending(&pending);
-        let request = request(item, priority, until)?;
-        match queue.try_submit(request) {
-            Ok(handle) => self.follow(py, &pending, handle),
-            Err(SubmitError::Full(request)) => {
-                self.waited.fetch_add(1, Ordering::Relaxed);
-                pending.in_line(py, queue.infer(request));
-            }
-            Err(error) => return Err(from_submit(py, &error)),
-        }
-        Ok(Ticket(pending))
+        let terms = Terms::new(priority, timeout)?;
+        self.submit_item(py, submission.into_item(), terms, future)
     }
 
     /// Refuses new requests; what was accepted is run.
@@ -220,13 +168,119 @@ impl Queue {
     }
 
     /// Whether the calling thread is a worker of the queue's executor.
-    fn is_worker(&self) -> bool {
+    pub(crate) fn is_worker(&self) -> bool {
         self.generation == generation()
             && self.device.as_ref().is_some_and(DeviceExecutor::is_worker)
     }
 }
 
 impl Queue {
+    /// Submits a request and waits for its response, without a future.
+    pub(crate) fn call(&self, py: Python<'_>, item: Item, terms: Terms) -> PyResult<Py<PyAny>> {
+        let queue = self.queue(py)?;
+        let handle =
+            self.submit_waiting(py, queue, terms.request(&self.gate, item), terms.until)?;
+        let answer = if self.is_worker() {
+            wait_for(py, handle, terms.until)?
+        } else {
+            self.wait_gated(py, handle, terms.until)?
+        };
+        answer.into_result(py)
+    }
+
+    /// Submits a request whose response goes into a future of ours.
+    pub(crate) fn submit_item(
+        &self,
+        py: Python<'_>,
+        item: Item,
+        terms: Terms,
+        future: Py<PyAny>,
+    ) -> PyResult<Ticket> {
+        let queue = self.queue(py)?;
+        let pending = Pending::new(Target::Thread(future));
+        let request = terms.request(&self.gate, item.with_pending(&pending));
+        let handle = self.submit_waiting(py, queue, request, terms.until)?;
+        self.follow(py, &pending, handle);
+        Ok(Ticket(pending))
+    }
+
+    /// Submits several requests at once: all or none.
+    pub(crate) fn submit_items(
+        &self,
+        py: Python<'_>,
+        items: Vec<(Item, Py<PyAny>)>,
+        terms: Terms,
+    ) -> PyResult<Vec<Ticket>> {
+        let queue = self.queue(py)?;
+        let mut requests = Vec::with_capacity(items.len());
+        let mut pendings = Vec::with_capacity(items.len());
+        for (item, future) in items {
+            let pending = Pending::new(Target::Thread(future));
+            requests.push(terms.request(&self.gate, item.with_pending(&pending)));
+            pendings.push(pending);
+        }
+        let handles = self.submit_group(py, queue, requests, terms.until)?;
+        for (pending, handle) in pendings.iter().zip(handles) {
+            self.follow(py, pending, handle);
+        }
+        Ok(pendings.into_iter().map(Ticket).collect())
+    }
+
+    /// Submits a request whose response goes into a future of an asyncio event loop. Does not
+    /// block: a request that finds no room waits in line for it.
+    pub(crate) fn submit_async(
+        &self,
+        py: Python<'_>,
+        item: Item,
+        terms: Terms,
+        (event_loop, future): (Py<PyAny>, Py<PyAny>),
+    ) -> PyResult<Ticket> {
+        let queue = self.queue(py)?;
+        let pending = Pending::new(Target::Loop(event_loop, future));
+        let request = terms.request(&self.gate, item.with_pending(&pending));
+        match queue.try_submit(request) {
+            Ok(handle) => self.follow(py, &pending, handle),
+            Err(SubmitError::Full(request)) => {
+                self.waited.fetch_add(1, Ordering::Relaxed);
+                pending.in_line(py, queue.infer(request));
+            }
+            Err(error) => return Err(from_submit(py, &error)),
+        }
+        Ok(Ticket(pending))
+    }
+
+    /// Waits for an answer on a thread that the gate lets back in.
+    fn wait_gated(
+        &self,
+        py: Python<'_>,
+        handle: Handle,
+        until: Option<Instant>,
+    ) -> PyResult<Answer> {
+        let turn = Turn::new(&self.gate);
+        let waker = turn.waker();
+        let answer = wait(py, handle, |mut handle, slice| {
+            Turn::leave();
+            let end = slice.and_then(|slice| Instant::now().checked_add(slice));
+            loop {
+                let mut context = Context::from_waker(&waker);
+                if let Poll::Ready(answer) = Pin::new(&mut handle).poll(&mut context) {
+                    turn.wait_at_door();
+                    return Step::Done(Some(answer));
+                }
+                if is_over(until) {
+                    // Dropped: the request runs, and its response has no reader.
+                    return Step::Done(None);
+                }
+                if is_over(end) {
+                    return Step::Again(handle);
+                }
+                Waiter::park(patience(until, patience(end, None)));
+            }
+        })?;
+        drop(turn);
+        outcome(py, answer)
+    }
+
     fn queue(&self, py: Python<'_>) -> PyResult<&BatchQueue<PyEngine>> {
         match &self.queue {
             Some(queue) if self.generation == generation() => Ok(queue),
@@ -329,6 +383,11 @@ pub(crate) fn wait_for<T: Send + 'static>(
             Err(_) => Step::Done(None),
         }
     })?;
+    outcome(py, answer)
+}
+
+/// What came of a wait; `None`: the time was over first.
+fn outcome<T>(py: Python<'_>, answer: Option<Result<T, RequestError>>) -> PyResult<T> {
     match answer {
         Some(answer) => answer.map_err(|error| from_request(py, &error)),
         None => Err(raise(
@@ -381,16 +440,18 @@ fn build_interruptibly(
     };
     let name = "onelane build".to_owned();
     let thread = std::thread::Builder::new().name(name).spawn(build);
-    thread.map_err(|error| PyRuntimeError::new_err(format!("no thread: {error}")))?;
-    wait(py, receiver, |receiver, slice| {
+    let thread = thread.map_err(|error| PyRuntimeError::new_err(format!("no thread: {error}")))?;
+    let built = wait(py, receiver, |receiver, slice| {
         let slice = slice.unwrap_or(Duration::from_secs(3600));
         match receiver.recv_timeout(slice) {
             Ok(built) => Step::Done(Ok(built)),
             Err(RecvTimeoutError::Timeout) => Step::Again(receiver),
             Err(RecvTimeoutError::Disconnected) => Step::Done(Err(())),
         }
-    })?
-    .map_err(|()| PyRuntimeError::new_err("the thread that built the queue has died"))
+    })?;
+    // It has nothing more to do: no thread is left behind by a queue that is made.
+    let _ = py.detach(|| thread.join());
+    built.map_err(|()| PyRuntimeError::new_err("the thread that built the queue has died"))
 }
 
 /// The settings of a queue, by the names of `BatchConfig`; times in milliseconds or seconds, as the

@@ -213,6 +213,33 @@ impl Profile {
         self
     }
 
+    /// Whether a block is given to another stream while an uncommitted command may still refer to it
+    /// (hazard H1).
+    pub fn gives_pending_blocks_away(&self) -> bool {
+        self.streams == StreamPolicy::PerThread
+            && self.reuse == Reuse::Shared
+            && !self.record_stream
+    }
+
+    /// What the profile stands for, in one line.
+    pub fn summary(&self) -> &'static str {
+        match &*self.name {
+            "fork-2.9.1" => {
+                "dML's fork of PyTorch 2.9.1: a stream per thread, freed memory given to any of them"
+            }
+            "upstream-2.14" => {
+                "PyTorch 2.14: one stream, some operations off its queue, unlocked caches"
+            }
+            "upstream-2.15" => "PyTorch 2.15: one stream, everything on its queue, caches locked",
+            "2.15-user-streams" => {
+                "PyTorch 2.15 with a stream per thread: freed memory stays with its stream"
+            }
+            "candle-metal" => "candle's Metal backend of late 2025: a command buffer per thread",
+            "mlx" => "MLX since 0.31.2: a stream belongs to the thread that made it",
+            _ => "rules of its own",
+        }
+    }
+
     /// Whether `operation` touches the encoder off its serial queue.
     pub fn is_off_queue(&self, operation: &str) -> bool {
         self.off_queue.contains(&operation)
@@ -253,7 +280,9 @@ mod tests {
     #[test]
     fn every_name_parses_to_the_profile_of_that_name() {
         for name in Profile::NAMES {
-            assert_eq!(name.parse::<Profile>().unwrap().name, name);
+            let profile = name.parse::<Profile>().unwrap();
+            assert_eq!(profile.name, name);
+            assert_ne!(profile.summary(), "rules of its own");
         }
         let error = "2.99".parse::<Profile>().unwrap_err().to_string();
         assert!(error.contains("`2.99`") && error.contains("upstream-2.14"));

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 
 use crate::baton::ThreadId;
 use crate::error::SimResult;
+use crate::naming;
 use crate::process::Process;
 use crate::trace::ActionKind;
 
@@ -92,11 +93,7 @@ impl Drop for Leaves<'_> {
 fn register(process: &Arc<Process>) -> ThreadId {
     let thread = {
         let mut state = process.lock();
-        let name = match std::thread::current().name() {
-            Some(name) => name.to_owned(),
-            None => "unnamed".to_owned(),
-        };
-        let thread = state.baton.add_outside(&name);
+        let thread = state.baton.add_outside(&naming::name());
         state.record(thread, ActionKind::Start, "");
         thread
     };

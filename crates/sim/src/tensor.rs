@@ -35,13 +35,17 @@ impl HostTensor {
     /// # Panics
     /// When `data` does not hold exactly the product of `shape` elements.
     pub fn new(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Self {
-        let shape = shape.into();
-        let elements: usize = shape.iter().product();
-        assert_eq!(elements, data.len(), "a tensor of shape {shape:?} has {elements} elements");
         Self::shared(shape, Arc::new(data))
     }
 
-    fn shared(shape: Vec<usize>, data: Words) -> Self {
+    /// As [`HostTensor::new`], of data that others may hold too.
+    ///
+    /// # Panics
+    /// When `data` does not hold exactly the product of `shape` elements.
+    pub fn shared(shape: impl Into<Vec<usize>>, data: Arc<Vec<f32>>) -> Self {
+        let shape = shape.into();
+        let elements: usize = shape.iter().product();
+        assert_eq!(elements, data.len(), "a tensor of shape {shape:?} has {elements} elements");
         Self { shape, data, hash: Arc::default() }
     }
 
@@ -57,6 +61,11 @@ impl HostTensor {
     /// The elements in row-major order.
     pub fn data(&self) -> &[f32] {
         &self.data
+    }
+
+    /// The elements in row-major order, shared.
+    pub fn shared_data(&self) -> Arc<Vec<f32>> {
+        Arc::clone(&self.data)
     }
 
     /// The largest absolute difference to `other`; infinite where one of them is not a number.

@@ -58,6 +58,11 @@ pub trait Device: Send + Sync + 'static {
         DeviceKind::Real
     }
 
+    /// The seed of a simulated device's schedule; `None` for hardware.
+    fn seed(&self) -> Option<u64> {
+        None
+    }
+
     /// Makes the calling thread's view. It is dropped on the same thread, at the latest when the
     /// thread ends.
     ///

@@ -85,9 +85,10 @@ struct Member<'a> {
 
 /// A thread's model and the inputs that it uploaded last.
 struct Ready<O: Ops> {
-    ops: O,
+    // Dropped in this order: tensors before the view of the device that they live on.
     model: Model<O>,
     uploaded: Option<(Draw, Vec<O::Tensor>)>,
+    ops: O,
 }
 
 impl Member<'_> {
@@ -95,7 +96,7 @@ impl Member<'_> {
         let mut ready = attempt(|| {
             let ops = device.attach(Caller::Thread(self.thread))?;
             let model = Model::upload(&ops, &self.plan.case)?;
-            Ok(Ready { ops, model, uploaded: None })
+            Ok(Ready { model, uploaded: None, ops })
         });
         let mut checks = Vec::with_capacity(self.plan.iterations);
         for iteration in 0..self.plan.iterations {

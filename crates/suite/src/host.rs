@@ -2,11 +2,14 @@
 //!
 //! Invariant: `data.len()` is the product of `shape`; the data is dense and row-major.
 
-/// A dense, row-major fp32 tensor in host memory.
+use std::sync::Arc;
+
+/// A dense, row-major fp32 tensor in host memory. A clone shares the data until one of them is written
+/// to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor {
     shape: Vec<usize>,
-    data: Vec<f32>,
+    data: Arc<Vec<f32>>,
 }
 
 impl HostTensor {
@@ -15,6 +18,14 @@ impl HostTensor {
     /// # Panics
     /// When `data` does not hold exactly the product of `shape` elements.
     pub fn new(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Self {
+        Self::shared(shape, Arc::new(data))
+    }
+
+    /// As [`HostTensor::new`], of data that others may hold too.
+    ///
+    /// # Panics
+    /// When `data` does not hold exactly the product of `shape` elements.
+    pub fn shared(shape: impl Into<Vec<usize>>, data: Arc<Vec<f32>>) -> Self {
         let shape = shape.into();
         let elements: usize = shape.iter().product();
         assert!(
@@ -35,9 +46,14 @@ impl HostTensor {
         &self.data
     }
 
+    /// The elements in row-major order, shared.
+    pub fn shared_data(&self) -> Arc<Vec<f32>> {
+        Arc::clone(&self.data)
+    }
+
     /// The elements in row-major order, to write to.
     pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        Arc::make_mut(&mut self.data).as_mut_slice()
     }
 
     /// The length of the outermost dimension (1 for a scalar).
@@ -51,7 +67,7 @@ impl HostTensor {
         if !self.data.is_empty() {
             let row = self.data.len() / self.rows();
             let by = rows % self.rows();
-            self.data.rotate_right(by * row);
+            self.data_mut().rotate_right(by * row);
         }
         self
     }

@@ -2,8 +2,8 @@
 //!
 //! Ten tests, from a linear layer to a transformer block, are written once over [`Ops`], the
 //! operations that a device must offer. [`CandleDevice`] implements them on the CPU, Metal and
-//! CUDA; [`Reference`] in plain Rust; a simulated device can too. Each test runs in one of three
-//! [`Mode`]s:
+//! CUDA; [`SimMps`] on a simulated MPS device; [`Reference`] in plain Rust. Each test runs in one of
+//! three [`Mode`]s:
 //!
 //! | mode | threads | golden result | within |
 //! |---|---|---|---|
@@ -46,6 +46,7 @@ pub mod race;
 mod reference;
 mod report;
 mod seed;
+mod sim;
 mod single;
 mod suite;
 mod ten;
@@ -64,6 +65,7 @@ pub use program::Program;
 pub use reference::{Reference, ReferenceOps, ReferenceTensor};
 pub use report::{Report, TestResult};
 pub use seed::{SEED, Seeded};
+pub use sim::{SimMps, SimOps};
 pub use single::run_single;
 pub use suite::{Mode, Observer, SuiteConfig, SuiteError, run_suite};
 pub use ten::{TEN, test_named};

@@ -54,6 +54,9 @@ pub struct Report {
     pub device: String,
     /// Whether the device is hardware or a simulation.
     pub device_kind: DeviceKind,
+    /// The seed of a simulated device's schedule; absent for hardware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// How the tests were run.
     pub mode: Mode,
     /// The numbers of threads that each test was run with.

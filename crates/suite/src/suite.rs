@@ -214,6 +214,7 @@ pub fn run_suite<D: Device>(
     Ok(Report {
         device: device.name(),
         device_kind: device.kind(),
+        seed: device.seed(),
         mode: config.mode,
         threads,
         workers: (config.mode == Mode::Batched).then_some(config.workers),

@@ -54,6 +54,8 @@ pub struct Counterexample {
 /// One step of a thread.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Step {
+    /// The place of its event in the trace.
+    pub event: usize,
     /// The simulated time step.
     pub step: u64,
     /// The thread.
@@ -78,6 +80,11 @@ impl Counterexample {
     /// Whether T1's result is wrong.
     pub fn reproduced(&self) -> bool {
         self.worst > 1e-3
+    }
+
+    /// The block that T1 freed while its copy was pending: the projection's.
+    pub fn freed_block(&self) -> Option<u32> {
+        first_freed(self.trace.events())
     }
 }
 
@@ -130,16 +137,20 @@ pub fn counterexample(profile: Profile, program: Program) -> SimResult<Counterex
     Ok(Counterexample { worst, steps: steps(trace.events()), trace })
 }
 
+/// The block that T1 freed first: the projection's.
+fn first_freed(events: &[Event]) -> Option<u32> {
+    let mut frees =
+        events.iter().filter(|event| event.thread == "T1" && event.kind == ActionKind::Free);
+    frees.next().and_then(|event| event.writes.first().copied())
+}
+
 /// The steps of T1 and T2, with notes on the block that T1 freed.
 fn steps(events: &[Event]) -> Vec<Step> {
-    let of_threads = |event: &&Event| event.thread == "T1" || event.thread == "T2";
-    let freed = events
-        .iter()
-        .find(|event| event.thread == "T1" && event.kind == ActionKind::Free)
-        .and_then(|event| event.writes.first().copied());
+    let of_threads = |event: &Event| event.thread == "T1" || event.thread == "T2";
+    let freed = first_freed(events);
     let mut steps: Vec<Step> = Vec::new();
     let (mut given_away, mut read) = (false, false);
-    for event in events.iter().filter(of_threads) {
+    for (at, event) in events.iter().enumerate().filter(|(_, event)| of_threads(event)) {
         let writes_freed = freed.is_some_and(|p| event.writes.contains(&p));
         let about_freed = writes_freed || freed.is_some_and(|p| event.reads.contains(&p));
         let note = match (event.kind, event.thread.as_str()) {
@@ -164,6 +175,7 @@ fn steps(events: &[Event]) -> Vec<Step> {
         };
         if let Some(what) = describe(event) {
             steps.push(Step {
+                event: at,
                 step: event.step,
                 thread: event.thread.clone(),
                 what,

@@ -4,6 +4,7 @@
 //! - [`CrashTrial`]: operations off the queue, unlocked caches, a kernel shared by streams (H2, H3, H4).
 //! - [`growth`]: the graph cache per shape, with and without buckets (H13).
 //! - [`in_flight`]: command buffers in flight (H14). [`affinity`]: streams that belong to a thread (H15).
+//! - [`Hazard`]: all of these with their cures, as a list of [`Finding`]s.
 //! - [`counterexample`]: H1 by two threads and one order of their steps.
 //! - [`Prediction`]: what anybody with a Mac can refute.
 
@@ -12,6 +13,7 @@ mod counterexample;
 mod crash;
 mod data;
 mod expectation;
+mod finding;
 mod front;
 mod growth;
 mod in_flight;
@@ -24,6 +26,7 @@ pub use affinity::{Use, affinity};
 pub use counterexample::{Counterexample, Program, Step, counterexample, script};
 pub use crash::{Crash, CrashTrial, Rounds};
 pub use expectation::Expectation;
+pub use finding::{Finding, Hazard};
 pub use front::{Answers, Front};
 pub use growth::{Buckets, Growth, growth};
 pub use in_flight::in_flight;

@@ -63,7 +63,7 @@ impl Column {
         }
     }
 
-    fn profile(self, profile: Profile) -> Profile {
+    pub(super) fn profile(self, profile: Profile) -> Profile {
         match self {
             Column::PerStreamAllocator => profile.with_reuse(Reuse::PerStream),
             Column::RetainAllocator => profile.with_reuse(Reuse::Retain),
