@@ -252,7 +252,8 @@ def by_threads(strategy: Any, clients: int, seconds: float, group: int) -> float
 
     def client(number: int) -> None:
         barrier.wait()
-        ask, done = strategy.ask, 0
+        ask, done = strategy.ask, 1
+        y = ask(x)
         while not stop.is_set():
             y = ask(x)
             done += 1
@@ -262,7 +263,7 @@ def by_threads(strategy: Any, clients: int, seconds: float, group: int) -> float
     def group_client(number: int) -> None:
         xs = [x] * group
         barrier.wait()
-        done = 0
+        ys, done = strategy.ask_many(xs), group
         while not stop.is_set():
             ys = strategy.ask_many(xs)
             done += group
