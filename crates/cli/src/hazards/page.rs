@@ -46,7 +46,7 @@ pub fn page(report: &Report) -> String {
     let _ = write!(
         page,
         "<footer>\n<p>{}</p>\n<p><code>onelane hazards --profile {} --seeds {} --iterations {}</code>, \
-         onelane {}. Equal commands give equal numbers on every machine.</p>\n</footer>\n\
+         onelane {}. A seed gives the same order of steps every time.</p>\n</footer>\n\
          </main>\n</body>\n</html>\n",
         match report.unexpected() {
             0 => "Everything is as the profile's rules must give it (simulated).".to_owned(),
