@@ -40,13 +40,13 @@ spec: ## the protocol, checked exhaustively; its deliberate faults are found
 	cargo run --release --locked -q -p onelane-spec -- --bug check-then-push --must-fail
 
 miri: ## the core's tests in an interpreter that sees undefined behaviour
-	rustup component add --toolchain $(NIGHTLY) miri rust-src
+	rustup toolchain install $(NIGHTLY) --profile minimal -c miri -c rust-src
 	MIRIFLAGS="-Zmiri-disable-isolation" RUST_BACKTRACE=0 PROPTEST_CASES=$(MIRI_CASES) \
 	    CARGO_TARGET_DIR=$(PROOFS)/miri \
 	    cargo +$(NIGHTLY) miri test -p onelane $(MIRI_TESTS) -- --test-threads=1
 
 tsan: ## the core's tests under ThreadSanitizer
-	rustup component add --toolchain $(NIGHTLY) rust-src
+	rustup toolchain install $(NIGHTLY) --profile minimal -c rust-src
 	RUSTFLAGS="-Zsanitizer=thread" RUST_BACKTRACE=0 PROPTEST_CASES=16 CARGO_TARGET_DIR=$(PROOFS)/tsan \
 	    cargo +$(NIGHTLY) test -p onelane -Zbuild-std --target x86_64-unknown-linux-gnu --tests
 
