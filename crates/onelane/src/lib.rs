@@ -50,7 +50,8 @@
 //! # What is promised
 //! Every accepted request is answered exactly once, whatever panics, stops or dies. An engine need
 //! not be `Send`. An idle worker never waits while something is runnable, unless `max_wait` says
-//! so, and nothing polls. A request that makes its batch fail fails alone. What waits is bounded.
+//! so, and is not woken while nothing is. A request that makes its batch fail fails alone. What
+//! waits is bounded.
 //!
 //! # What is not
 //! A crash inside a driver (a segmentation fault, a failed Metal assertion) ends the process and
