@@ -176,74 +176,85 @@ def race(
     """
     outcome = Outcome(name, options.iterations)
     for iteration in range(options.iterations):
-        inputs = [
-            torch.randn(
-                BATCH,
-                LENGTH,
-                options.width,
-                generator=torch.Generator().manual_seed(iteration * 1000 + thread),
-            ).to(device)
-            for thread in range(options.threads)
-        ]
-        with torch.no_grad():
-            expected = [run(x).cpu() for x in inputs]
-        synchronise(device)
-
-        done: queue.SimpleQueue[tuple[int, Tensor | str]] = queue.SimpleQueue()
-        member = simulated.party(options.threads).member if simulated else None
-
-        def compute(thread: int, inputs: list[Tensor] = inputs) -> Tensor | str:
-            try:
-                with torch.no_grad(), own_stream(device, options.own_streams):
-                    result = run(inputs[thread])
-                    synchronise(device)
-            except Exception as error:
-                return f"{type(error).__name__}: {error}"
-            return result
-
-        def work(
-            thread: int,
-            compute: Callable[[int], Tensor | str] = compute,
-            member: Any = member,
-            done: queue.SimpleQueue[tuple[int, Tensor | str]] = done,
-        ) -> None:
-            with member(thread) if member else contextlib.nullcontext():
-                done.put((thread, compute(thread)))
-
-        # Daemons, so that one that hangs does not keep the process; all others are joined.
-        crew = [
-            threading.Thread(target=work, args=(thread,), daemon=True)
-            for thread in range(options.threads)
-        ]
-        for crew_member in crew:
-            crew_member.start()
-        results: list[tuple[int, Tensor | str]] = []
-        for missing in range(options.threads, 0, -1):
-            try:
-                results.append(done.get(timeout=options.stall_after))
-            except queue.Empty:
-                outcome.hung = True
-                outcome.errors.append(
-                    f"iteration {iteration}: hung: {missing} threads did not finish within "
-                    f"{options.stall_after:g} s"
-                )
-                return outcome
-        for crew_member in crew:
-            crew_member.join(options.stall_after)
-            outcome.hung = outcome.hung or crew_member.is_alive()
+        # Each iteration in a call of its own: its tensors are gone before the next begins. A tensor
+        # that this thread freed while others run would not be a part of the seed.
+        iterate(outcome, iteration, run, device, options, simulated)
         if outcome.hung:
-            outcome.errors.append(f"iteration {iteration}: hung: a thread did not end")
-            return outcome
-        right = 0
-        for thread, result in sorted(results, key=lambda pair: pair[0]):
-            fault = check(result, expected[thread], outcome)
-            if fault is None:
-                right += 1
-            else:
-                outcome.errors.append(f"iteration {iteration}, thread {thread}: {fault}")
-        outcome.passed_iterations += right == options.threads
+            break
         arm_watchdog(options.stall_after)
     return outcome
+
+
+def iterate(
+    outcome: Outcome,
+    iteration: int,
+    run: Operation,
+    device: torch.device,
+    options: argparse.Namespace,
+    simulated: Any,
+) -> None:
+    """Run `run` in all threads at once, once, and note in `outcome` what came of it."""
+    inputs = [
+        torch.randn(
+            BATCH,
+            LENGTH,
+            options.width,
+            generator=torch.Generator().manual_seed(iteration * 1000 + thread),
+        ).to(device)
+        for thread in range(options.threads)
+    ]
+    with torch.no_grad():
+        expected = [run(x).cpu() for x in inputs]
+    synchronise(device)
+
+    done: queue.SimpleQueue[tuple[int, Tensor | str]] = queue.SimpleQueue()
+    member = simulated.party(options.threads).member if simulated else None
+
+    def compute(thread: int) -> Tensor | str:
+        try:
+            with torch.no_grad(), own_stream(device, options.own_streams):
+                result = run(inputs[thread])
+                synchronise(device)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return result
+
+    def work(thread: int) -> None:
+        with member(thread) if member else contextlib.nullcontext():
+            done.put((thread, compute(thread)))
+
+    # Daemons, so that one that hangs does not keep the process; all others are joined.
+    crew = [
+        threading.Thread(target=work, args=(thread,), daemon=True)
+        for thread in range(options.threads)
+    ]
+    for crew_member in crew:
+        crew_member.start()
+    results: list[tuple[int, Tensor | str]] = []
+    for missing in range(options.threads, 0, -1):
+        try:
+            results.append(done.get(timeout=options.stall_after))
+        except queue.Empty:
+            outcome.hung = True
+            outcome.errors.append(
+                f"iteration {iteration}: hung: {missing} threads did not finish within "
+                f"{options.stall_after:g} s"
+            )
+            return
+    for crew_member in crew:
+        crew_member.join(options.stall_after)
+        outcome.hung = outcome.hung or crew_member.is_alive()
+    if outcome.hung:
+        outcome.errors.append(f"iteration {iteration}: hung: a thread did not end")
+        return
+    right = 0
+    for thread, result in sorted(results, key=lambda pair: pair[0]):
+        fault = check(result, expected[thread], outcome)
+        if fault is None:
+            right += 1
+        else:
+            outcome.errors.append(f"iteration {iteration}, thread {thread}: {fault}")
+    outcome.passed_iterations += right == options.threads
 
 
 def check(result: Tensor | str, expected: Tensor, outcome: Outcome) -> str | None:

@@ -345,15 +345,14 @@ def test_the_benchmark_runs_on_it():
 
 
 def test_the_reproducer_runs_on_it():
-    # One to five of thirty iterations fail, and the main thread is not part of the seed: several.
-    for seed in range(5):
-        reproduced = run(RACE, "--device", "sim-mps", "--iterations", 15, "--seed", seed, "--json")
-        views, copy = report(reproduced)["variants"]
-        assert views["passed"]
-        assert reproduced.returncode == int(not copy["passed"]), reproduced.stderr
-        if reproduced.returncode == 1:
-            break
-    assert reproduced.returncode == 1, "no seed of five reproduced the race"
+    # One to five of thirty iterations fail; with this seed one of the first four does.
+    arguments = (RACE, "--device", "sim-mps", "--iterations", 4, "--seed", 1, "--json")
+    reproduced = run(*arguments)
+    assert reproduced.returncode == 1, reproduced.stderr
+    views, copy = report(reproduced)["variants"]
+    assert views["passed"]
+    assert not copy["passed"]
+    assert report(run(*arguments)) == report(reproduced), "a seed gives the same run"
     assert "REPRODUCED" in reproduced.stderr
     assert "simulated" in reproduced.stderr
     patched = run(
