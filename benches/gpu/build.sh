@@ -3,7 +3,7 @@
 # and libraries come as Python wheels. The binary runs on a machine with an NVIDIA GPU and no Rust
 # (benches/gpu/rust.sh).
 #
-#     benches/gpu/build.sh [FOLDER]      about 8 minutes on two cores; the binary is FOLDER/onelane
+#     benches/gpu/build.sh [FOLDER]      the binary is FOLDER/onelane
 #
 # CUDA_VERSION   the driver's version: a newer compiler makes code that the driver refuses (13.0)
 # COMPUTE_CAP    the GPU's compute capability, 90 for an H100
@@ -20,6 +20,25 @@ for name in nvcc runtime cccl crt nvrtc; do packages+=("nvidia-cuda-$name==$cuda
 "$folder/venv/bin/python" -m pip install --quiet "${packages[@]}" \
     "nvidia-nvvm==$cuda.*" "nvidia-cublas==$cuda.*" nvidia-curand
 home=$(echo "$folder"/venv/lib/python3*/site-packages/nvidia/cu"${cuda%%.*}")
+# candle's kernels for quantised weights take most of an hour of compiling on a busy machine, and
+# nothing here calls them: an empty file is compiled in their place. The linker ignores what is missing.
+mkdir -p "$folder/nvcc/bin"
+ln -sfn "$home/include" "$folder/nvcc/include"
+ln -sfn "$home/lib" "$folder/nvcc/lib64"
+: >"$folder/nvcc/empty.cu"
+cat >"$folder/nvcc/bin/nvcc" <<WRAPPER
+#!/usr/bin/env bash
+arguments=()
+for argument in "\$@"; do
+    case "\$argument" in
+        *moe_*.cu | *mmq_*.cu | *mmvq_*.cu) arguments+=("$folder/nvcc/empty.cu") ;;
+        *) arguments+=("\$argument") ;;
+    esac
+done
+exec "$home/bin/nvcc" "\${arguments[@]}"
+WRAPPER
+chmod +x "$folder/nvcc/bin/nvcc"
+export NVCC=$folder/nvcc/bin/nvcc
 export CUDA_HOME=$home CUDA_PATH=$home CUDA_ROOT=$home CUDA_TOOLKIT_ROOT_DIR=$home
 export PATH="$home/bin:$PATH" CUDA_COMPUTE_CAP=${COMPUTE_CAP:-90}
 # The wheels' libraries have a version in their names; the linker looks for names without.

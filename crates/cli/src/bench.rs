@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use clap::ValueEnum;
+use onelane::ExecutorConfig;
 use onelane_engines::DeviceName;
 use onelane_sim::SimConfig;
 use serde::Serialize;
@@ -122,6 +123,11 @@ pub struct Args {
     /// The most requests in a batch
     #[arg(long, value_name = "N", default_value = "256", value_parser = at_least_one)]
     max_batch_size: usize,
+
+    /// How many threads own the device, each with an engine; more than one only where its runtime is
+    /// thread-safe
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
+    workers: usize,
 
     /// How long each strategy's turn takes
     #[arg(long, value_name = "S", default_value_t = 0.5, value_parser = positive,
@@ -318,7 +324,8 @@ impl Args {
             EngineKind::Null => "null".to_owned(),
             EngineKind::Mlp | EngineKind::Embedding => self.device.to_string(),
         };
-        Stage::new(workload, &device, self.max_batch_size, capacity)
+        let executor = ExecutorConfig::new(device).workers(self.workers);
+        Stage::new(workload, executor, self.max_batch_size, capacity)
     }
 
     fn run_workload<W: Workload>(&self, workload: W, files: Files) -> anyhow::Result<ExitCode> {
@@ -345,6 +352,7 @@ impl Args {
             device: self.device_name(),
             simulated: self.simulated(),
             max_batch_size: self.max_batch_size,
+            workers: self.workers,
             rounds: self.rounds,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             capacity_per_second: measured.capacity,

@@ -377,6 +377,8 @@ pub fn sorted_batches<I: BatchItem + Clone>(items: &[I], size: usize) -> Vec<Vec
 mod tests {
     use std::time::Duration;
 
+    use onelane::ExecutorConfig;
+
     use super::*;
     use crate::bench::workload::Null;
 
@@ -409,7 +411,8 @@ mod tests {
     }
 
     fn stage() -> Stage<Null> {
-        Stage::new(Null::new(Duration::ZERO), "bench-test", 16, 1024).unwrap()
+        let executor = ExecutorConfig::new("bench-test");
+        Stage::new(Null::new(Duration::ZERO), executor, 16, 1024).unwrap()
     }
 
     /// The numbers of requests that clients, runs and engines count are the same.

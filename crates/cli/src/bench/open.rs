@@ -275,12 +275,15 @@ pub fn capacity<W: Workload>(stage: &Stage<W>, time: Duration) -> anyhow::Result
 
 #[cfg(test)]
 mod tests {
+    use onelane::ExecutorConfig;
+
     use super::*;
     use crate::bench::workload::Null;
 
     #[test]
     fn every_arrival_is_answered_refused_or_late() {
-        let stage = Stage::new(Null::new(Duration::ZERO), "open-test", 16, 1024).unwrap();
+        let executor = ExecutorConfig::new("open-test");
+        let stage = Stage::new(Null::new(Duration::ZERO), executor, 16, 1024).unwrap();
         let time = Duration::from_millis(100);
         let arrivals = Arrivals { rate: 2000.0, time, seed: 3, priority: Priority::Normal };
         let expected = arrivals.instants(Instant::now()).count() as u64;

@@ -184,6 +184,7 @@ mod tests {
             device: "a <device>".to_owned(),
             simulated: false,
             max_batch_size: 8,
+            workers: 1,
             rounds: 1,
             cores: 2,
             capacity_per_second: None,

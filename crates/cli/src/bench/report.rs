@@ -157,6 +157,8 @@ pub struct Report {
     /// Whether the device is a simulation: then no time says anything of the real one.
     pub simulated: bool,
     pub max_batch_size: usize,
+    /// Threads that own the device, of each queue.
+    pub workers: usize,
     pub rounds: usize,
     /// Hardware threads of this machine.
     pub cores: usize,
@@ -176,8 +178,12 @@ impl Report {
     pub fn headline(&self) -> String {
         let simulated =
             if self.simulated { " (SIMULATED: its times say nothing of a GPU)" } else { "" };
+        let workers = match self.workers {
+            1 => String::new(),
+            more => format!("{more} workers, "),
+        };
         format!(
-            "engine {}, device {}{simulated}, batches of at most {}, {} rounds, {} cores",
+            "engine {}, device {}{simulated}, {workers}batches of at most {}, {} rounds, {} cores",
             self.engine, self.device, self.max_batch_size, self.rounds, self.cores
         )
     }

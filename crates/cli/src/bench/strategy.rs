@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
-use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Engine, EngineError};
+use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Engine, EngineError, ExecutorConfig};
 
 use super::observed::{Answer, Counts, Meter, Observed};
 use super::workload::{Output, Workload};
@@ -87,11 +87,12 @@ impl<W: Workload> Stage<W> {
     /// When an engine cannot be made or fails.
     pub fn new(
         workload: W,
-        device: &str,
+        executor: ExecutorConfig,
         max_batch: usize,
         capacity: usize,
     ) -> anyhow::Result<Self> {
         let workload = Arc::new(workload);
+        let device = executor.device.clone();
         let cannot = || format!("cannot start on {device}");
         let mut engine = workload.load().with_context(cannot)?;
         engine.warmup().with_context(cannot)?;
@@ -100,7 +101,7 @@ impl<W: Workload> Stage<W> {
             let mut alone = engine.infer(std::slice::from_ref(item)).with_context(cannot)?;
             expected.push(alone.pop().context("the engine gave no output")?);
         }
-        let executor = DeviceExecutor::shared(device)?;
+        let executor = DeviceExecutor::new(executor)?;
         let queue = |name: &str, batch: usize| -> anyhow::Result<(Queue<W>, Arc<Meter>)> {
             let meter = Arc::new(Meter::default());
             let (workload, within) = (Arc::clone(&workload), Arc::clone(&meter));
