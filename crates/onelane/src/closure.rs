@@ -37,6 +37,10 @@ where
         }
     }
 
+    fn locate(&self, at: RequestId) {
+        self.responder.locate(at);
+    }
+
     fn has_result(&self) -> bool {
         matches!(self.result, Some(Ok(_)))
     }
@@ -52,6 +56,8 @@ where
 pub(crate) trait Closure: Send {
     /// Runs it; a panic is contained.
     fn run(&mut self);
+    /// Says where it waits.
+    fn locate(&self, at: RequestId);
     /// Whether it has run and returned.
     fn has_result(&self) -> bool;
     /// Hands the result over, or `error` if it has not run.
@@ -65,9 +71,9 @@ pub(crate) struct ClosureList {
 }
 
 impl ClosureList {
-    pub(crate) fn push(&mut self, closure: Box<dyn Closure>, at: Instant, seq: u64) -> RequestId {
+    pub(crate) fn push(&mut self, closure: Box<dyn Closure>, at: Instant, seq: u64) {
+        closure.locate(RequestId { slot: 0, seq });
         self.waiting.insert(seq, (at, closure));
-        RequestId { slot: 0, seq }
     }
 }
 

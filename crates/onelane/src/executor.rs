@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::after::After;
 use crate::batch::{BuildFailure, Plan};
-use crate::closure::{ClosureList, Task};
+use crate::closure::Task;
 use crate::config::ExecutorConfig;
 use crate::contain::contain;
 use crate::engine::Engine;
@@ -155,12 +155,8 @@ impl DeviceExecutor {
         let need = Need { requests: 1, cost: 1 };
         let refused = match state.admit(CLOSURES, need, &mut None, None, after) {
             Room::Granted => {
-                let seq = state.next_seq();
-                let task = Task::new(closure, responder);
-                let queue = state.queue(CLOSURES).expect("there was room in it under this lock");
-                let id = queue.list_mut::<ClosureList>().push(Box::new(task), now, seq);
-                queue.stats.counters.submitted += 1;
-                pending.wait_at(Address { queue: CLOSURES, id, deadline: None });
+                state.push_closure(Box::new(Task::new(closure, responder)), now, after);
+                pending.wait_at(Address { queue: CLOSURES, deadline: None });
                 return Ok(ResponseHandle::new(shared, pending));
             }
             Room::Failed(why) => SubmitError::Failed(closure, why),
@@ -214,7 +210,9 @@ impl DeviceExecutor {
 
     /// The statistics of the closures.
     pub fn stats(&self) -> QueueStats {
-        self.owner.shared.lock().stats(CLOSURES).unwrap_or_default()
+        let mut locked = self.owner.shared.lock();
+        let (state, after) = locked.parts();
+        state.stats(CLOSURES, after).unwrap_or_default()
     }
 
     pub(crate) fn owner(&self) -> &Arc<Owner> {

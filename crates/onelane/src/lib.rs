@@ -73,6 +73,7 @@ mod error;
 mod event;
 mod executor;
 mod fifo;
+mod inbox;
 mod infer;
 #[cfg(all(test, loom))]
 mod loom_tests;

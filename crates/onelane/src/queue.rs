@@ -1,7 +1,6 @@
 //! The batch queue: the typed front of one engine.
 
 use std::hash::BuildHasher;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use crate::error::{BuildError, EngineError, ShutdownError};
 #[cfg(doc)]
 use crate::error::{RequestError, SubmitError};
 use crate::executor::{DeviceExecutor, Owner, Shutdown};
+use crate::inbox::Inbox;
 use crate::infer::Infer;
 use crate::policy::QueueId;
 use crate::request::Request;
@@ -40,8 +40,7 @@ struct Front<E: Engine> {
     id: QueueId,
     config: BatchConfig,
     hasher: DefaultHashBuilder,
-    // A queue is Send and Sync whatever its engine is, which stays on the worker.
-    engine: PhantomData<fn(E::Item) -> E::Output>,
+    inbox: Arc<Inbox<E>>,
 }
 
 impl<E: Engine> BatchQueue<E> {
@@ -62,6 +61,7 @@ impl<E: Engine> BatchQueue<E> {
         config.validate()?;
         let owner = Arc::clone(device.owner());
         let shared = &owner.shared;
+        let inbox = Arc::new(Inbox::new(&config));
         let plan = {
             let mut state = shared.lock();
             if state.is_stopping() {
@@ -74,7 +74,7 @@ impl<E: Engine> BatchQueue<E> {
                 name: config.name.clone(),
                 factory: Box::new(factory),
             });
-            let list = RequestList::new(Arc::clone(&plan), &config);
+            let list = RequestList::new(Arc::clone(&plan), Arc::clone(&inbox), &config);
             state.insert_queue(queue, Box::new(list), config.clone());
             plan
         };
@@ -83,7 +83,7 @@ impl<E: Engine> BatchQueue<E> {
             id: plan.queue,
             config,
             hasher: DefaultHashBuilder::default(),
-            engine: PhantomData,
+            inbox,
         };
         // If this fails, dropping the front closes the queue, which drops what was built.
         let queue = Self { front: Arc::new(front) };
@@ -209,7 +209,9 @@ impl<E: Engine> BatchQueue<E> {
 
     /// A snapshot of the counters and histograms; the last one when the queue has been shut down.
     pub fn stats(&self) -> QueueStats {
-        self.shared().lock().stats(self.front.id).unwrap_or_default()
+        let mut locked = self.shared().lock();
+        let (state, after) = locked.parts();
+        state.stats(self.front.id, after).unwrap_or_default()
     }
 
     /// Whether the queue works, stalls or has failed.
@@ -221,6 +223,10 @@ impl<E: Engine> BatchQueue<E> {
     /// The settings that the queue was made with.
     pub fn config(&self) -> &BatchConfig {
         &self.front.config
+    }
+
+    pub(crate) fn inbox(&self) -> &Inbox<E> {
+        &self.front.inbox
     }
 
     pub(crate) fn id(&self) -> QueueId {

@@ -97,6 +97,26 @@ impl QueueState {
         }
     }
 
+    /// Files what is in the inbox.
+    pub(crate) fn file(
+        &mut self,
+        seq: &mut u64,
+        virtual_now: Duration,
+        bell: bool,
+        after: &mut After,
+    ) {
+        let idle = self.is_idle();
+        let filed = self.list.file(seq, bell, after);
+        self.stats.counters.submitted += filed.requests as u64;
+        self.stats.counters.failed += filed.failed as u64;
+        if filed.failed > 0 {
+            self.wake_next_admission(after);
+        }
+        if idle && filed.requests > 0 {
+            self.virtual_time = self.virtual_time.max(virtual_now);
+        }
+    }
+
     /// Grants room, or gives a place in line to who brings a waker.
     pub(crate) fn admit(
         &mut self,
@@ -112,10 +132,10 @@ impl QueueState {
             return Room::Closed;
         }
         let first = self.admission.front().is_none_or(|(front, _)| Some(*front) == *ticket);
-        if first && self.fits(need) {
+        if first && self.list.reserve(need) {
             if ticket.take().is_some() {
                 self.admission.pop_front();
-                self.wake_next_admission(after);
+                self.line_moved(after);
             }
             return Room::Granted;
         }
@@ -131,12 +151,19 @@ impl QueueState {
         if let Some((_, waker)) = at.and_then(|at| self.admission.remove(at)) {
             after.discard(waker);
         }
-        self.wake_next_admission(after);
+        self.line_moved(after);
     }
 
     /// Sends everybody in line away, to see that the queue is closed or has failed.
     pub(crate) fn dismiss_line(&mut self, after: &mut After) {
         after.wake_all(self.admission.drain(..).map(|(_, waker)| waker));
+    }
+
+    /// Somebody has left the line: the next may go, and behind the last the inbox opens again.
+    fn line_moved(&mut self, after: &mut After) {
+        self.wake_next_admission(after);
+        let open = self.admission.is_empty() && self.phase == Phase::Open && self.failed.is_none();
+        self.list.set_open(open);
     }
 
     /// Takes the batch that `head` claims out of the list.
@@ -175,6 +202,8 @@ impl QueueState {
         if let Some(running) = self.latest_of(worker).map(|at| &mut self.running[at]) {
             running.ended = true;
         }
+        let idle = self.has_caught_up();
+        self.list.set_idle(idle);
         let outcome = batch.outcome();
         batch.settle(&mut *self.list, after);
         self.virtual_time += service / self.config.weight;
@@ -211,14 +240,8 @@ impl QueueState {
     }
 
     /// Nothing waits or computes; answers may still be on their way.
-    pub(crate) fn has_caught_up(&self) -> bool {
+    fn has_caught_up(&self) -> bool {
         self.list.len() == 0 && self.running.iter().all(|running| running.ended)
-    }
-
-    fn fits(&self, need: Need) -> bool {
-        need.requests <= self.config.capacity - self.list.len().min(self.config.capacity)
-            && need.cost
-                <= self.config.capacity_cost - self.list.cost().min(self.config.capacity_cost)
     }
 
     fn wait_for_room(&mut self, ticket: &mut Option<u64>, waker: &Waker, after: &mut After) {
@@ -232,6 +255,8 @@ impl QueueState {
         let number = *ticket.get_or_insert(self.next_ticket);
         self.next_ticket = self.next_ticket.max(number + 1);
         self.admission.push_back((number, waker.clone()));
+        // CORRECTNESS: under the lock under which there was no room; what makes room holds it too.
+        self.list.set_open(false);
     }
 
     /// Lets the first in turn look again. It stays in its place until it has gone in or withdrawn.

@@ -1,8 +1,9 @@
 //! What clients, workers and handles of one executor share: its name, its clock and, behind the one
 //! lock, its state.
 //!
-//! Lock order: this lock, then a response slot's. No user code runs under either; what has to run is
-//! collected in [`After`] and done when [`Locked`] is dropped.
+//! Lock order: this lock, then a queue's inbox's, then a response slot's. No user code runs under any of
+//! them, save a key's `Eq`, contained, when its request is filed; what else has to run is collected in
+//! [`After`] and done when [`Locked`] is dropped.
 
 use std::ops::{Deref, DerefMut};
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::after::After;
 use crate::batch::Batch;
-use crate::closure::ClosureList;
+use crate::closure::{Closure, ClosureList};
 use crate::config::BatchConfig;
 use crate::error::RequestError;
 use crate::policy::{self, Candidate, Decision, Head, QueueId};
@@ -114,16 +114,22 @@ impl State {
         self.stopping
     }
 
-    pub(crate) fn queue(&mut self, id: QueueId) -> Option<&mut QueueState> {
-        self.queues.get_mut(&id)
-    }
-
-    pub(crate) fn next_seq(&mut self) -> u64 {
-        self.next_seq += 1;
-        self.next_seq
-    }
-
     // Admission.
+
+    /// Files what is in a queue's inbox. Comes before everything that looks at what waits.
+    fn file(&mut self, id: QueueId, after: &mut After) {
+        let bell = self.workers.iter().any(|worker| worker.asleep.is_some());
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.file(&mut self.next_seq, self.virtual_now, bell, after);
+        }
+    }
+
+    fn file_all(&mut self, after: &mut After) {
+        let bell = self.workers.iter().any(|worker| worker.asleep.is_some());
+        for queue in self.queues.values_mut() {
+            queue.file(&mut self.next_seq, self.virtual_now, bell, after);
+        }
+    }
 
     /// Asks for room in a queue. With a `waker`, a caller that has to wait gets a ticket: it is
     /// woken when its turn may have come, and asks again.
@@ -141,14 +147,24 @@ impl State {
         if self.stopping {
             return Room::Closed;
         }
-        let room = queue.admit(need, ticket, waker, after);
-        if matches!(room, Room::Granted) {
-            if queue.is_idle() {
-                queue.virtual_time = queue.virtual_time.max(self.virtual_now);
-            }
-            self.wake_worker(after);
+        queue.admit(need, ticket, waker, after)
+    }
+
+    /// Files a closure for which there was room.
+    pub(crate) fn push_closure(
+        &mut self,
+        closure: Box<dyn Closure>,
+        at: Instant,
+        after: &mut After,
+    ) {
+        self.next_seq += 1;
+        let queue = self.queues.get_mut(&CLOSURES).expect("there was room in it under this lock");
+        if queue.is_idle() {
+            queue.virtual_time = queue.virtual_time.max(self.virtual_now);
         }
-        room
+        queue.list_mut::<ClosureList>().push(closure, at, self.next_seq);
+        queue.stats.counters.submitted += 1;
+        self.wake_worker(after);
     }
 
     /// Gives a ticket back; the next in turn may go.
@@ -168,8 +184,21 @@ impl State {
 
     // Leaving before compute.
 
+    /// Removes a request that its submitter gives up and answers it with `error`. Says whether it
+    /// still waited. `request` says where it was filed.
+    pub(crate) fn give_up(
+        &mut self,
+        id: QueueId,
+        request: impl FnOnce() -> Option<RequestId>,
+        error: RequestError,
+        after: &mut After,
+    ) -> bool {
+        self.file(id, after);
+        request().is_some_and(|request| self.dismiss(id, request, error, after))
+    }
+
     /// Removes a waiting request and answers it with `error`. Says whether it still waited.
-    pub(crate) fn dismiss(
+    fn dismiss(
         &mut self,
         id: QueueId,
         request: RequestId,
@@ -209,6 +238,7 @@ impl State {
     }
 
     fn dismiss_all(&mut self, id: QueueId, error: &RequestError, after: &mut After) {
+        self.file(id, after);
         while let Some(request) = self.queues.get(&id).and_then(|queue| queue.list.any()) {
             self.dismiss(id, request, error.clone(), after);
         }
@@ -225,6 +255,7 @@ impl State {
         after: &mut After,
     ) -> Step {
         self.workers[worker].asleep = None;
+        self.file_all(after);
         // CORRECTNESS: before the errands, for what expires may be the last request of a closed
         // queue, and dropping that queue's engine is then an errand of this worker too.
         self.expire(now, after);
@@ -246,8 +277,16 @@ impl State {
             Decision::Idle => None,
         };
         // CORRECTNESS: stored under the lock under which nothing was found to do; what comes later
-        // finds it here.
+        // finds it here, or finds a bell set.
         self.workers[worker].asleep = Some(waker());
+        let mut quiet = true;
+        for queue in self.queues.values_mut() {
+            quiet &= queue.list.listen();
+        }
+        if !quiet {
+            // Something has come meanwhile: look again.
+            self.wake_worker(after);
+        }
         Step::Sleep(until)
     }
 
@@ -260,7 +299,13 @@ impl State {
     }
 
     /// The head that goes first in one queue, whether its batch is full or not.
-    pub(crate) fn best_head(&self, id: QueueId, now: Instant) -> Option<Head> {
+    pub(crate) fn best_head(
+        &mut self,
+        id: QueueId,
+        now: Instant,
+        after: &mut After,
+    ) -> Option<Head> {
+        self.file(id, after);
         let queue = self.queues.get(&id)?;
         let mut candidates = smallvec::SmallVec::<[Candidate; 4]>::new();
         queue.list.heads(&mut |head| {
@@ -325,12 +370,13 @@ impl State {
             return;
         };
         queue.failed = Some(why.clone());
+        queue.list.set_open(false);
         queue.dismiss_line(after);
         self.dismiss_all(id, &RequestError::QueueFailed(why), after);
     }
 
     /// Wakes one sleeping worker, if there is one.
-    fn wake_worker(&mut self, after: &mut After) {
+    pub(crate) fn wake_worker(&mut self, after: &mut After) {
         if let Some(waker) = self.workers.iter_mut().find_map(|worker| worker.asleep.take()) {
             after.wake(waker);
         }
@@ -350,10 +396,17 @@ impl State {
 
     // Waiting inline, on a worker.
 
-    pub(crate) fn place(&self, id: QueueId, request: RequestId) -> Place {
+    pub(crate) fn place(
+        &mut self,
+        id: QueueId,
+        request: impl FnOnce() -> Option<RequestId>,
+        after: &mut After,
+    ) -> Place {
+        self.file(id, after);
         let Some(queue) = self.queues.get(&id) else {
             return Place::Answered;
         };
+        let Some(request) = request() else { return Place::Answered };
         if queue.list.contains(request) {
             return Place::Waiting;
         }
@@ -394,7 +447,10 @@ impl State {
         if queue.phase == Phase::Open {
             queue.phase = Phase::Closed;
         }
+        // CORRECTNESS: before it is emptied for the last time: nothing comes after that.
+        queue.list.set_open(false);
         queue.dismiss_line(after);
+        self.file(id, after);
         if abort {
             self.dismiss_all(id, &RequestError::Closed, after);
         }
@@ -509,7 +565,8 @@ impl State {
 
     // Looking.
 
-    pub(crate) fn stats(&self, id: QueueId) -> Option<QueueStats> {
+    pub(crate) fn stats(&mut self, id: QueueId, after: &mut After) -> Option<QueueStats> {
+        self.file(id, after);
         self.queues.get(&id).map(QueueState::snapshot).or_else(|| self.past.get(&id).cloned())
     }
 

@@ -7,14 +7,15 @@ use std::time::Instant;
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::error::SubmitError;
+use crate::inbox::{InboxState, Receipt};
 use crate::policy::QueueId;
 use crate::queue::BatchQueue;
 use crate::queue_state::{Need, Room};
 use crate::request::Request;
 use crate::response::{Address, Pending, Responder, ResponseHandle};
 use crate::shared::{Locked, Shared};
-use crate::sync::thread_waker;
-use crate::waiting::{Arrival, RequestList};
+use crate::sync::{MutexGuard, thread_waker};
+use crate::waiting::Arrival;
 use crate::worker::{Help, WorkerContext};
 
 /// What becomes of a submitted request: its response handle, or the request back.
@@ -32,6 +33,15 @@ pub type SubmittedGroup<E> = Result<
 pub(crate) enum Patience {
     None,
     Until(Option<Instant>),
+}
+
+/// The way in for who has got room. It is a lock, so nobody can close the queue before the request
+/// is in.
+enum WayIn<'a, E: Engine> {
+    /// The inbox was open.
+    Open(MutexGuard<'a, InboxState<E>>),
+    /// The executor has granted it.
+    Asked(Locked<'a>),
 }
 
 /// Why there is no room.
@@ -90,9 +100,8 @@ impl<E: Engine> BatchQueue<E> {
         }
         let ticket = self.ticket(&request, cost);
         match self.room(Need { requests: 1, cost }, patience) {
-            Ok(mut locked) => {
-                let pending = self.push(&mut locked, request, ticket);
-                drop(locked);
+            Ok(room) => {
+                let pending = self.go_in(room, |inbox| self.put(inbox, request, ticket));
                 Ok(ResponseHandle::new(self.shared(), pending))
             }
             Err(refusal) => Err(refusal.with(request)),
@@ -115,14 +124,14 @@ impl<E: Engine> BatchQueue<E> {
         let tickets: Vec<_> =
             requests.iter().zip(costs).map(|(request, cost)| self.ticket(request, cost)).collect();
         match self.room(Need { requests: count, cost: total }, patience) {
-            Ok(mut locked) => {
-                let pairs = requests.into_iter().zip(tickets);
-                let pending: Vec<_> = pairs
-                    .map(|(request, ticket)| self.push(&mut locked, request, ticket))
-                    .collect();
-                drop(locked);
+            Ok(room) => {
                 let shared = self.shared();
-                Ok(pending.into_iter().map(|p| ResponseHandle::new(shared, p)).collect())
+                let handles = self.go_in(room, |inbox| {
+                    let pairs = requests.into_iter().zip(tickets);
+                    let pending = pairs.map(|(request, ticket)| self.put(inbox, request, ticket));
+                    pending.map(|pending| ResponseHandle::new(shared, pending)).collect()
+                });
+                Ok(handles)
             }
             Err(refusal) => Err(refusal.with(requests)),
         }
@@ -167,12 +176,10 @@ impl<E: Engine> BatchQueue<E> {
         SubmitError::TooHeavy { refused, amount, limit, max }
     }
 
-    /// Waits for room as long as `patience` lasts. With the room comes the lock: whoever has it
-    /// pushes before anybody else can take the room, or close the queue.
-    fn room(&self, need: Need, patience: Patience) -> Result<Locked<'_>, Refusal> {
-        // Mostly there is room at once, and neither a waker nor a place in line is needed.
-        let refusal = match self.poll_room(need, &mut None, None) {
-            Ok(locked) => return Ok(locked),
+    /// Waits for room as long as `patience` lasts.
+    fn room(&self, need: Need, patience: Patience) -> Result<WayIn<'_, E>, Refusal> {
+        let refusal = match self.look(need) {
+            Ok(way_in) => return Ok(way_in),
             Err(refusal) => refusal,
         };
         let (Refusal::Full, Patience::Until(until)) = (&refusal, patience) else {
@@ -183,7 +190,7 @@ impl<E: Engine> BatchQueue<E> {
         let shared = self.shared();
         loop {
             match self.poll_room(need, &mut place.ticket, Some(&waker)) {
-                Ok(locked) => return Ok(locked),
+                Ok(way_in) => return Ok(way_in),
                 Err(Refusal::Full) => {}
                 Err(refusal) => return Err(self.refuse(need.requests, refusal)),
             }
@@ -204,16 +211,25 @@ impl<E: Engine> BatchQueue<E> {
         }
     }
 
+    /// Looks for room without waiting for it. Mostly there is some, and the executor need not be
+    /// asked.
+    fn look(&self, need: Need) -> Result<WayIn<'_, E>, Refusal> {
+        match self.inbox().enter(need) {
+            Some(inbox) => Ok(WayIn::Open(inbox)),
+            None => self.poll_room(need, &mut None, None),
+        }
+    }
+
     fn poll_room(
         &self,
         need: Need,
         ticket: &mut Option<u64>,
         waker: Option<&Waker>,
-    ) -> Result<Locked<'_>, Refusal> {
+    ) -> Result<WayIn<'_, E>, Refusal> {
         let mut locked = self.shared().lock();
         let (state, after) = locked.parts();
         match state.admit(self.id(), need, ticket, waker, after) {
-            Room::Granted => Ok(locked),
+            Room::Granted => Ok(WayIn::Asked(locked)),
             Room::Full => Err(Refusal::Full),
             Room::Closed => Err(Refusal::Closed),
             Room::Failed(why) => Err(Refusal::Failed(why)),
@@ -229,10 +245,38 @@ impl<E: Engine> BatchQueue<E> {
         PlaceInLine { shared: Arc::clone(self.shared()), queue: self.id(), ticket: None }
     }
 
-    /// Puts a request for which there is room into the list.
-    fn push(
+    /// Puts requests for which there is room into the inbox, and wakes a worker if the bell says so.
+    fn go_in<T>(&self, way_in: WayIn<'_, E>, put: impl FnOnce(&mut InboxState<E>) -> T) -> T {
+        match way_in {
+            WayIn::Open(mut inbox) => {
+                let result = put(&mut inbox);
+                let ring = inbox.take_bell();
+                drop(inbox);
+                if ring {
+                    let mut locked = self.shared().lock();
+                    let (state, after) = locked.parts();
+                    state.wake_worker(after);
+                }
+                result
+            }
+            WayIn::Asked(mut locked) => {
+                let mut inbox = self.inbox().lock();
+                let result = put(&mut inbox);
+                let ring = inbox.take_bell();
+                drop(inbox);
+                if ring {
+                    let (state, after) = locked.parts();
+                    state.wake_worker(after);
+                }
+                result
+            }
+        }
+    }
+
+    /// Puts a request for which there is room into the inbox.
+    fn put(
         &self,
-        locked: &mut Locked<'_>,
+        inbox: &mut InboxState<E>,
         request: Request<E::Item>,
         ticket: Ticket<E>,
     ) -> Pending<E::Output> {
@@ -241,13 +285,8 @@ impl<E: Engine> BatchQueue<E> {
         let class = request.priority;
         let arrival =
             Arrival { input: request.input, key, hash, cost, class, at, deadline, may_sleep };
-        let (state, after) = locked.parts();
-        let seq = state.next_seq();
-        let queue = state.queue(self.id()).expect("there was room in it under this lock");
-        let alone = may_sleep && queue.has_caught_up();
-        let (id, event) = queue.list_mut::<RequestList<E>>().push(arrival, responder, seq, after);
-        queue.stats.counters.submitted += 1;
-        pending.wait_at(Address { queue: self.id(), id, deadline });
+        let Receipt { event, alone } = self.inbox().put(inbox, arrival, responder);
+        pending.wait_at(Address { queue: self.id(), deadline });
         pending.wait_with(event, alone);
         pending
     }
@@ -275,13 +314,15 @@ impl<E: Engine> BatchQueue<E> {
         loop {
             // The first look is without a place in line: mostly there is room.
             let room = match &mut place {
-                None => self.poll_room(Need { requests: 1, cost }, &mut None, None),
+                None => self.look(Need { requests: 1, cost }),
                 Some(place) => {
                     self.poll_room(Need { requests: 1, cost }, &mut place.ticket, Some(waker))
                 }
             };
             match room {
-                Ok(mut locked) => return Ok(self.push(&mut locked, request, ticket)),
+                Ok(way_in) => {
+                    return Ok(self.go_in(way_in, |inbox| self.put(inbox, request, ticket)));
+                }
                 Err(Refusal::Full) => {}
                 Err(refusal) => {
                     return Err(NotYet::Refused(self.refuse(1, refusal).with(request)));

@@ -1,8 +1,8 @@
 //! What waits: the requests of one queue in first-in-first-out order per batch key and priority.
 //!
-//! Everything here happens under the executor's lock. Each operation takes constant time whatever
-//! waits (finding a group hashes its key, which was done before the lock), except with
-//! `max_wait > 0`, where `heads` looks at each group.
+//! Everything here happens under the executor's lock; requests come from the queue's inbox. Each
+//! operation takes constant time a request whatever waits (a key is hashed before it gets here), except
+//! with `max_wait > 0`, where `heads` looks at each group.
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -15,11 +15,13 @@ use slab::Slab;
 use crate::after::After;
 use crate::batch::{Batch, Plan, RequestBatch};
 use crate::config::BatchConfig;
+use crate::contain::contain;
 use crate::engine::{BatchItem, Engine};
 use crate::error::RequestError;
-use crate::event::{Event, MAX_SHARERS};
 use crate::fifo::{Fifo, Linked, Links};
+use crate::inbox::{Accepted, Inbox};
 use crate::policy::Head;
+use crate::queue_state::Need;
 use crate::request::Priority;
 use crate::response::Responder;
 
@@ -36,8 +38,34 @@ pub(crate) trait Removed: Send {
     fn answer(self: Box<Self>, error: RequestError, after: &mut After);
 }
 
+/// What came out of an inbox.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Filed {
+    pub(crate) requests: usize,
+    /// So many of them had a key that could not be compared, and have been answered.
+    pub(crate) failed: usize,
+}
+
 /// What the executor asks of the waiting requests of a queue, whatever their types.
+///
+/// A list with an inbox is asked about what it has filed; the defaults are of one without.
 pub(crate) trait WaitingList: Any + Send {
+    /// Files what is in the inbox, numbering it from `seq` on. The bell is left as given.
+    fn file(&mut self, _seq: &mut u64, _bell: bool, _after: &mut After) -> Filed {
+        Filed::default()
+    }
+    /// Takes room for requests that are to be put into the inbox, if there is enough.
+    fn reserve(&mut self, _need: Need) -> bool {
+        true
+    }
+    /// Says whether requests may be put into the inbox without asking.
+    fn set_open(&mut self, _open: bool) {}
+    /// Says whether nothing waits and nothing computes.
+    fn set_idle(&mut self, _idle: bool) {}
+    /// Sets the bell, unless there is something in the inbox.
+    fn listen(&mut self) -> bool {
+        true
+    }
     fn len(&self) -> usize;
     /// The sum of the costs of what waits.
     fn cost(&self) -> usize;
@@ -99,27 +127,6 @@ struct Group<K> {
     ceiling: Option<usize>,
     /// With `max_wait`, from when on a batch may go although it is not full.
     ready_at: Option<Instant>,
-    /// By class: the event that newcomers share, and how many do already.
-    events: [Option<(Arc<Event>, usize)>; 3],
-}
-
-impl<K> Group<K> {
-    /// The event of the batch that a newcomer of `class` is likely to be in.
-    fn event(&mut self, class: Priority, limit: usize) -> Option<Arc<Event>> {
-        let limit = limit.min(MAX_SHARERS);
-        // Whoever comes first may stay alone, and then an event is one allocation for nothing.
-        if self.len == 0 || limit == 1 {
-            return None;
-        }
-        let open = &mut self.events[class.index()];
-        let (event, sharers) = open.get_or_insert_default();
-        *sharers += 1;
-        let event = Arc::clone(event);
-        if *sharers == limit {
-            *open = None;
-        }
-        Some(event)
-    }
 }
 
 /// What a submitting thread prepares before it takes the lock.
@@ -138,6 +145,9 @@ pub(crate) struct Arrival<E: Engine> {
 /// The waiting requests of one batch queue.
 pub(crate) struct RequestList<E: Engine> {
     plan: Arc<Plan<E>>,
+    inbox: Arc<Inbox<E>>,
+    /// What the inbox gets in exchange for what is in it.
+    empty: Vec<Accepted<E>>,
     max_batch_size: usize,
     max_batch_cost: usize,
     max_wait: Duration,
@@ -156,9 +166,11 @@ const MAX_REMEMBERED: usize = 1024;
 const MAX_KEPT: usize = 16;
 
 impl<E: Engine> RequestList<E> {
-    pub(crate) fn new(plan: Arc<Plan<E>>, config: &BatchConfig) -> Self {
+    pub(crate) fn new(plan: Arc<Plan<E>>, inbox: Arc<Inbox<E>>, config: &BatchConfig) -> Self {
         Self {
             plan,
+            inbox,
+            empty: Vec::new(),
             max_batch_size: config.max_batch_size,
             max_batch_cost: config.max_batch_cost,
             max_wait: config.max_wait,
@@ -171,18 +183,30 @@ impl<E: Engine> RequestList<E> {
         }
     }
 
-    /// Appends a request to its group.
-    pub(crate) fn push(
+    /// Appends a request to its group; answers it if that fails.
+    fn push(
         &mut self,
         arrival: Arrival<E>,
         responder: Responder<E::Output>,
         seq: u64,
         after: &mut After,
-    ) -> (RequestId, Option<Arc<Event>>) {
-        let Arrival { input, key, hash, cost, class, at, deadline, may_sleep } = arrival;
-        // The key's `Eq` is a user's code and comes first: if it panics, nothing has changed yet.
-        let group = self.group(key, hash, after);
-        let entry = Waiting {
+    ) -> bool {
+        let Arrival { input, key, hash, cost, class, at, deadline, .. } = arrival;
+        // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
+        // changed yet.
+        let group = match contain(|| self.group(key, hash, after)) {
+            Ok(group) => group,
+            Err(message) => {
+                responder.answer(Err(RequestError::Panicked(message)), after);
+                after.discard(input);
+                self.inbox.lock().release(Need { requests: 1, cost });
+                return false;
+            }
+        };
+        let slot = self.requests.vacant_key();
+        let id = RequestId { slot, seq };
+        responder.locate(id);
+        self.requests.insert(Waiting {
             input,
             responder,
             seq,
@@ -192,14 +216,10 @@ impl<E: Engine> RequestList<E> {
             arrival: at,
             deadline,
             links: Default::default(),
-        };
-        let slot = self.requests.insert(entry);
-        let id = RequestId { slot, seq };
+        });
         self.lines[class.index()].push_back(&mut self.requests, slot);
         let ready_at = self.ready_at(at, deadline);
-        let limit = self.limit(&self.groups[group]);
         let group = &mut self.groups[group];
-        let event = if may_sleep { group.event(class, limit) } else { None };
         group.lanes[class.index()].push_back(&mut self.requests, slot);
         group.len += 1;
         group.cost += cost;
@@ -208,7 +228,7 @@ impl<E: Engine> RequestList<E> {
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, id));
         }
-        (id, event)
+        true
     }
 
     fn group(&mut self, key: <E::Item as BatchItem>::Key, hash: u64, after: &mut After) -> usize {
@@ -228,7 +248,6 @@ impl<E: Engine> RequestList<E> {
             running: 0,
             ceiling: None,
             ready_at: None,
-            events: Default::default(),
         });
         let groups = &self.groups;
         self.by_key.insert_unique(hash, group, |&g| groups[g].hash);
@@ -294,6 +313,47 @@ impl<E: Engine> RequestList<E> {
 }
 
 impl<E: Engine> WaitingList for RequestList<E> {
+    fn file(&mut self, seq: &mut u64, bell: bool, after: &mut After) -> Filed {
+        let mut accepted = std::mem::take(&mut self.empty);
+        {
+            let mut inbox = self.inbox.lock();
+            inbox.swap(&mut accepted);
+            inbox.set_bell(bell);
+            if !accepted.is_empty() {
+                inbox.set_idle(false);
+            }
+        }
+        let mut filed = Filed { requests: accepted.len(), failed: 0 };
+        for (arrival, responder) in accepted.drain(..) {
+            *seq += 1;
+            filed.failed += usize::from(!self.push(arrival, responder, *seq, after));
+        }
+        self.empty = accepted;
+        filed
+    }
+
+    fn reserve(&mut self, need: Need) -> bool {
+        self.inbox.lock().reserve(need)
+    }
+
+    fn set_open(&mut self, open: bool) {
+        self.inbox.lock().set_open(open);
+    }
+
+    fn set_idle(&mut self, idle: bool) {
+        self.inbox.lock().set_idle(idle);
+    }
+
+    fn listen(&mut self) -> bool {
+        let mut inbox = self.inbox.lock();
+        let empty = inbox.is_empty();
+        if empty {
+            inbox.set_bell(true);
+            inbox.set_idle(self.requests.is_empty());
+        }
+        empty
+    }
+
     fn len(&self) -> usize {
         self.requests.len()
     }
@@ -340,9 +400,13 @@ impl<E: Engine> WaitingList for RequestList<E> {
             }
             let entry = self.unlink(slot);
             waits(entry.arrival);
-            self.groups[index].events[entry.class.index()] = None;
             batch.push(entry.input, entry.responder, entry.seq, entry.cost);
             next = self.groups[index].lanes.iter().find_map(Fifo::head);
+        }
+        {
+            let mut inbox = self.inbox.lock();
+            inbox.release(Need { requests: batch.len(), cost: batch.cost() });
+            inbox.set_idle(false);
         }
         let group = &mut self.groups[index];
         group.running += 1;
@@ -362,6 +426,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
             return None;
         }
         let entry = self.unlink(id.slot);
+        self.inbox.lock().release(Need { requests: 1, cost: entry.cost });
         let key = self.tidy(entry.group);
         Some(Box::new(RemovedRequest { entry, key }))
     }

@@ -89,20 +89,24 @@ impl WorkerContext {
 
     /// Does, inline, what a request of `queue` needs to be answered; without a request, makes room
     /// in the queue.
-    pub(crate) fn help(&self, queue: QueueId, request: Option<RequestId>) -> Help {
+    pub(crate) fn help(
+        &self,
+        queue: QueueId,
+        request: Option<&dyn Fn() -> Option<RequestId>>,
+    ) -> Help {
         let now = self.shared.clock.now();
         let mut locked = self.shared.lock();
         let (state, after) = locked.parts();
-        match request.map_or(Place::Waiting, |request| state.place(queue, request)) {
+        match request.map_or(Place::Waiting, |request| state.place(queue, request, after)) {
             Place::Answered => Help::Progress,
             Place::Running(other) if other != self.index => {
-                let seq = request.map_or(0, |request| request.seq);
+                let seq = request.and_then(|request| request()).map_or(0, |request| request.seq);
                 if state.block_on(self.index, other, seq) { Help::Elsewhere } else { Help::Stuck }
             }
             Place::Running(_) => Help::Stuck,
             Place::Waiting if self.is_engine_busy(queue) => Help::Stuck,
             Place::Waiting => {
-                let Some(head) = state.best_head(queue, now) else {
+                let Some(head) = state.best_head(queue, now, after) else {
                     return Help::Progress;
                 };
                 let batch = state.dispatch(queue, head, self.index, now, after);
