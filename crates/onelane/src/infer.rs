@@ -10,6 +10,7 @@ use crate::queue::BatchQueue;
 use crate::request::Request;
 use crate::response::Pending;
 use crate::submit::{NotYet, PlaceInLine};
+use crate::worker::WorkerContext;
 
 /// Why [`BatchQueue::infer`] has no response.
 #[derive(thiserror::Error)]
@@ -64,7 +65,13 @@ impl<E: Engine> Future for Infer<E> {
                 unreachable!("matched above");
             };
             match queue.poll_submit(request, place, context.waker()) {
-                Ok(pending) => *state = InferState::Waiting(pending),
+                Ok(pending) => {
+                    *state = InferState::Waiting(pending);
+                    // The waker went with it. On a worker there may be something to do inline.
+                    if WorkerContext::current(queue.shared()).is_none() {
+                        return Poll::Pending;
+                    }
+                }
                 Err(NotYet::InLine(request, place)) => {
                     *state = InferState::Submitting(request, Some(place));
                     return Poll::Pending;

@@ -98,7 +98,7 @@ impl<E: Engine> BatchQueue<E> {
         if let Some(heavy) = self.too_heavy(cost) {
             return Err(self.refuse_heavy(request, 1, heavy));
         }
-        let ticket = self.ticket(&request, cost);
+        let ticket = self.ticket(&request, cost, None);
         match self.room(Need { requests: 1, cost }, patience) {
             Ok(room) => {
                 let pending = self.go_in(room, |inbox| self.put(inbox, request, ticket));
@@ -121,8 +121,11 @@ impl<E: Engine> BatchQueue<E> {
         if let Some(heavy) = heavy {
             return Err(self.refuse_heavy(requests, count, heavy));
         }
-        let tickets: Vec<_> =
-            requests.iter().zip(costs).map(|(request, cost)| self.ticket(request, cost)).collect();
+        let tickets: Vec<_> = requests
+            .iter()
+            .zip(costs)
+            .map(|(request, cost)| self.ticket(request, cost, None))
+            .collect();
         match self.room(Need { requests: count, cost: total }, patience) {
             Ok(room) => {
                 let shared = self.shared();
@@ -137,13 +140,14 @@ impl<E: Engine> BatchQueue<E> {
         }
     }
 
-    /// What can be prepared for a request before the lock is taken.
-    fn ticket(&self, request: &Request<E::Item>, cost: usize) -> Ticket<E> {
+    /// What can be prepared for a request before the lock is taken. A task brings its waker; a thread
+    /// does not know yet how it will wait.
+    fn ticket(&self, request: &Request<E::Item>, cost: usize, waker: Option<&Waker>) -> Ticket<E> {
         let at = self.shared().clock.now();
         let key = request.input.key();
         let hash = self.hash(&key);
-        let (pending, responder) = Pending::pair();
-        Ticket { at, key, hash, cost, pending, responder, may_sleep: true }
+        let (pending, responder) = Pending::pair(waker.cloned());
+        Ticket { at, key, hash, cost, pending, responder, may_sleep: waker.is_none() }
     }
 
     /// What one request exceeds: the amount, the setting and its value.
@@ -310,7 +314,7 @@ impl<E: Engine> BatchQueue<E> {
         if let Some(heavy) = self.too_heavy(cost) {
             return Err(NotYet::Refused(self.refuse_heavy(request, 1, heavy)));
         }
-        let ticket = Ticket { may_sleep: false, ..self.ticket(&request, cost) };
+        let ticket = self.ticket(&request, cost, Some(waker));
         loop {
             // The first look is without a place in line: mostly there is room.
             let room = match &mut place {
