@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Deliberate one-line bugs in the core: each has to be caught by the check that is named.
+"""Deliberate one-line bugs: each has to be caught by the check that is named.
 
-Copies the core to a scratch folder, puts in one bug at a time, runs its check there, and prints a
-table. Exit 1 when a bug is not caught, or no longer applies to the code; exit 2 when a check fails
-without any bug, which would prove nothing.
+Copies the core (and, for bugs in the Python front, the package in .venv) to a scratch folder, puts
+in one bug at a time, runs its check there, and prints a table. Exit 1 when a bug is not caught, or
+no longer applies to the code; exit 2 when a check fails without any bug, which would prove nothing.
 
     verify/mutants.py            all
     verify/mutants.py fifo loom  those whose name or check holds one of the words
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = Path("crates/onelane/src")
+PYTHON = ROOT / ".venv/bin/python"
 TARGET = os.environ.get("MUTANTS_TARGET_DIR", str(ROOT / "target" / "mutants"))
-# Longer than any hard timeout of a test; a check that takes longer hangs, and has caught its bug.
-LIMIT_S = 400
+# A check that takes so long more than ten times what it takes without a bug hangs, and has caught
+# its bug.
+LIMIT_S = 30
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Mutant:
 
 def test(file: str, name: str = "") -> str:
     return f"cargo test --offline -p onelane --test {file} {name}".strip()
+
+
+def python(file: str) -> str:
+    return f"python: -m pytest -q -p no:cacheprovider tests/{file}.py"
 
 
 def loom(name: str) -> str:
@@ -299,6 +306,14 @@ MUTANTS = [
         "Some(running_for) if running_for >= Duration::MAX => {",
         test("truth", "a_batch_that_runs_too_long"),
     ),
+    Mutant(
+        "a worker does not synchronise before it hands a response over",
+        "2",
+        "python/onelane/_devices.py",
+        "            torch.mps.synchronize()",
+        "            pass",
+        python("test_synchronised"),
+    ),
 ]
 
 # Faults of the protocol itself, in the specification: its own switches put them in.
@@ -316,6 +331,9 @@ def environment(check: str) -> tuple[list[str], dict[str, str]]:
     env = dict(os.environ, CARGO_TARGET_DIR=TARGET, RUST_BACKTRACE="0")
     # Whether a workload fails is what matters here, not the smallest that does.
     env |= {"PROPTEST_CASES": "256", "PROPTEST_MAX_SHRINK_ITERS": "0"}
+    if check.startswith("python: "):
+        env |= {"PYTHONPATH": "python", "PYTHONDONTWRITEBYTECODE": "1"}
+        return [str(PYTHON), *check.removeprefix("python: ").split()], env
     if check.startswith("loom: "):
         # A folder of its own: other flags would build everything anew each time.
         env |= {
@@ -327,29 +345,39 @@ def environment(check: str) -> tuple[list[str], dict[str, str]]:
     return check.split(), env
 
 
-def run(check: str, tree: Path) -> tuple[str, float]:
-    """`passed`, `failed`, `hangs` or `does not compile`, and the seconds that it took."""
+def run(check: str, tree: Path, limit: float) -> tuple[str, float, float]:
+    """`passed`, `failed`, `hangs` or `does not compile`; the seconds that it ran, and in all."""
     command, env = environment(check)
     started = time.monotonic()
-    build = [*command[:2], "--no-run", *command[2:]] if "test" in command else command
-    built = subprocess.run(build, cwd=tree, env=env, capture_output=True, text=True, check=False)
-    if built.returncode != 0:
-        print(built.stderr[-2000:], file=sys.stderr)
-        return "does not compile", time.monotonic() - started
-    try:
-        done = subprocess.run(
-            command, cwd=tree, env=env, capture_output=True, timeout=LIMIT_S, check=False
+    if "test" in command:
+        build = [*command[:2], "--no-run", *command[2:]]
+        built = subprocess.run(
+            build, cwd=tree, env=env, capture_output=True, text=True, check=False
         )
-        outcome = "passed" if done.returncode == 0 else "failed"
+        if built.returncode != 0:
+            print(built.stderr[-2000:], file=sys.stderr)
+            return "does not compile", 0.0, time.monotonic() - started
+    ready = time.monotonic()
+    # A group of its own: what hangs is a child of cargo.
+    child = subprocess.Popen(
+        command, cwd=tree, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        outcome = "passed" if child.wait(limit) == 0 else "failed"
     except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
         outcome = "hangs"
-    return outcome, time.monotonic() - started
+    end = time.monotonic()
+    return outcome, end - ready, end - started
 
 
 def copy_tree(scratch: Path) -> Path:
-    """The core as a workspace of its own: nothing else has to be built."""
+    """The core as a workspace of its own: nothing else has to be built. The Python package."""
     tree = scratch / "tree"
-    shutil.copytree(ROOT / "crates/onelane", tree / "crates/onelane")
+    # Not the times of the files: what the target folder holds of the last run's bugs is older.
+    shutil.copytree(ROOT / "crates/onelane", tree / "crates/onelane", copy_function=shutil.copyfile)
     for name in ("Cargo.lock", "rust-toolchain.toml"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, tree / name)
@@ -362,8 +390,22 @@ def copy_tree(scratch: Path) -> Path:
     return tree
 
 
-def check_mutant(mutant: Mutant, tree: Path) -> tuple[str, float]:
-    path = tree / SOURCES / mutant.file
+def copy_package(tree: Path) -> None:
+    """The installed package, which has the compiled part, with the sources as they are."""
+    where = "import importlib.util as u; print(u.find_spec('onelane').origin)"
+    found = subprocess.run(
+        [PYTHON, "-c", where], cwd=tree, capture_output=True, text=True, check=False
+    )
+    if found.returncode != 0:
+        sys.exit("the Python package is not in .venv: run `make package`")
+    shutil.copytree(Path(found.stdout.strip()).parent, tree / "python/onelane")
+    shutil.copytree(ROOT / "python/onelane", tree / "python/onelane", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "tests", tree / "tests")
+    shutil.copy(ROOT / "pyproject.toml", tree)
+
+
+def check_mutant(mutant: Mutant, tree: Path, limit: float) -> tuple[str, float]:
+    path = tree / (mutant.file if "/" in mutant.file else SOURCES / mutant.file)
     original = path.read_text()
     if original.count(mutant.old) != 1:
         return "NO LONGER APPLIES", 0.0
@@ -371,7 +413,7 @@ def check_mutant(mutant: Mutant, tree: Path) -> tuple[str, float]:
     new = mutant.new.replace("queue_is_never_aborted()", "id == QueueId::MAX")
     path.write_text(original.replace(mutant.old, new))
     try:
-        outcome, seconds = run(mutant.check, tree)
+        outcome, _, seconds = run(mutant.check, tree, limit)
     finally:
         path.write_text(original)
     return {
@@ -385,6 +427,8 @@ def check_mutant(mutant: Mutant, tree: Path) -> tuple[str, float]:
 def short(check: str) -> str:
     if check.startswith("loom: "):
         return "loom " + check.rsplit("::", 1)[1]
+    if check.startswith("python: "):
+        return check.rsplit(" ", 1)[1]
     return check.split("--test ")[1].replace(" ", "::")
 
 
@@ -405,14 +449,18 @@ def main() -> int:
     rows: list[tuple[str, str, str, str]] = []
     with tempfile.TemporaryDirectory(prefix="onelane-mutants-") as scratch:
         tree = copy_tree(Path(scratch))
+        if any(mutant.check.startswith("python: ") for mutant in chosen):
+            copy_package(tree)
         # Without a bug, every check must pass.
+        limits = {}
         for check in dict.fromkeys(mutant.check for mutant in chosen):
-            outcome, seconds = run(check, tree)
+            outcome, ran, seconds = run(check, tree, 10 * LIMIT_S)
+            limits[check] = LIMIT_S + 10 * ran
             print(f"without a bug: {short(check)}: {outcome} ({seconds:.0f} s)", flush=True)
             if outcome != "passed":
                 return 2
         for mutant in chosen:
-            outcome, seconds = check_mutant(mutant, tree)
+            outcome, seconds = check_mutant(mutant, tree, limits[mutant.check])
             rows.append((mutant.name, mutant.promise, short(mutant.check), outcome))
             print(f"{mutant.name}: {outcome} ({seconds:.0f} s)", flush=True)
     binary = os.environ.get("SPEC", "")
@@ -422,10 +470,9 @@ def main() -> int:
         done = subprocess.run(run_spec, cwd=ROOT, capture_output=True, check=False)
         outcome = "caught" if done.returncode == 0 else "NOT CAUGHT"
         rows.append((name, promise, f"spec --bug {flag}", outcome))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    print()
-    for row in rows:
-        print(" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    print("\n| bug | promise | check | result |\n|---|---|---|---|")
+    for name, promise, check, outcome in rows:
+        print(f"| {name} | {promise} | `{check}` | {outcome} |")
     missed = [row for row in rows if not row[3].startswith("caught")]
     print(f"\n{len(rows) - len(missed)} of {len(rows)} caught")
     return 1 if missed else 0

@@ -12,7 +12,7 @@ SPEC_SIZE := --full
 CHAOS_SECONDS := 600
 OVERLOAD_SECONDS := 60
 CASES := 20000
-MIRI_TESTS := --lib --tests
+MIRI_TESTS := lib $(basename $(notdir $(wildcard crates/onelane/tests/*.rs)))
 MIRI_CASES := 8
 else
 LOOM_MORE := 0
@@ -20,8 +20,8 @@ SPEC_SIZE :=
 CHAOS_SECONDS := 30
 OVERLOAD_SECONDS := 20
 CASES := 1000
-# Miri is about a thousand times slower than the machine: the tests without long loops.
-MIRI_TESTS := --lib --test cancel --test truth --test worker_death
+# Miri is about a thousand times slower than the machine.
+MIRI_TESTS := lib cancel truth worker_death
 MIRI_CASES := 2
 endif
 SEED ?= 1
@@ -39,16 +39,32 @@ spec: ## the protocol, checked exhaustively; its deliberate faults are found
 	cargo test --release --locked -q -p onelane-spec
 	cargo run --release --locked -q -p onelane-spec -- --bug check-then-push --must-fail
 
+# Miri and ThreadSanitizer need a nightly compiler. CI may run where none can be fetched: then they
+# say so and pass. `$(call with_nightly,COMPONENTS,COMMAND)`
+NIGHTLY_HAS = rustup component list --toolchain $(NIGHTLY) --installed 2>/dev/null | grep -qE '^$(1)(-|$$)'
+with_nightly = @if { $(foreach part,$(1),$(call NIGHTLY_HAS,$(part)) &&) true; } || \
+    rustup toolchain install $(NIGHTLY) --no-self-update --profile minimal $(addprefix -c ,$(1)); \
+    then $(2); \
+    else echo "SKIPPED: the nightly toolchain could not be installed ($@, $(NIGHTLY))"; fi
+
+# An interpreter uses one core, so two test files run at once.
+MIRI = MAKEFLAGS= MIRIFLAGS="-Zmiri-disable-isolation" RUST_BACKTRACE=0 PROPTEST_CASES=$(MIRI_CASES) \
+    CARGO_TARGET_DIR=$(PROOFS)/miri cargo +$(NIGHTLY) miri test --locked -p onelane
+MIRI_FILE = $(if $(filter lib,$(1)),--lib,--test $(1))
+
 miri: ## the core's tests in an interpreter that sees undefined behaviour
-	rustup toolchain install $(NIGHTLY) --profile minimal -c miri -c rust-src
-	MIRIFLAGS="-Zmiri-disable-isolation" RUST_BACKTRACE=0 PROPTEST_CASES=$(MIRI_CASES) \
-	    CARGO_TARGET_DIR=$(PROOFS)/miri \
-	    cargo +$(NIGHTLY) miri test -p onelane $(MIRI_TESTS) -- --test-threads=1
+	$(call with_nightly,miri rust-src,$(MIRI) --no-run $(foreach file,$(MIRI_TESTS),$(call MIRI_FILE,$(file))) && \
+	    $(MAKE) --no-print-directory -j2 $(if $(filter-out 3.%,$(MAKE_VERSION)),-O) $(addprefix miri-,$(MIRI_TESTS)))
+
+miri-%:
+	@$(MIRI) -q $(call MIRI_FILE,$*) -- --test-threads=1
+
+TSAN = RUSTFLAGS="-Zsanitizer=thread" RUST_BACKTRACE=0 PROPTEST_CASES=16 CARGO_TARGET_DIR=$(PROOFS)/tsan \
+    cargo +$(NIGHTLY) test --locked -p onelane -Zbuild-std \
+    --target $$(rustc -vV | sed -n 's/^host: //p') --tests
 
 tsan: ## the core's tests under ThreadSanitizer
-	rustup toolchain install $(NIGHTLY) --profile minimal -c rust-src
-	RUSTFLAGS="-Zsanitizer=thread" RUST_BACKTRACE=0 PROPTEST_CASES=16 CARGO_TARGET_DIR=$(PROOFS)/tsan \
-	    cargo +$(NIGHTLY) test -p onelane -Zbuild-std --target x86_64-unknown-linux-gnu --tests
+	$(call with_nightly,rust-src,$(TSAN))
 
 chaos: ## real threads and tasks, random faults, shutdowns and restarts; nothing may be lost
 	cargo run --release --locked -q -p onelane-cli -- chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
@@ -63,3 +79,4 @@ mutants: ## deliberate one-line bugs: each is caught
 
 fuzz: ## random workloads against a reference, random text against everything that parses
 	PROPTEST_CASES=$(CASES) cargo test -p onelane --release --locked --test simulation --test parsing
+	CASES=$(CASES) RUST_BACKTRACE=0 cargo test -p onelane-engines --release --locked --test random_damage

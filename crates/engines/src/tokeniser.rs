@@ -77,6 +77,18 @@ impl Tokeniser {
         config: &BertConfig,
         buckets: &BucketConfig,
     ) -> Result<Self, LoadError> {
+        // The tokenizers crate panics on some damage.
+        std::panic::catch_unwind(|| Self::read(dir, config, buckets)).unwrap_or_else(|_| {
+            let reason = "what is in it makes the tokenizers crate panic".to_owned();
+            Err(LoadError::Damaged { path: dir.file(FILE), reason })
+        })
+    }
+
+    fn read(
+        dir: &ModelDir,
+        config: &BertConfig,
+        buckets: &BucketConfig,
+    ) -> Result<Self, LoadError> {
         let settings = SentenceSettings::read(dir)?;
         let damaged = |reason: String| LoadError::Damaged { path: dir.file(FILE), reason };
         let mut tokenizer =
