@@ -1,13 +1,31 @@
 //! First-in-first-out lists threaded through the entries of one slab, so that an entry can stand in
 //! two lists at once and leave both from the middle in constant time.
 
+use std::num::NonZeroU32;
+
 use slab::Slab;
+
+/// A slot, one added. With `None` it takes four bytes where an `Option<usize>` takes sixteen; each
+/// entry has four, and the fewer bytes wait, the more of them stay in the processor's caches.
+#[derive(Clone, Copy, Debug)]
+struct At(NonZeroU32);
+
+impl At {
+    fn new(slot: usize) -> Self {
+        let number = u32::try_from(slot + 1).ok().and_then(NonZeroU32::new);
+        Self(number.expect("fewer than four thousand million requests wait"))
+    }
+
+    fn slot(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 /// The neighbours of an entry in one list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Links {
-    previous: Option<usize>,
-    next: Option<usize>,
+    previous: Option<At>,
+    next: Option<At>,
 }
 
 /// An entry that stands in `LISTS` lists.
@@ -19,7 +37,7 @@ pub(crate) trait Linked<const LISTS: usize> {
 /// Access for implementors of [`Linked`].
 impl Links {
     pub(crate) fn following(&self) -> Option<usize> {
-        self.next
+        self.next.map(At::slot)
     }
 }
 
@@ -45,9 +63,9 @@ impl Fifo {
         slab: &mut Slab<T>,
         slot: usize,
     ) {
-        slab[slot].links()[self.list] = Links { previous: self.tail, next: None };
+        slab[slot].links()[self.list] = Links { previous: self.tail.map(At::new), next: None };
         match self.tail {
-            Some(tail) => slab[tail].links()[self.list].next = Some(slot),
+            Some(tail) => slab[tail].links()[self.list].next = Some(At::new(slot)),
             None => self.head = Some(slot),
         }
         self.tail = Some(slot);
@@ -57,12 +75,12 @@ impl Fifo {
     pub(crate) fn unlink<T: Linked<N>, const N: usize>(&mut self, slab: &mut Slab<T>, slot: usize) {
         let Links { previous, next } = std::mem::take(&mut slab[slot].links()[self.list]);
         match previous {
-            Some(previous) => slab[previous].links()[self.list].next = next,
-            None => self.head = next,
+            Some(previous) => slab[previous.slot()].links()[self.list].next = next,
+            None => self.head = next.map(At::slot),
         }
         match next {
-            Some(next) => slab[next].links()[self.list].previous = previous,
-            None => self.tail = previous,
+            Some(next) => slab[next.slot()].links()[self.list].previous = previous,
+            None => self.tail = previous.map(At::slot),
         }
     }
 

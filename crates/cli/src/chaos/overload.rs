@@ -53,7 +53,8 @@ pub(super) struct Point {
     /// Latency of accepted requests, from the call of submit to the answer.
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
-    /// What bounds that: the batches of a full queue and two more, each as slow as one in a hundred.
+    /// What bounds that: the batches of a full queue and two more, each as slow as one in a hundred,
+    /// and a quarter for what lies between batches.
     pub(super) bound_ms: f64,
     /// How long a refusal takes.
     pub(super) refusal_p99_us: f64,
@@ -152,7 +153,7 @@ fn offer(rate: f64, capacity: f64, seconds: f64) -> anyhow::Result<Point> {
         refused_per_second: refused as f64 / offered_for,
         p50_ms: ms(latencies.value_at_quantile(0.5)),
         p99_ms: ms(latencies.value_at_quantile(0.99)),
-        bound_ms: (CAPACITY / BATCH + 2) as f64 * service.p99.as_secs_f64() * 1e3,
+        bound_ms: 1.25 * (CAPACITY / BATCH + 2) as f64 * service.p99.as_secs_f64() * 1e3,
         refusal_p99_us: refusals.value_at_quantile(0.99) as f64 / 1e3,
         waiting_max,
         rss_mib: super::rss() as f64 / f64::from(1 << 20),
