@@ -151,7 +151,7 @@ MUTANTS = [
         "state.rs",
         "        self.file(id, after);\n        request().is",
         "        request().is",
-        test("simulation"),
+        test("cancel"),
     ),
     Mutant(
         "one worker is woken where all are needed",
@@ -159,7 +159,7 @@ MUTANTS = [
         "state.rs",
         "        if self.stopping {\n            self.wake_all_workers(after);",
         "        if self.stopping {\n            self.wake_worker(after);",
-        test("failure", "a_factory_that_fails"),
+        test("shutdown", "all_workers_end"),
     ),
     Mutant(
         "one worker drops its engine where all have to",

@@ -319,3 +319,15 @@ fn bad_settings_are_named() {
         assert!(error.to_string().starts_with(&format!("{name} = 0")), "{error}");
     }
 }
+
+/// Workers that have nothing left to do sleep until the last of them has dropped its engine: then all
+/// have to be woken. Which of them is last is chance, hence many times.
+#[test]
+fn all_workers_end_with_the_last_queue() {
+    within_a_minute(|| {
+        for _ in 0..if cfg!(miri) { 2 } else { 200 } {
+            let device = executor_with(4);
+            device.shutdown(Shutdown::Drain, Duration::from_secs(50)).unwrap();
+        }
+    });
+}
