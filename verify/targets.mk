@@ -26,7 +26,7 @@ MIRI_CASES := 2
 endif
 SEED ?= 1
 
-.PHONY: verify loom spec miri tsan chaos overload mutants fuzz
+.PHONY: verify loom spec miri tsan chaos overload mutants fuzz python-debug
 
 verify: loom spec fuzz tsan miri chaos mutants ## every proof
 
@@ -73,6 +73,14 @@ chaos: ## real threads and tasks, random faults, shutdowns and restarts; nothing
 overload: ## goodput, refusals and latency at 0.5 to 4 times the capacity; draws docs/overload.svg
 	cargo run --release --locked -q -p onelane-cli -- chaos --overload --seconds $(OVERLOAD_SECONDS) \
 	    --csv docs/overload.csv --svg docs/overload.svg
+
+# It needs CPython's debug build and, for CPython's own tests of executors, its test package: Debian's
+# python3-dbg and libpython3-testsuite.
+DEBUG_PYTHON ?= python3.11-dbg
+python-debug: package ## the Python front where CPython checks reference counts and the collector's lists
+	PYTHONPATH=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))') \
+	    $(DEBUG_PYTHON) -X faulthandler -m pytest $(addprefix tests/test_,executor.py batch_queue.py \
+	    lifecycle.py guard.py mps_batch_queue.py leaks.py)
 
 mutants: ## deliberate one-line bugs: each is caught
 	$(PYTHON) verify/mutants.py
