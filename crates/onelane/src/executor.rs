@@ -141,7 +141,7 @@ impl DeviceExecutor {
         T: Send + 'static,
     {
         let shared = &self.owner.shared;
-        let (mut pending, responder) = Pending::pair(None);
+        let (mut pending, responder) = Pending::pair();
         if WorkerContext::current(shared).is_some() {
             let answer = contain(closure).map_err(RequestError::Panicked);
             let mut after = After::default();
@@ -267,7 +267,7 @@ impl Owner {
             }
             for index in (0..self.shared.workers).filter(|&index| Some(index) != here) {
                 let plan = Arc::clone(plan);
-                let (pending, responder) = Pending::pair(None);
+                let (pending, responder) = Pending::pair();
                 let errand = move |worker: &WorkerContext| build_here(worker, &plan, responder);
                 state.send_errand(index, Box::new(errand), after);
                 builds.push(ResponseHandle::new(&self.shared, pending));

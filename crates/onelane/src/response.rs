@@ -144,13 +144,17 @@ pub(crate) struct Pending<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> Pending<T> {
-    /// The asking side and the responder that answers it; not yet in any list. Whoever waits already
-    /// brings a waker.
-    pub(crate) fn pair(waker: Option<Waker>) -> (Self, Responder<T>) {
-        let inner = Inner { state: SlotState::Open(waker), at: None };
+    /// The asking side and the responder that answers it; not yet in any list.
+    pub(crate) fn pair() -> (Self, Responder<T>) {
+        let inner = Inner { state: SlotState::Open(None), at: None };
         let slot = Arc::new(Slot(Mutex::new(inner)));
         let responder = Responder(Some(Arc::clone(&slot)));
         (Self { slot, address: None, event: None, alone: false, collected: false }, responder)
+    }
+
+    /// Leaves a waker before the request is in any list.
+    pub(crate) fn leave(&self, waker: &Waker) {
+        self.slot.0.lock().state = SlotState::Open(Some(waker.clone()));
     }
 
     /// Says where the request waits.

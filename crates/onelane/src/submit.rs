@@ -98,7 +98,7 @@ impl<E: Engine> BatchQueue<E> {
         if let Some(heavy) = self.too_heavy(cost) {
             return Err(self.refuse_heavy(request, 1, heavy));
         }
-        let ticket = self.ticket(&request, cost, None);
+        let ticket = self.ticket(&request, cost, true);
         match self.room(Need { requests: 1, cost }, patience) {
             Ok(room) => {
                 let pending = self.go_in(room, |inbox| self.put(inbox, request, ticket));
@@ -124,7 +124,7 @@ impl<E: Engine> BatchQueue<E> {
         let tickets: Vec<_> = requests
             .iter()
             .zip(costs)
-            .map(|(request, cost)| self.ticket(request, cost, None))
+            .map(|(request, cost)| self.ticket(request, cost, true))
             .collect();
         match self.room(Need { requests: count, cost: total }, patience) {
             Ok(room) => {
@@ -140,14 +140,13 @@ impl<E: Engine> BatchQueue<E> {
         }
     }
 
-    /// What can be prepared for a request before the lock is taken. A task brings its waker; a thread
-    /// does not know yet how it will wait.
-    fn ticket(&self, request: &Request<E::Item>, cost: usize, waker: Option<&Waker>) -> Ticket<E> {
+    /// What can be prepared for a request before the lock is taken.
+    fn ticket(&self, request: &Request<E::Item>, cost: usize, may_sleep: bool) -> Ticket<E> {
         let at = self.shared().clock.now();
         let key = request.input.key();
         let hash = self.hash(&key);
-        let (pending, responder) = Pending::pair(waker.cloned());
-        Ticket { at, key, hash, cost, pending, responder, may_sleep: waker.is_none() }
+        let (pending, responder) = Pending::pair();
+        Ticket { at, key, hash, cost, pending, responder, may_sleep }
     }
 
     /// What one request exceeds: the amount, the setting and its value.
@@ -314,7 +313,7 @@ impl<E: Engine> BatchQueue<E> {
         if let Some(heavy) = self.too_heavy(cost) {
             return Err(NotYet::Refused(self.refuse_heavy(request, 1, heavy)));
         }
-        let ticket = self.ticket(&request, cost, Some(waker));
+        let ticket = self.ticket(&request, cost, false);
         loop {
             // The first look is without a place in line: mostly there is room.
             let room = match &mut place {
@@ -325,6 +324,9 @@ impl<E: Engine> BatchQueue<E> {
             };
             match room {
                 Ok(way_in) => {
+                    // Not before: a ticket that comes to nothing answers its slot, and must not wake
+                    // the task that waits for room.
+                    ticket.pending.leave(waker);
                     return Ok(self.go_in(way_in, |inbox| self.put(inbox, request, ticket)));
                 }
                 Err(Refusal::Full) => {}

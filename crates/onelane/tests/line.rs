@@ -2,6 +2,11 @@
 
 mod common;
 
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use common::*;
@@ -37,5 +42,37 @@ fn room_is_not_taken_past_those_in_line() {
         first.wait().unwrap();
         // Nobody is in line any more.
         assert_eq!(queue.try_submit(FakeItem::new(13)).unwrap().wait().unwrap(), 13);
+    });
+}
+
+/// Counts its calls.
+#[derive(Default)]
+struct Calls(AtomicUsize);
+
+impl Wake for Calls {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// A task in line for room is not woken, and so not polled, before there is some.
+#[test]
+fn a_task_in_line_is_left_alone() {
+    within_a_minute(|| {
+        let (queue, gate, _) = gated(&executor(), BatchConfig::default().capacity(1));
+        let first = occupy(&queue, &gate);
+        let second = queue.submit(FakeItem::new(2)).unwrap();
+        let calls = Arc::new(Calls::default());
+        let waker = Waker::from(Arc::clone(&calls));
+        let mut third = pin!(queue.infer(FakeItem::new(3)));
+        for _ in 0..3 {
+            assert!(third.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        assert_eq!(calls.0.load(SeqCst), 0, "it was woken though there is no room");
+        gate.open_for_good();
+        wait_all([first, second]);
+        // Its room came when the second's batch was taken out.
+        assert_eq!(calls.0.load(SeqCst), 1);
+        assert!(third.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     });
 }
