@@ -114,12 +114,12 @@ MUTANTS = [
         loom("submit_worker_complete"),
     ),
     Mutant(
-        "the bell is off while a second worker sleeps",
+        "with two workers the bell alone says whether one sleeps",
         "3",
-        "waiting.rs",
-        "            inbox.set_bell(bell);",
-        "            inbox.set_bell(bell && false);",
-        test("inbox", "each_request_wakes"),
+        "submit.rs",
+        "inbox.take_bell() || self.shared().workers > 1",
+        "inbox.take_bell() || self.shared().workers > 9",
+        test("inbox", "two_requests_always"),
     ),
     Mutant(
         "an inbox stays open when its queue closes",

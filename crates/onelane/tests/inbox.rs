@@ -5,7 +5,7 @@ mod common;
 use std::hash::{Hash, Hasher};
 
 use common::*;
-use onelane::testing::{FakeItem, within_a_minute};
+use onelane::testing::{FakeEngine, FakeItem, within_a_minute};
 use onelane::{BatchConfig, BatchItem, BatchQueue, Engine, EngineError, RequestError};
 
 /// Promise 3: while one worker computes, the next request wakes the other.
@@ -80,5 +80,29 @@ fn a_key_whose_comparison_panics_fails_alone() {
         let stats = queue.stats();
         assert_eq!((stats.submitted, stats.completed, stats.failed), (7, 2, 5));
         assert_eq!((stats.waiting, stats.running), (0, 0));
+    });
+}
+
+/// Promise 3: two requests that need each other run on two workers, whenever they come.
+#[test]
+fn two_requests_always_find_two_workers() {
+    within_a_minute(|| {
+        for _ in 0..if cfg!(miri) { 2 } else { 300 } {
+            let device = executor_with(2);
+            let both = std::sync::Arc::new(std::sync::Barrier::new(2));
+            let config = BatchConfig::default().max_batch_size(1);
+            let queue = BatchQueue::new(&device, config, move || {
+                let both = both.clone();
+                Ok(FakeEngine::new(move |batch| {
+                    both.wait();
+                    Ok(batch.iter().map(|item| item.value).collect())
+                }))
+            })
+            .unwrap();
+            for _ in 0..if cfg!(miri) { 2 } else { 20 } {
+                let handles = [1, 2].map(|value| queue.submit(FakeItem::new(value)).unwrap());
+                wait_all(handles);
+            }
+        }
     });
 }
