@@ -114,11 +114,19 @@ MUTANTS = [
         loom("submit_worker_complete"),
     ),
     Mutant(
-        "with two workers the bell alone says whether one sleeps",
+        "the bell is off while a second worker sleeps",
         "3",
-        "submit.rs",
-        "inbox.take_bell() || self.shared().workers > 1",
-        "inbox.take_bell() || self.shared().workers > 9",
+        "waiting.rs",
+        "            inbox.set_bell(bell);",
+        "            inbox.set_bell(bell && false);",
+        test("inbox", "each_request_wakes"),
+    ),
+    Mutant(
+        "the time is that of before the inbox was filed",
+        "3",
+        "state.rs",
+        "        let now = clock.now();",
+        "        let now = clock.now() - Duration::from_micros(50);",
         test("inbox", "two_requests_always"),
     ),
     Mutant(

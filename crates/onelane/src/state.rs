@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::after::After;
 use crate::batch::Batch;
+use crate::clock::Clock;
 use crate::closure::{Closure, ClosureList};
 use crate::config::BatchConfig;
 use crate::error::RequestError;
@@ -250,12 +251,15 @@ impl State {
     pub(crate) fn next_step(
         &mut self,
         worker: usize,
-        now: Instant,
+        clock: &Clock,
         waker: impl FnOnce() -> Waker,
         after: &mut After,
     ) -> Step {
         self.workers[worker].asleep = None;
         self.file_all(after);
+        // CORRECTNESS: read when all has been filed. To an earlier time what has just come would not be
+        // ready yet, and no sleeping worker would be called for it.
+        let now = clock.now();
         // CORRECTNESS: before the errands, for what expires may be the last request of a closed
         // queue, and dropping that queue's engine is then an errand of this worker too.
         self.expire(now, after);

@@ -253,7 +253,7 @@ impl<E: Engine> BatchQueue<E> {
         match way_in {
             WayIn::Open(mut inbox) => {
                 let result = put(&mut inbox);
-                let ring = self.has_to_ring(&mut inbox);
+                let ring = inbox.take_bell();
                 drop(inbox);
                 if ring {
                     let mut locked = self.shared().lock();
@@ -265,7 +265,7 @@ impl<E: Engine> BatchQueue<E> {
             WayIn::Asked(mut locked) => {
                 let mut inbox = self.inbox().lock();
                 let result = put(&mut inbox);
-                let ring = self.has_to_ring(&mut inbox);
+                let ring = inbox.take_bell();
                 drop(inbox);
                 if ring {
                     let (state, after) = locked.parts();
@@ -274,12 +274,6 @@ impl<E: Engine> BatchQueue<E> {
                 result
             }
         }
-    }
-
-    /// Whether a worker has to be woken. One bell cannot say how many of several workers sleep: then
-    /// the executor is asked each time.
-    fn has_to_ring(&self, inbox: &mut InboxState<E>) -> bool {
-        inbox.take_bell() || self.shared().workers > 1
     }
 
     /// Puts a request for which there is room into the inbox.

@@ -150,14 +150,13 @@ impl WorkerContext {
         let mut finished = None;
         let mut ran = false;
         loop {
-            let now = self.shared.clock.now();
             let step = {
                 let mut locked = self.shared.lock();
                 let (state, after) = locked.parts();
                 if let Some(queue) = finished.take() {
                     state.finish(queue, self.index, after);
                 }
-                state.next_step(self.index, now, thread_waker, after)
+                state.next_step(self.index, &self.shared.clock, thread_waker, after)
             };
             match step {
                 Step::Batch(queue, batch) => {
