@@ -80,7 +80,7 @@ DEBUG_PYTHON ?= python3.11-dbg
 python-debug: package ## the Python front where CPython checks reference counts and the collector's lists
 	PYTHONPATH=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))') \
 	    $(DEBUG_PYTHON) -X faulthandler -m pytest $(addprefix tests/test_,executor.py batch_queue.py \
-	    lifecycle.py guard.py mps_batch_queue.py leaks.py)
+	    collate.py pad.py failure.py future.py aio.py lifecycle.py guard.py mps_batch_queue.py leaks.py)
 
 mutants: ## deliberate one-line bugs: each is caught
 	$(PYTHON) verify/mutants.py

@@ -3,10 +3,15 @@
 //! Every state that a scenario can reach is visited; each property is looked at in each of them.
 //! With `--bug` a deliberate fault is put in, and the shortest counterexample is printed.
 
+mod action;
 mod bug;
+mod client;
+mod property;
 mod protocol;
+mod queue;
 mod scenario;
 mod state;
+mod worker;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -98,6 +98,11 @@ impl Scenario {
             bug: None,
         }
     }
+
+    /// Whether that fault has been put in.
+    pub fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
 }
 
 /// All scenarios; `full` takes more clients and requests.

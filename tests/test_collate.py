@@ -1,0 +1,195 @@
+"""How requests become one call of the model on real PyTorch, and its output one response each."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+
+import onelane
+from common import Hold
+
+torch = pytest.importorskip("torch")
+np = pytest.importorskip("numpy")
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def test_only_agreeing_requests_share_a_batch(device):
+    seen = []
+
+    def model(x, scale):
+        seen.append((x.dtype, tuple(x.shape), scale))
+        return x * scale
+
+    queue = onelane.BatchQueue(model, device)
+    with Hold(device):
+        futures = [
+            queue.submit(torch.ones(1, width, dtype=dtype), scale)
+            for _ in range(2)
+            for width in (2, 3)
+            for dtype in (torch.float32, torch.float64)
+            for scale in (1, 1.0, True)
+        ]
+    for future in futures:
+        future.result(30)
+    assert len(seen) == 12
+    assert {shape[0] for _, shape, _ in seen} == {2}
+
+
+def test_dicts_tuples_and_keywords(device):
+    def model(a, b=None, *, flag="x"):
+        return {"sum": a + b, "flag": flag}
+
+    queue = onelane.BatchQueue(model, device)
+    a, b = torch.randn(2, 3), torch.randn(2, 3)
+    for result in (
+        queue({"a": a, "b": b, "flag": "x"}),
+        queue((a, b)),
+        queue(a, b),
+        queue(a, b=b, flag="x"),
+        queue.submit(a=a, b=b).result(30),
+    ):
+        assert torch.equal(result["sum"], a + b)
+        assert result["flag"] == "x"
+    whole = onelane.BatchQueue(lambda d: d["a"] + d["b"][0], device, unpack=False)
+    assert torch.equal(whole({"a": a, "b": [b]}), a + b)
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] | None = None
+    cache: None = None
+
+
+def test_outputs_of_any_nesting_are_split_by_rows(device):
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    def model(x):
+        return (
+            Pair(x, [x + 1, {"n": x.numpy() + 2}]),
+            Output(x * 3, (x * 4, x * 5)),
+            BaseModelOutputWithPooling(last_hidden_state=x[:, None], pooler_output=x),
+            [str(float(row[0])) for row in x],
+        )
+
+    queue = onelane.BatchQueue(model, device)
+    inputs = [torch.full((n, 2), float(n)) for n in (1, 2, 3)]
+    with Hold(device):
+        futures = [queue.submit(x) for x in inputs]
+    for x, future in zip(inputs, futures, strict=True):
+        pair, output, hf, texts = future.result(30)
+        assert type(pair) is Pair
+        assert torch.equal(pair.left, x)
+        assert torch.equal(pair.right[0], x + 1)
+        assert (pair.right[1]["n"] == x.numpy() + 2).all()
+        assert type(output) is Output
+        assert torch.equal(output.hidden[1], x * 5)
+        assert type(hf) is BaseModelOutputWithPooling
+        assert torch.equal(hf.last_hidden_state, x[:, None])
+        assert torch.equal(hf[1], x)
+        assert texts == [str(float(len(x)))] * len(x)
+    assert queue.stats().batches == 1
+
+
+def test_numpy_in_numpy_out(device, mlp):
+    queue = onelane.BatchQueue(mlp, device)
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    x.setflags(write=False)
+    with Hold(device):
+        array, tensor = queue.submit(x[:, ::-1]), queue.submit(torch.ones(1, 64))
+    assert isinstance(array.result(30), np.ndarray)
+    assert isinstance(tensor.result(30), torch.Tensor)
+    expected = mlp(torch.tensor(x[:, ::-1].copy()))
+    np.testing.assert_allclose(array.result(), expected.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert array.result().flags.owndata or array.result().base is not None
+    with pytest.raises(TypeError, match="dtype"):
+        queue(np.array([["a"]]))
+
+
+def test_results_share_memory_with_nobody(device):
+    buffer = torch.zeros(8, 2)
+
+    def model(x):
+        # What a CUDA graph does: the same output buffer each time.
+        buffer[: len(x)] = x
+        return buffer[: len(x)]
+
+    queue = onelane.BatchQueue(model, device)
+    alone = queue(torch.ones(8, 2))
+    with Hold(device):
+        futures = [queue.submit(torch.full((1, 2), float(i))) for i in range(4)]
+    parts = [future.result(30) for future in futures]
+    assert torch.equal(alone, torch.ones(8, 2))
+    assert len({part.untyped_storage().data_ptr() for part in parts}) == 4
+    assert all(part.untyped_storage().nbytes() == 8 for part in parts)
+    parts[0].fill_(9)
+    assert torch.equal(parts[1], torch.ones(1, 2))
+
+
+def test_an_empty_request(device, mlp):
+    queue = onelane.BatchQueue(mlp, device)
+    assert queue(torch.empty(0, 64)).shape == (0, 8)
+
+
+# Other collations
+
+
+def test_lists(device):
+    sizes = []
+    queue = onelane.BatchQueue(
+        lambda texts: sizes.append(len(texts)) or [t.upper() for t in texts], device, collate="list"
+    )
+    with Hold(device):
+        futures = queue.submit_many(["a", "b", "c"])
+    assert [f.result(30) for f in futures] == ["A", "B", "C"]
+    assert sizes == [3]
+    rows = onelane.BatchQueue(lambda xs: torch.tensor(xs)[:, None], device, collate="list")
+    assert rows(5).tolist() == [5]
+    short = onelane.BatchQueue(lambda xs: [], device, collate="list")
+    with pytest.raises(onelane.NotBatchable, match="0 results for 1 inputs"):
+        short(1)
+
+
+def test_a_collate_function(device):
+    queue = onelane.BatchQueue(
+        lambda batch: {"y": batch["x"] * 2},
+        device,
+        collate=lambda xs: {"x": torch.stack(xs)},
+    )
+    with Hold(device):
+        futures = [queue.submit(torch.full((3,), float(i))) for i in range(4)]
+    for i, future in enumerate(futures):
+        assert future.result(30)["y"].tolist() == [2.0 * i] * 3
+    assert queue.stats().batches == 1
+
+
+def test_a_model_that_cannot_be_batched_is_told_apart_and_told_what_to_do(device):
+    for model in (torch.sum, lambda x: x[0], lambda x: (x, 1.5), lambda x: object()):
+        with pytest.raises(onelane.NotBatchable, match="batch=False"):
+            onelane.BatchQueue(model, device, factory=False)(torch.ones(2, 3))
+    queue = onelane.BatchQueue(torch.sum, device, batch=False)
+    assert queue(torch.ones(2, 2)).item() == 4
+    assert queue(torch.tensor(3.0)).item() == 3
+    assert queue(np.ones(3)).item() == 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "text"),
+    [
+        (lambda: (torch.ones(2, 3), torch.ones(4)), ValueError, r"\(2, 3\) torch.float32.*\(4,\)"),
+        (lambda: torch.tensor(1.0), ValueError, "batch=False"),
+        (lambda: "text", TypeError, "collate='list'"),
+        (lambda: {"x": torch.ones(1), "y": {1, 2}}, TypeError, "'y' is of type set"),
+    ],
+)
+def test_a_wrong_input_is_refused_where_it_is_given(device, mlp, bad, error, text):
+    queue = onelane.BatchQueue(mlp, device)
+    with pytest.raises(error, match=text):
+        queue(bad())
+    assert queue.stats().submitted == 0
