@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use clap::ValueEnum;
-use onelane::ExecutorConfig;
+use onelane::{Delivery, ExecutorConfig};
 use onelane_engines::DeviceName;
 use onelane_sim::SimConfig;
 use serde::Serialize;
@@ -129,6 +129,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
     workers: usize,
 
+    /// Who hands answers over
+    #[arg(long, value_enum, default_value = "auto")]
+    delivery: DeliveryKind,
+
     /// How long each strategy's turn takes
     #[arg(long, value_name = "S", default_value_t = 0.5, value_parser = positive,
           allow_negative_numbers = true)]
@@ -164,6 +168,26 @@ enum EngineKind {
     Null,
     Mlp,
     Embedding,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DeliveryKind {
+    /// a thread beside the worker, for large batches, if there are processors to spare
+    Auto,
+    /// the worker
+    Worker,
+    /// a thread beside the worker
+    Thread,
+}
+
+impl From<DeliveryKind> for Delivery {
+    fn from(kind: DeliveryKind) -> Self {
+        match kind {
+            DeliveryKind::Auto => Self::Auto,
+            DeliveryKind::Worker => Self::Worker,
+            DeliveryKind::Thread => Self::Thread,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -324,7 +348,8 @@ impl Args {
             EngineKind::Null => "null".to_owned(),
             EngineKind::Mlp | EngineKind::Embedding => self.device.to_string(),
         };
-        let executor = ExecutorConfig::new(device).workers(self.workers);
+        let executor =
+            ExecutorConfig::new(device).workers(self.workers).delivery(self.delivery.into());
         Stage::new(workload, executor, self.max_batch_size, capacity)
     }
 
@@ -353,6 +378,7 @@ impl Args {
             simulated: self.simulated(),
             max_batch_size: self.max_batch_size,
             workers: self.workers,
+            delivery: format!("{:?}", self.delivery).to_lowercase(),
             rounds: self.rounds,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             capacity_per_second: measured.capacity,

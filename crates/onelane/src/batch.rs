@@ -32,8 +32,8 @@ pub(crate) struct Outcome {
 /// What a worker does with a batch, whatever its types.
 pub(crate) trait Batch: Send {
     fn len(&self) -> usize;
-    /// The numbers of its requests.
-    fn seqs(&self) -> &[u64];
+    /// The numbers of its requests, once.
+    fn take_seqs(&mut self) -> Vec<u64>;
     /// Computes all answers; runs without the lock and does not panic.
     fn run(&mut self, worker: &WorkerContext);
     /// What came of it.
@@ -262,8 +262,8 @@ impl<E: Engine> Batch for RequestBatch<E> {
         self.items.len()
     }
 
-    fn seqs(&self) -> &[u64] {
-        &self.seqs
+    fn take_seqs(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.seqs)
     }
 
     fn run(&mut self, worker: &WorkerContext) {

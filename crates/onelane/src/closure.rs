@@ -127,12 +127,12 @@ impl WaitingList for ClosureList {
 /// A closure, as a batch of one.
 pub(crate) struct ClosureBatch {
     closure: Option<Box<dyn Closure>>,
-    seq: [u64; 1],
+    seq: u64,
 }
 
 impl ClosureBatch {
     pub(crate) fn new(closure: Box<dyn Closure>, seq: u64) -> Self {
-        Self { closure: Some(closure), seq: [seq] }
+        Self { closure: Some(closure), seq }
     }
 }
 
@@ -141,8 +141,8 @@ impl Batch for ClosureBatch {
         1
     }
 
-    fn seqs(&self) -> &[u64] {
-        &self.seq
+    fn take_seqs(&mut self) -> Vec<u64> {
+        vec![self.seq]
     }
 
     fn run(&mut self, _worker: &WorkerContext) {

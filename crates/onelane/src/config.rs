@@ -115,6 +115,20 @@ impl BatchConfig {
     }
 }
 
+/// Who hands the answers of a batch over to those who wait for them, and wakes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// For batches of 8 and more, on a machine with at least four processors, a thread beside each
+    /// worker, so that the worker goes on with the next batch; else the worker.
+    #[default]
+    Auto,
+    /// Always the worker.
+    Worker,
+    /// For batches of two and more, a thread beside each worker.
+    Thread,
+}
+
 /// Settings of a [`DeviceExecutor`](crate::DeviceExecutor).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -124,18 +138,22 @@ pub struct ExecutorConfig {
     /// How many worker threads own the device; 1 by default. More than one is for devices whose
     /// runtime is thread-safe: each worker builds an engine of its own.
     pub workers: usize,
+    /// Who hands answers over; [`Delivery::Auto`] by default.
+    pub delivery: Delivery,
     pub(crate) clock: Clock,
 }
 
 impl ExecutorConfig {
     /// Settings for one worker on `device`.
     pub fn new(device: impl Into<String>) -> Self {
-        Self { device: device.into(), workers: 1, clock: Clock::System }
+        Self { device: device.into(), workers: 1, delivery: Delivery::Auto, clock: Clock::System }
     }
 
     setters! {
         /// Sets the number of worker threads (1 to 64).
         workers: usize,
+        /// Sets who hands answers over.
+        delivery: Delivery,
     }
 
     /// Runs the executor on a virtual clock.

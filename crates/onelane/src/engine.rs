@@ -53,8 +53,10 @@ pub trait Engine: 'static {
         Ok(())
     }
 
-    /// Called on the worker after the answers of a batch have been handed over and whoever waited
-    /// for them has been woken: the place to tell another runtime of all of them at once.
+    /// Called on the worker after it has handed over the answers of a batch and woken whoever waited
+    /// for them: the place to tell another runtime of all of them at once. Not called for a batch
+    /// that a delivery thread has handed over; [`Delivery::Worker`](crate::Delivery::Worker) is
+    /// for who needs it for each.
     fn delivered(&mut self) {}
 
     /// Whether a failed batch may be run again in parts. Say `false` when `infer` has effects that

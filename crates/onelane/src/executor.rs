@@ -74,7 +74,7 @@ impl DeviceExecutor {
                 }
             };
             drop(registry);
-            if ending.is_worker() {
+            if WorkerContext::is_ours(&ending.owner.shared) {
                 return Err(BuildError::Closed(device));
             }
             ending.owner.wait_for_end(None);
@@ -93,7 +93,7 @@ impl DeviceExecutor {
     /// thread can be had.
     pub fn new(config: ExecutorConfig) -> Result<Self, BuildError> {
         config.validate()?;
-        let ExecutorConfig { device, workers, clock } = config;
+        let ExecutorConfig { device, workers, delivery, clock } = config;
         let shared = Arc::new(Shared::new(device, workers, clock));
         let owner =
             Arc::new(Owner { shared: Arc::clone(&shared), threads: Mutex::new(Vec::new()) });
@@ -101,7 +101,7 @@ impl DeviceExecutor {
             let shared = Arc::clone(&shared);
             // The kernel shows 15 bytes of a thread's name.
             let name = format!("onelane {} {index}", shared.device);
-            let body = move || run_worker(shared, index);
+            let body = move || run_worker(shared, index, delivery);
             let thread = sync::spawn(name, body).inspect_err(|_| {
                 // Those that run are told to stop by the owner's drop; these never came to be.
                 let mut locked = owner.shared.lock();
@@ -194,7 +194,7 @@ impl DeviceExecutor {
     /// Blocks for at most `timeout`.
     pub fn shutdown(&self, mode: Shutdown, timeout: Duration) -> Result<(), ShutdownError> {
         self.owner.stop(mode == Shutdown::Abort);
-        if self.is_worker() {
+        if WorkerContext::is_ours(&self.owner.shared) {
             return Err(ShutdownError::WouldDeadlock);
         }
         let until = self.owner.shared.clock.now().checked_add(timeout);
@@ -309,9 +309,9 @@ fn build<E: Engine>(worker: &WorkerContext, plan: &Plan<E>) -> Result<(), BuildE
 impl Drop for Owner {
     fn drop(&mut self) {
         self.stop(false);
-        // CORRECTNESS: a worker that drops the last handle cannot join itself; it stops when it
-        // has returned to its loop.
-        if WorkerContext::current(&self.shared).is_none() {
+        // CORRECTNESS: a worker that drops the last handle cannot join itself, nor can who delivers
+        // for it; it stops when it has returned to its loop.
+        if !WorkerContext::is_ours(&self.shared) {
             self.wait_for_end(None);
         }
     }

@@ -68,6 +68,7 @@ mod clock;
 mod closure;
 mod config;
 mod contain;
+mod delivery;
 mod engine;
 mod error;
 mod event;
@@ -92,7 +93,7 @@ pub mod testing;
 mod waiting;
 mod worker;
 
-pub use config::{BatchConfig, ExecutorConfig};
+pub use config::{BatchConfig, Delivery, ExecutorConfig};
 pub use engine::{BatchItem, Engine};
 pub use error::{
     BuildError, ConfigError, EngineError, RequestError, ShutdownError, Source, SubmitError,

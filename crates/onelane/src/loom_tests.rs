@@ -2,8 +2,8 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p onelane --release --lib loom_tests`, or `make loom`. The
 //! locks, parking and threads of `sync.rs` are loom's here, so each model runs the code that ships.
-//! Time is a virtual clock: it moves when a thread of the model moves it, so that a timeout is one
-//! more interleaving. A hang is found as a deadlock of the model.
+//! Time is a virtual clock: each look moves it by a nanosecond, and a thread of the model moves it far, so
+//! that a timeout is one more interleaving. A hang is found as a deadlock of the model.
 //!
 //! Each model names its promise (lib.rs, "What is promised") and prints how many interleavings were
 //! run. `LOOM_MORE=1` raises each bound by one.
@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use crate::testing::{FakeEngine, FakeItem, VirtualClock};
 use crate::{
-    BatchConfig, BatchQueue, BuildError, DeviceExecutor, EngineError, ExecutorConfig, Request,
-    RequestError, Shutdown, SubmitError,
+    BatchConfig, BatchQueue, BuildError, Delivery, DeviceExecutor, EngineError, ExecutorConfig,
+    Request, RequestError, ResponseHandle, Shutdown, SubmitError,
 };
 
 /// Long enough to be never: the clock of a model stands unless a thread moves it.
@@ -44,8 +44,12 @@ fn model(name: &str, preemptions: usize, body: impl Fn() + Send + Sync + 'static
 }
 
 fn executor(workers: usize) -> (DeviceExecutor, VirtualClock) {
-    let clock = VirtualClock::new();
-    let config = ExecutorConfig::new("model").workers(workers);
+    executor_that(workers, Delivery::Worker)
+}
+
+fn executor_that(workers: usize, delivery: Delivery) -> (DeviceExecutor, VirtualClock) {
+    let clock = VirtualClock::ticking();
+    let config = ExecutorConfig::new("model").workers(workers).delivery(delivery);
     let device = DeviceExecutor::new(config.clock(clock.clone())).unwrap();
     (device, clock)
 }
@@ -457,6 +461,87 @@ fn a_group_and_two_workers() {
             assert_eq!(handle.wait().unwrap(), value);
         }
         device.shutdown(Shutdown::Drain, NEVER).unwrap();
+    });
+}
+
+/// Promise 3: two requests that come one after the other find two workers: each runs while the other
+/// is held.
+#[test]
+fn two_requests_and_two_workers() {
+    model("two_requests_and_two_workers", 2, || {
+        let (device, _) = executor(2);
+        let meeting = Arc::new((loom::sync::Mutex::new(0), loom::sync::Condvar::new()));
+        let queue = BatchQueue::new(&device, BatchConfig::default().max_batch_size(1), move || {
+            let meeting = Arc::clone(&meeting);
+            Ok(FakeEngine::new(move |batch| {
+                let mut here = meeting.0.lock().unwrap();
+                *here += 1;
+                meeting.1.notify_all();
+                while *here < 2 {
+                    here = meeting.1.wait(here).unwrap();
+                }
+                Ok(batch.iter().map(|item| item.value).collect())
+            }))
+        })
+        .unwrap();
+        let handles = [1, 2].map(|value| queue.submit(FakeItem::new(value)).unwrap());
+        for (handle, value) in handles.into_iter().zip([1, 2]) {
+            assert_eq!(handle.wait().unwrap(), value);
+        }
+    });
+}
+
+/// Two requests of one key as one group, so that they run as one batch.
+fn pair(queue: &BatchQueue<FakeEngine>) -> [ResponseHandle<u64>; 2] {
+    let group = [1, 2].map(|value| Request::new(FakeItem::new(value)));
+    queue.submit_group(group.into()).unwrap().try_into().unwrap()
+}
+
+/// Promise 1: a thread beside the worker hands a batch over while the worker goes on, and one more lies
+/// ready, or is handed over by the worker.
+#[test]
+fn delivery_beside_the_worker() {
+    model("delivery_beside_the_worker", 2, || {
+        let (device, _) = executor_that(1, Delivery::Thread);
+        let queue = echo(&device, BatchConfig::default().max_batch_size(2));
+        let pairs = [pair(&queue), pair(&queue)];
+        for handles in pairs {
+            for (handle, value) in handles.into_iter().zip([1, 2]) {
+                assert_eq!(handle.wait().unwrap(), value);
+            }
+        }
+    });
+}
+
+/// Promise 8: a shutdown waits for what is being handed over.
+#[test]
+fn delivery_against_shutdown() {
+    model("delivery_against_shutdown", 3, || {
+        let (device, _) = executor_that(1, Delivery::Thread);
+        let queue = echo(&device, BatchConfig::default());
+        let handles = pair(&queue);
+        queue.shutdown(Shutdown::Drain, NEVER).unwrap();
+        for (mut handle, value) in handles.into_iter().zip([1, 2]) {
+            let mut context = Context::from_waker(Waker::noop());
+            match Pin::new(&mut handle).poll(&mut context) {
+                Poll::Ready(answer) => assert_eq!(answer.unwrap(), value),
+                Poll::Pending => panic!("a shutdown ended before the last answer was out"),
+            }
+        }
+        device.shutdown(Shutdown::Drain, NEVER).unwrap();
+    });
+}
+
+/// Promise 9: a batch waits inline for an answer that is just being handed over.
+#[test]
+fn waiting_inline_against_delivery() {
+    model("waiting_inline_against_delivery", 2, || {
+        let (device, _) = executor_that(1, Delivery::Thread);
+        let inner = echo(&device, BatchConfig::default());
+        let [first, second] = pair(&inner);
+        let answer = device.call(|| second.wait()).unwrap();
+        assert_eq!(answer.unwrap(), 2);
+        assert_eq!(first.wait().unwrap(), 1);
     });
 }
 

@@ -193,7 +193,7 @@ impl<E: Engine> BatchQueue<E> {
     pub fn shutdown(&self, mode: Shutdown, timeout: Duration) -> Result<(), ShutdownError> {
         self.front.close(mode == Shutdown::Abort);
         let shared = self.shared();
-        if WorkerContext::current(shared).is_some() {
+        if WorkerContext::is_ours(shared) {
             return Err(ShutdownError::WouldDeadlock);
         }
         let until = shared.clock.now().checked_add(timeout);

@@ -15,11 +15,12 @@ use crate::waiting::WaitingList;
 
 /// A batch that runs.
 pub(crate) struct Running {
+    pub(crate) number: u64,
     pub(crate) worker: usize,
     pub(crate) since: Instant,
     /// It has run; its answers are being handed over.
     pub(crate) ended: bool,
-    /// The numbers of its requests; kept only if there are several workers.
+    /// The numbers of its requests.
     pub(crate) seqs: Vec<u64>,
 }
 
@@ -185,21 +186,20 @@ impl QueueState {
         }
     }
 
-    /// The batch that a worker runs. A nested batch of the same queue ends before the one that it is
-    /// nested in.
-    pub(crate) fn latest_of(&self, worker: usize) -> Option<usize> {
-        self.running.iter().rposition(|running| running.worker == worker)
+    /// Where a batch is among those that run.
+    pub(crate) fn running(&self, number: u64) -> Option<usize> {
+        self.running.iter().position(|running| running.number == number)
     }
 
     /// Counts a batch that has run. Returns why the queue gives up, if it does.
     pub(crate) fn book(
         &mut self,
-        worker: usize,
+        number: u64,
         batch: &mut dyn Batch,
         service: Duration,
         after: &mut After,
     ) -> Option<String> {
-        if let Some(running) = self.latest_of(worker).map(|at| &mut self.running[at]) {
+        if let Some(running) = self.running(number).map(|at| &mut self.running[at]) {
             running.ended = true;
         }
         let idle = self.has_caught_up();

@@ -13,10 +13,10 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::after::After;
-use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::closure::{Closure, ClosureList};
 use crate::config::BatchConfig;
+use crate::delivery::Dispatched;
 use crate::error::RequestError;
 use crate::policy::{self, Candidate, Decision, Head, QueueId};
 use crate::queue_state::{Need, Phase, QueueState, Room, Running, remember};
@@ -39,7 +39,7 @@ struct WorkerState {
 /// What a worker does next.
 pub(crate) enum Step {
     Errand(Errand),
-    Batch(QueueId, Box<dyn Batch>),
+    Batch(Dispatched),
     /// Sleep until woken, or until this instant. The waker has been stored.
     Sleep(Option<Instant>),
     Stop,
@@ -49,6 +49,8 @@ pub(crate) enum Step {
 pub(crate) enum Place {
     Waiting,
     Running(usize),
+    /// It has run, and its answer is on its way, whatever this worker does.
+    InDelivery,
     Answered,
 }
 
@@ -65,6 +67,7 @@ pub(crate) struct State {
     alive: usize,
     next_queue: QueueId,
     next_seq: u64,
+    next_batch: u64,
     /// The virtual time of the queue dispatched last: where a queue that was idle comes in, so that
     /// idleness earns no credit.
     virtual_now: Duration,
@@ -86,6 +89,7 @@ impl State {
             alive: workers,
             next_queue: CLOSURES,
             next_seq: 0,
+            next_batch: 0,
             virtual_now: Duration::ZERO,
             exit_waiters: Vec::new(),
         };
@@ -268,13 +272,13 @@ impl State {
         }
         let until = match self.decide(now) {
             Decision::Dispatch(id, head) => {
-                let batch = self.dispatch(id, head, worker, now, after);
+                let dispatched = self.dispatch(id, head, worker, now, after);
                 // One submit wakes one worker; if it brought work for more, pass the call on.
                 let sleepers = self.workers.iter().any(|worker| worker.asleep.is_some());
                 if sleepers && matches!(self.decide(now), Decision::Dispatch(..)) {
                     self.wake_worker(after);
                 }
-                return Step::Batch(id, batch);
+                return Step::Batch(dispatched);
             }
             Decision::WaitUntil(instant) => Some(instant),
             Decision::Idle if self.stopping && self.queues.is_empty() => return Step::Stop,
@@ -329,37 +333,38 @@ impl State {
         worker: usize,
         now: Instant,
         after: &mut After,
-    ) -> Box<dyn Batch> {
+    ) -> Dispatched {
         let queue = self.queues.get_mut(&id).expect("a head names a queue that is there");
-        let batch = queue.take(head, now);
-        let seqs = if self.workers.len() > 1 { batch.seqs().to_vec() } else { Vec::new() };
-        queue.running.push(Running { worker, since: now, ended: false, seqs });
+        let mut batch = queue.take(head, now);
+        self.next_batch += 1;
+        let number = self.next_batch;
+        let seqs = batch.take_seqs();
+        queue.running.push(Running { number, worker, since: now, ended: false, seqs });
         queue.wake_next_admission(after);
         self.virtual_now = self.virtual_now.max(queue.virtual_time);
-        batch
+        Dispatched { queue: id, number, batch }
     }
 
     /// Books a batch that has run, before its answers are handed over: whoever has an answer finds
     /// it counted. The batch counts as running until [`finish`](Self::finish).
     pub(crate) fn book(
         &mut self,
-        id: QueueId,
-        worker: usize,
-        batch: &mut dyn Batch,
+        dispatched: &mut Dispatched,
         service: Duration,
         after: &mut After,
     ) {
+        let Dispatched { queue: id, number, batch } = dispatched;
         // Gone only if another worker has died.
-        let Some(queue) = self.queues.get_mut(&id) else { return };
-        if let Some(why) = queue.book(worker, batch, service, after) {
-            self.fail(id, why, after);
+        let Some(queue) = self.queues.get_mut(id) else { return };
+        if let Some(why) = queue.book(*number, &mut **batch, service, after) {
+            self.fail(*id, why, after);
         }
     }
 
-    /// The answers of a batch of this worker have been handed over.
-    pub(crate) fn finish(&mut self, id: QueueId, worker: usize, after: &mut After) {
+    /// The answers of a batch have been handed over.
+    pub(crate) fn finish(&mut self, id: QueueId, number: u64, after: &mut After) {
         let Some(queue) = self.queues.get_mut(&id) else { return };
-        let at = queue.latest_of(worker).expect("a batch is noted while it runs");
+        let at = queue.running(number).expect("a batch is noted while it runs");
         let running = queue.running.remove(at);
         for state in &mut self.workers {
             if state.blocked_on.is_some_and(|(_, seq)| running.seqs.contains(&seq)) {
@@ -414,11 +419,11 @@ impl State {
         if queue.list.contains(request) {
             return Place::Waiting;
         }
-        // With one worker, what does not wait and is not answered runs here, further up the stack;
-        // the numbers of its requests need not be kept for that.
-        let one_worker = self.workers.len() == 1;
-        let runs = |running: &&Running| one_worker || running.seqs.contains(&request.seq);
-        queue.running.iter().find(runs).map_or(Place::Answered, |r| Place::Running(r.worker))
+        match queue.running.iter().find(|running| running.seqs.contains(&request.seq)) {
+            Some(running) if running.ended => Place::InDelivery,
+            Some(running) => Place::Running(running.worker),
+            None => Place::Answered,
+        }
     }
 
     /// Notes that `worker` waits, in the middle of a batch, for a request that `other` runs. Refuses

@@ -15,7 +15,7 @@ mod imp {
     use std::task::{Wake, Waker};
     use std::time::{Duration, Instant};
 
-    pub(crate) use std::thread::{JoinHandle, yield_now};
+    pub(crate) use std::thread::{JoinHandle, available_parallelism as processors, yield_now};
     pub(crate) use std::thread_local;
 
     pub(crate) type MutexGuard<'a, T> = sync::MutexGuard<'a, T>;
@@ -134,6 +134,7 @@ mod imp {
 
     pub(crate) use loom::thread::JoinHandle;
     pub(crate) use loom::thread_local;
+    pub(crate) use std::thread::available_parallelism as processors;
 
     pub(crate) type MutexGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
 

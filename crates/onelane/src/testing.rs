@@ -20,6 +20,8 @@ pub struct VirtualClock(Arc<(Mutex<Time>, Condvar)>);
 #[derive(Debug)]
 struct Time {
     now: Instant,
+    /// How far each look moves it.
+    tick: Duration,
     sleepers: Vec<(Instant, Waker)>,
     timed_sleeps: u64,
 }
@@ -33,7 +35,17 @@ impl Default for VirtualClock {
 impl VirtualClock {
     /// A clock that shows the present instant.
     pub fn new() -> Self {
-        let time = Time { now: Instant::now(), sleepers: Vec::new(), timed_sleeps: 0 };
+        Self::with_tick(Duration::ZERO)
+    }
+
+    /// A clock that moves on by a nanosecond each time that somebody looks at it: no two looks give the
+    /// same instant, as on a real clock.
+    pub fn ticking() -> Self {
+        Self::with_tick(Duration::from_nanos(1))
+    }
+
+    fn with_tick(tick: Duration) -> Self {
+        let time = Time { now: Instant::now(), tick, sleepers: Vec::new(), timed_sleeps: 0 };
         Self(Arc::new((Mutex::new(time), Condvar::new())))
     }
 
@@ -43,7 +55,10 @@ impl VirtualClock {
 
     /// What the clock shows.
     pub fn now(&self) -> Instant {
-        self.time().now
+        let mut time = self.time();
+        let tick = time.tick;
+        time.now += tick;
+        time.now
     }
 
     /// Moves the clock on and wakes whoever's time has come.

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 
-use crate::after::After;
-use crate::batch::Batch;
+use crate::config::Delivery;
 use crate::contain::contain;
+use crate::delivery::{DeliveryThread, Dispatched, delivers_for};
 use crate::engine::Engine;
 use crate::policy::QueueId;
 use crate::shared::Shared;
@@ -38,13 +38,18 @@ pub(crate) struct WorkerContext {
 pub(crate) enum Help {
     /// A batch was run, or the answer has come: look again.
     Progress,
-    /// Another worker runs the request: wait for it.
+    /// Another thread sees to the request: wait for it.
     Elsewhere,
     /// It can only be answered after this very call has returned.
     Stuck,
 }
 
 impl WorkerContext {
+    /// Whether the calling thread is one of `shared`'s own: it must not wait for a worker's end.
+    pub(crate) fn is_ours(shared: &Arc<Shared>) -> bool {
+        Self::current(shared).is_some() || delivers_for(shared)
+    }
+
     /// The context of the calling thread, if it is a worker of `shared`.
     pub(crate) fn current(shared: &Arc<Shared>) -> Option<Rc<Self>> {
         let current = CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()?;
@@ -104,70 +109,79 @@ impl WorkerContext {
                 if state.block_on(self.index, other, seq) { Help::Elsewhere } else { Help::Stuck }
             }
             Place::Running(_) => Help::Stuck,
+            Place::InDelivery => Help::Elsewhere,
             Place::Waiting if self.is_engine_busy(queue) => Help::Stuck,
             Place::Waiting => {
                 let Some(head) = state.best_head(queue, now, after) else {
                     return Help::Progress;
                 };
-                let batch = state.dispatch(queue, head, self.index, now, after);
+                let mut dispatched = state.dispatch(queue, head, self.index, now, after);
                 drop(locked);
-                self.run(queue, batch);
+                self.run(&mut dispatched);
+                let number = self.deliver(dispatched);
                 let mut locked = self.shared.lock();
                 let (state, after) = locked.parts();
-                state.finish(queue, self.index, after);
+                state.finish(queue, number, after);
                 Help::Progress
             }
         }
     }
 
-    /// Runs a batch that was taken out of its list, and hands the answers over. It counts as running
-    /// until the state is told that it is finished.
-    fn run(&self, queue: QueueId, mut batch: Box<dyn Batch>) {
+    /// Runs a batch and books it.
+    fn run(&self, dispatched: &mut Dispatched) {
         let clock = &self.shared.clock;
         let outer = self.nested.take();
         let started = clock.now();
         // What can panic in a batch is contained there; this is for what we have not thought of.
-        let _ = contain(|| batch.run(self));
+        let _ = contain(|| dispatched.batch.run(self));
         let took = clock.now().saturating_duration_since(started);
         let service = took.saturating_sub(self.nested.get());
         self.nested.set(outer + took);
-        {
-            let mut locked = self.shared.lock();
-            let (state, after) = locked.parts();
-            state.book(queue, self.index, &mut *batch, service, after);
-        }
-        let mut after = After::default();
-        batch.deliver(&mut after);
-        after.run();
+        let mut locked = self.shared.lock();
+        let (state, after) = locked.parts();
+        state.book(dispatched, service, after);
+    }
+
+    /// Hands the answers of a batch over. It counts as running until the state is told that the batch of
+    /// the number that this returns is finished.
+    fn deliver(&self, mut dispatched: Dispatched) -> u64 {
+        dispatched.deliver();
+        let Dispatched { number, mut batch, .. } = dispatched;
         // The inputs are a user's to drop.
         let _ = contain(|| {
             batch.delivered(self);
             drop(batch);
         });
+        number
     }
 
-    fn run_until_stopped(&self) {
+    fn run_until_stopped(&self, delivery: Option<&DeliveryThread>) {
         let mut finished = None;
         let mut ran = false;
         loop {
             let step = {
                 let mut locked = self.shared.lock();
                 let (state, after) = locked.parts();
-                if let Some(queue) = finished.take() {
-                    state.finish(queue, self.index, after);
+                if let Some((queue, number)) = finished.take() {
+                    state.finish(queue, number, after);
                 }
                 state.next_step(self.index, &self.shared.clock, thread_waker, after)
             };
             match step {
-                Step::Batch(queue, batch) => {
+                Step::Batch(mut dispatched) => {
                     ran = true;
-                    let several = batch.len() > 1;
-                    self.run(queue, batch);
+                    let queue = dispatched.queue;
+                    let several = dispatched.batch.len() > 1;
+                    self.run(&mut dispatched);
+                    let kept = match delivery {
+                        Some(delivery) => delivery.leave(dispatched).err(),
+                        None => Some(dispatched),
+                    };
+                    finished = kept.map(|dispatched| (queue, self.deliver(dispatched)));
                     if several {
                         // Those who were just answered may have more to ask: fuller batches.
                         yield_now();
                     }
-                    finished = Some(queue);
                 }
                 Step::Errand(errand) => {
                     let _ = contain(|| errand(self));
@@ -184,7 +198,7 @@ impl WorkerContext {
 }
 
 /// The body of a worker thread.
-pub(crate) fn run_worker(shared: Arc<Shared>, index: usize) {
+pub(crate) fn run_worker(shared: Arc<Shared>, index: usize, delivery: Delivery) {
     let context = Rc::new(WorkerContext {
         shared,
         index,
@@ -192,23 +206,28 @@ pub(crate) fn run_worker(shared: Arc<Shared>, index: usize) {
         nested: Cell::default(),
     });
     CURRENT.with(|current| current.replace(Some(Rc::clone(&context))));
-    let exit = Exit(context);
-    exit.0.run_until_stopped();
+    let delivery = DeliveryThread::start(&context.shared, delivery, index);
+    let exit = Exit { context, delivery };
+    exit.context.run_until_stopped(exit.delivery.as_ref());
 }
 
 /// Leaves the executor, however the thread ends: no request waits for a worker that is gone.
-struct Exit(Rc<WorkerContext>);
+struct Exit {
+    context: Rc<WorkerContext>,
+    delivery: Option<DeliveryThread>,
+}
 
 impl Drop for Exit {
     fn drop(&mut self) {
         // Engines are dropped on the worker in every case.
-        let engines = self.0.engines.take();
+        let engines = self.context.engines.take();
         for engine in engines.into_values() {
             let _ = contain(|| drop(engine));
         }
         let _ = CURRENT.try_with(|current| current.replace(None));
-        let mut locked = self.0.shared.lock();
+        drop(self.delivery.take());
+        let mut locked = self.context.shared.lock();
         let (state, after) = locked.parts();
-        state.worker_ended(self.0.index, after);
+        state.worker_ended(self.context.index, after);
     }
 }

@@ -6,17 +6,14 @@
 //! A failing workload is shrunk, printed, and kept in `simulation.proptest-regressions`, from where
 //! `cargo test -p onelane --test simulation` runs it first; `PROPTEST_CASES` sets how many there are.
 
-mod common;
-
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::executor_on;
 use onelane::testing::{FakeEngine, FakeItem, Gate, VirtualClock, within_a_minute};
 use onelane::{
-    BatchConfig, BatchQueue, DeviceExecutor, EngineError, Priority, QueueStats, Request,
-    RequestError, ResponseHandle, Shutdown, SubmitError,
+    BatchConfig, BatchQueue, Delivery, DeviceExecutor, EngineError, ExecutorConfig, Priority,
+    QueueStats, Request, RequestError, ResponseHandle, Shutdown, SubmitError,
 };
 use proptest::prelude::*;
 
@@ -76,6 +73,8 @@ struct Settings {
     capacity_cost: usize,
     ageing_ms: Option<u64>,
     abort: bool,
+    /// A thread beside the worker hands answers over.
+    beside: bool,
 }
 
 fn news() -> impl Strategy<Value = New> {
@@ -105,9 +104,18 @@ fn settings() -> impl Strategy<Value = Settings> {
         any_cost,
         prop::option::of(1..20_u64),
         any::<bool>(),
+        any::<bool>(),
     )
         .prop_map(
-            |(max_batch_size, max_batch_cost, capacity, capacity_cost, ageing_ms, abort)| {
+            |(
+                max_batch_size,
+                max_batch_cost,
+                capacity,
+                capacity_cost,
+                ageing_ms,
+                abort,
+                beside,
+            )| {
                 Settings {
                     max_batch_size,
                     max_batch_cost,
@@ -115,6 +123,7 @@ fn settings() -> impl Strategy<Value = Settings> {
                     capacity_cost,
                     ageing_ms,
                     abort,
+                    beside,
                 }
             },
         )
@@ -319,7 +328,9 @@ fn engine(gate: Gate, seen: Batches, known: Arc<Mutex<HashSet<u64>>>) -> FakeEng
 impl Simulation {
     fn new(settings: &Settings) -> Self {
         let clock = VirtualClock::new();
-        let device = executor_on(&clock);
+        let delivery = if settings.beside { Delivery::Thread } else { Delivery::Worker };
+        let config = ExecutorConfig::new("test").clock(clock.clone()).delivery(delivery);
+        let device = DeviceExecutor::new(config).unwrap();
         let (gate, seen, known) = (Gate::new(), Batches::default(), Arc::default());
         let ageing = settings.ageing_ms.map_or(Duration::MAX, |ms| MS * ms as u32);
         let config = BatchConfig::default()

@@ -6,7 +6,7 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 use std::{future::Future, pin::Pin};
 
-use onelane::{DeviceExecutor, ExecutorConfig, ResponseHandle, Shutdown};
+use onelane::{Delivery, DeviceExecutor, ExecutorConfig, ResponseHandle, Shutdown};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -60,7 +60,7 @@ impl Executor {
     #[new]
     fn new(py: Python<'_>, device: &str, workers: usize) -> PyResult<Self> {
         drop_ended(py);
-        let config = ExecutorConfig::new(device).workers(workers);
+        let config = ExecutorConfig::new(device).workers(workers).delivery(Delivery::Worker);
         let device = DeviceExecutor::new(config).map_err(|error| from_build(py, &error))?;
         let alive = Arc::new(());
         all().push(Registered { device: device.clone(), owner: Arc::downgrade(&alive) });

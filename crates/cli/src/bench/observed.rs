@@ -1,7 +1,7 @@
 //! [`Observed`]: an engine of any kind that counts what it does, the same way for every strategy.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use onelane::{Engine, EngineError};
@@ -41,7 +41,8 @@ pub struct BatchSpan {
     pub begun: Instant,
     /// When the engine had the results.
     pub computed: Instant,
-    /// When all answers had been handed over; none where the caller has them from the engine itself.
+    /// When the worker had handed all answers over; none where it did not: the caller has them from the
+    /// engine itself, or a thread beside the worker delivers.
     pub delivered: Option<Instant>,
 }
 
@@ -112,19 +113,17 @@ pub struct Observed<E> {
     /// Among the engines of its meter.
     number: usize,
     meter: Arc<Meter>,
-    /// The batch whose answers are being handed over.
-    last: Option<BatchSpan>,
 }
 
 impl<E: Engine> Observed<E> {
     /// Counts what `engine` does into `meter`.
     pub fn new(engine: E, meter: &Arc<Meter>) -> Self {
         let number = meter.engines.fetch_add(1, Relaxed);
-        Self { engine, number, meter: Arc::clone(meter), last: None }
+        Self { engine, number, meter: Arc::clone(meter) }
     }
 
-    fn keep(&self, span: BatchSpan) {
-        self.meter.spans.lock().unwrap_or_else(PoisonError::into_inner).push(span);
+    fn spans(&self) -> MutexGuard<'_, Vec<BatchSpan>> {
+        self.meter.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As [`Engine::infer`], for a caller that has the answers from it: they need no delivery.
@@ -132,11 +131,7 @@ impl<E: Engine> Observed<E> {
     /// # Errors
     /// The engine's.
     pub fn run(&mut self, batch: &[E::Item]) -> Result<Vec<Answer<E::Output>>, EngineError> {
-        let outputs = self.infer(batch);
-        if let Some(span) = self.last.take() {
-            self.keep(span);
-        }
-        outputs
+        self.infer(batch)
     }
 }
 
@@ -155,7 +150,7 @@ impl<E: Engine> Engine for Observed<E> {
         if self.meter.is_tracing() {
             let (engine, size) = (self.number, batch.len());
             let span = BatchSpan { number, engine, size, begun, computed, delivered: None };
-            self.last = Some(span);
+            self.spans().push(span);
         }
         let answer = |output| Answer { output, batch: number };
         Ok(outputs?.into_iter().map(answer).collect())
@@ -167,9 +162,11 @@ impl<E: Engine> Engine for Observed<E> {
 
     fn delivered(&mut self) {
         self.engine.delivered();
-        if let Some(mut span) = self.last.take() {
-            span.delivered = Some(Instant::now());
-            self.keep(span);
+        if self.meter.is_tracing() {
+            let mut spans = self.spans();
+            if let Some(span) = spans.iter_mut().rfind(|span| span.engine == self.number) {
+                span.delivered = Some(Instant::now());
+            }
         }
     }
 

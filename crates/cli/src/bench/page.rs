@@ -185,6 +185,7 @@ mod tests {
             simulated: false,
             max_batch_size: 8,
             workers: 1,
+            delivery: "auto".to_owned(),
             rounds: 1,
             cores: 2,
             capacity_per_second: None,

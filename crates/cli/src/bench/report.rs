@@ -159,6 +159,8 @@ pub struct Report {
     pub max_batch_size: usize,
     /// Threads that own the device, of each queue.
     pub workers: usize,
+    /// Who hands answers over: auto, worker or thread.
+    pub delivery: String,
     pub rounds: usize,
     /// Hardware threads of this machine.
     pub cores: usize,
@@ -182,8 +184,12 @@ impl Report {
             1 => String::new(),
             more => format!("{more} workers, "),
         };
+        let delivery = match self.delivery.as_str() {
+            "auto" => String::new(),
+            forced => format!("delivery by {forced}, "),
+        };
         format!(
-            "engine {}, device {}{simulated}, {workers}batches of at most {}, {} rounds, {} cores",
+            "engine {}, device {}{simulated}, {workers}{delivery}batches of at most {}, {} rounds, {} cores",
             self.engine, self.device, self.max_batch_size, self.rounds, self.cores
         )
     }

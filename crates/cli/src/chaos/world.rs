@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use onelane::{
-    BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, EngineError, ExecutorConfig,
+    BatchConfig, BatchItem, BatchQueue, Delivery, DeviceExecutor, Engine, EngineError,
+    ExecutorConfig,
 };
 
 use super::Args;
@@ -93,7 +94,11 @@ impl Ledger {
 impl World {
     pub(super) fn new(args: &Args, life: u64, tally: &Arc<Tally>) -> anyhow::Result<Self> {
         let (workers, seed) = (args.workers, args.seed);
-        let device = DeviceExecutor::new(ExecutorConfig::new("chaos").workers(workers))?;
+        let mut dice = fastrand::Rng::with_seed(seed ^ life);
+        let quiet = dice.bool();
+        let delivery = if dice.bool() { Delivery::Thread } else { Delivery::Worker };
+        let config = ExecutorConfig::new("chaos").workers(workers).delivery(delivery);
+        let device = DeviceExecutor::new(config)?;
         let ledger = Arc::new(Ledger {
             next: AtomicU64::new(0),
             computed: (0..IDS / 64).map(|_| AtomicU64::new(0)).collect(),
@@ -126,7 +131,7 @@ impl World {
             device,
             accepted: queues.iter().map(|_| AtomicU64::new(0)).collect(),
             queues,
-            quiet: fastrand::Rng::with_seed(seed ^ life).bool(),
+            quiet,
             ended: AtomicBool::new(false),
             inside: AtomicUsize::new(0),
             ledger,

@@ -1,0 +1,176 @@
+//! Delivery beside the worker: the worker goes on, and nothing is lost, piles up or waits for itself.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use onelane::testing::{FakeEngine, FakeItem, Gate, within_a_minute};
+use onelane::{
+    BatchConfig, BatchQueue, Delivery, DeviceExecutor, ExecutorConfig, Request, ResponseHandle,
+    Shutdown, ShutdownError,
+};
+
+fn device_with(delivery: Delivery) -> DeviceExecutor {
+    DeviceExecutor::new(ExecutorConfig::new("test").delivery(delivery)).unwrap()
+}
+
+fn pairs_on(device: &DeviceExecutor) -> BatchQueue<FakeEngine> {
+    let config = BatchConfig::default().max_batch_size(2);
+    BatchQueue::new(device, config, || Ok(FakeEngine::echo())).unwrap()
+}
+
+struct Work<F>(F);
+
+impl<F: Fn() + Send + Sync> Wake for Work<F> {
+    fn wake(self: Arc<Self>) {
+        (self.0)();
+    }
+}
+
+/// Two requests that run as one batch, whose waker does `work` on the thread that delivers them.
+fn pair(
+    device: &DeviceExecutor,
+    queue: &BatchQueue<FakeEngine>,
+    work: impl Fn() + Send + Sync + 'static,
+) -> [ResponseHandle<u64>; 2] {
+    let waker = Waker::from(Arc::new(Work(work)));
+    let mut context = Context::from_waker(&waker);
+    // The worker is held until the waker has been left.
+    let gate = Gate::new();
+    let held = gate.clone();
+    let held = device.submit(move || held.pass()).unwrap();
+    gate.wait_for_arrivals(1);
+    let group = [1, 2].map(|value| Request::new(FakeItem::new(value)));
+    let mut handles: [_; 2] = queue.submit_group(group.into()).unwrap().try_into().unwrap();
+    assert!(matches!(Pin::new(&mut handles[0]).poll(&mut context), Poll::Pending));
+    gate.open_for_good();
+    held.wait().unwrap();
+    handles
+}
+
+/// A waker's work: notes its thread, and waits at the gate.
+fn note_and_wait(noted: &Arc<Mutex<Vec<ThreadId>>>, gate: &Gate) -> impl Fn() + use<> {
+    let (noted, gate) = (Arc::clone(noted), gate.clone());
+    move || {
+        noted.lock().unwrap().push(thread::current().id());
+        gate.pass();
+    }
+}
+
+#[test]
+fn the_worker_goes_on_while_a_batch_is_handed_over_and_answers_do_not_pile_up() {
+    within_a_minute(|| {
+        let device = device_with(Delivery::Thread);
+        let ran = Gate::new();
+        ran.open_for_good();
+        let queue = {
+            let ran = ran.clone();
+            BatchQueue::new(&device, BatchConfig::default().max_batch_size(2), move || {
+                let ran = ran.clone();
+                Ok(FakeEngine::new(move |batch| {
+                    ran.pass();
+                    Ok(batch.iter().map(|item| item.value).collect())
+                }))
+            })
+            .unwrap()
+        };
+        let worker = device.call(|| thread::current().id()).unwrap();
+        let (gate, noted) = (Gate::new(), Arc::default());
+        let mut handles = Vec::new();
+        handles.extend(pair(&device, &queue, note_and_wait(&noted, &gate)));
+        gate.wait_for_arrivals(1);
+        // The first is stuck in its delivery; the worker runs a second, which lies ready.
+        handles.extend(pair(&device, &queue, note_and_wait(&noted, &gate)));
+        ran.wait_for_arrivals(2);
+        // There is no room for a third: the worker hands it over by itself.
+        handles.extend(pair(&device, &queue, note_and_wait(&noted, &gate)));
+        gate.wait_for_arrivals(2);
+        let threads = noted.lock().unwrap().clone();
+        assert_eq!(threads.len(), 2);
+        assert_ne!(threads[0], worker);
+        assert_eq!(threads[1], worker, "answers pile up behind a delivery that is slow");
+        gate.open_for_good();
+        let answers = handles.into_iter().map(|handle| handle.wait().unwrap());
+        assert_eq!(answers.collect::<Vec<_>>(), [1, 2, 1, 2, 1, 2]);
+        device.shutdown(Shutdown::Drain, Duration::MAX).unwrap();
+    });
+}
+
+#[test]
+fn the_worker_hands_over_when_it_is_told_to_and_lone_answers_always() {
+    within_a_minute(|| {
+        for (delivery, size) in [(Delivery::Worker, 2), (Delivery::Thread, 1)] {
+            let device = device_with(delivery);
+            let config = BatchConfig::default().max_batch_size(size);
+            let queue = BatchQueue::new(&device, config, || Ok(FakeEngine::echo())).unwrap();
+            let worker = device.call(|| thread::current().id()).unwrap();
+            let (gate, noted) = (Gate::new(), Arc::default());
+            gate.open_for_good();
+            let handles = pair(&device, &queue, note_and_wait(&noted, &gate));
+            gate.wait_for_arrivals(1);
+            for handle in handles {
+                handle.wait().unwrap();
+            }
+            device.shutdown(Shutdown::Drain, Duration::MAX).unwrap();
+            assert_eq!(*noted.lock().unwrap(), [worker], "{delivery:?}");
+        }
+    });
+}
+
+#[test]
+fn a_shutdown_waits_for_the_delivery() {
+    within_a_minute(|| {
+        let device = device_with(Delivery::Thread);
+        let queue = pairs_on(&device);
+        let (gate, noted) = (Gate::new(), Arc::default());
+        let handles = pair(&device, &queue, note_and_wait(&noted, &gate));
+        gate.wait_for_arrivals(1);
+        let busy = Err(ShutdownError::Timeout(Duration::ZERO));
+        assert_eq!(queue.shutdown(Shutdown::Drain, Duration::ZERO), busy);
+        assert_eq!(device.shutdown(Shutdown::Drain, Duration::ZERO), busy);
+        gate.open_for_good();
+        queue.shutdown(Shutdown::Drain, Duration::MAX).unwrap();
+        device.shutdown(Shutdown::Drain, Duration::MAX).unwrap();
+        for (handle, value) in handles.into_iter().zip([1, 2]) {
+            assert_eq!(handle.wait().unwrap(), value);
+        }
+    });
+}
+
+/// The thread that delivers is waited for by the worker in the end, so it must not wait for that end.
+#[test]
+fn who_delivers_may_drop_the_last_handle_and_is_told_not_to_wait() {
+    within_a_minute(|| {
+        let device = device_with(Delivery::Thread);
+        let queue = pairs_on(&device);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let held = Arc::new(Mutex::new(None));
+        let (gate, at_the_end) = (Gate::new(), Gate::new());
+        at_the_end.open_for_good();
+        let handles = {
+            let (told, held, gate) = (Arc::clone(&told), Arc::clone(&held), gate.clone());
+            let at_the_end = at_the_end.clone();
+            pair(&device, &queue, move || {
+                gate.pass();
+                let (queue, device): (BatchQueue<FakeEngine>, DeviceExecutor) =
+                    held.lock().unwrap().take().unwrap();
+                let mut told = told.lock().unwrap();
+                told.push(queue.shutdown(Shutdown::Drain, Duration::MAX));
+                told.push(device.shutdown(Shutdown::Drain, Duration::MAX));
+                drop(told);
+                drop((queue, device));
+                at_the_end.pass();
+            })
+        };
+        *held.lock().unwrap() = Some((queue, device));
+        gate.open_for_good();
+        at_the_end.wait_for_arrivals(1);
+        for (handle, value) in handles.into_iter().zip([1, 2]) {
+            assert_eq!(handle.wait().unwrap(), value);
+        }
+        assert_eq!(*told.lock().unwrap(), [Err(ShutdownError::WouldDeadlock); 2]);
+    });
+}
