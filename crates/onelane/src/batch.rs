@@ -33,7 +33,7 @@ pub(crate) struct Outcome {
 pub(crate) trait Batch: Send {
     fn len(&self) -> usize;
     /// The numbers of its requests, once.
-    fn take_seqs(&mut self) -> Vec<u64>;
+    fn take_numbers(&mut self) -> Vec<u64>;
     /// Computes all answers; runs without the lock and does not panic.
     fn run(&mut self, worker: &WorkerContext);
     /// What came of it.
@@ -84,7 +84,7 @@ pub(crate) struct RequestBatch<E: Engine> {
     group: usize,
     items: Vec<E::Item>,
     responders: Vec<Responder<E::Output>>,
-    seqs: Vec<u64>,
+    numbers: Vec<u64>,
     answers: Vec<Option<Result<E::Output, RequestError>>>,
     cost: usize,
     computed_cost: usize,
@@ -118,7 +118,7 @@ impl<E: Engine> RequestBatch<E> {
             group,
             items: Vec::with_capacity(capacity),
             responders: Vec::with_capacity(capacity),
-            seqs: Vec::with_capacity(capacity),
+            numbers: Vec::with_capacity(capacity),
             answers: Vec::new(),
             cost: 0,
             computed_cost: 0,
@@ -140,12 +140,12 @@ impl<E: Engine> RequestBatch<E> {
         &mut self,
         item: E::Item,
         responder: Responder<E::Output>,
-        seq: u64,
+        number: u64,
         cost: usize,
     ) {
         self.items.push(item);
         self.responders.push(responder);
-        self.seqs.push(seq);
+        self.numbers.push(number);
         self.cost = self.cost.saturating_add(cost);
     }
 
@@ -262,8 +262,8 @@ impl<E: Engine> Batch for RequestBatch<E> {
         self.items.len()
     }
 
-    fn take_seqs(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.seqs)
+    fn take_numbers(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.numbers)
     }
 
     fn run(&mut self, worker: &WorkerContext) {

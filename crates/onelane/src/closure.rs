@@ -37,10 +37,6 @@ where
         }
     }
 
-    fn locate(&self, at: RequestId) {
-        self.responder.locate(at);
-    }
-
     fn has_result(&self) -> bool {
         matches!(self.result, Some(Ok(_)))
     }
@@ -56,8 +52,6 @@ where
 pub(crate) trait Closure: Send {
     /// Runs it; a panic is contained.
     fn run(&mut self);
-    /// Says where it waits.
-    fn locate(&self, at: RequestId);
     /// Whether it has run and returned.
     fn has_result(&self) -> bool;
     /// Hands the result over, or `error` if it has not run.
@@ -72,7 +66,6 @@ pub(crate) struct ClosureList {
 
 impl ClosureList {
     pub(crate) fn push(&mut self, closure: Box<dyn Closure>, at: Instant, seq: u64) {
-        closure.locate(RequestId { slot: 0, seq });
         self.waiting.insert(seq, (at, closure));
     }
 }
@@ -93,7 +86,7 @@ impl WaitingList for ClosureList {
     }
 
     fn contains(&self, id: RequestId) -> bool {
-        self.waiting.contains_key(&id.seq)
+        self.waiting.contains_key(&id.number)
     }
 
     fn heads(&self, visit: &mut dyn FnMut(Head)) {
@@ -110,7 +103,7 @@ impl WaitingList for ClosureList {
     }
 
     fn remove(&mut self, id: RequestId) -> Option<Box<dyn Removed>> {
-        let (_, closure) = self.waiting.remove(&id.seq)?;
+        let (_, closure) = self.waiting.remove(&id.number)?;
         Some(Box::new(closure))
     }
 
@@ -119,8 +112,8 @@ impl WaitingList for ClosureList {
     }
 
     fn any(&self) -> Option<RequestId> {
-        let (&seq, _) = self.waiting.first_key_value()?;
-        Some(RequestId { slot: 0, seq })
+        let (&number, _) = self.waiting.first_key_value()?;
+        Some(RequestId { slot: 0, number })
     }
 }
 
@@ -141,7 +134,7 @@ impl Batch for ClosureBatch {
         1
     }
 
-    fn take_seqs(&mut self) -> Vec<u64> {
+    fn take_numbers(&mut self) -> Vec<u64> {
         vec![self.seq]
     }
 

@@ -155,8 +155,9 @@ impl DeviceExecutor {
         let need = Need { requests: 1, cost: 1 };
         let refused = match state.admit(CLOSURES, need, &mut None, None, after) {
             Room::Granted => {
-                state.push_closure(Box::new(Task::new(closure, responder)), now, after);
-                pending.wait_at(Address { queue: CLOSURES, deadline: None });
+                let task = Box::new(Task::new(closure, responder));
+                let request = state.push_closure(task, now, after);
+                pending.wait_at(Address { queue: CLOSURES, request, deadline: None });
                 return Ok(ResponseHandle::new(shared, pending));
             }
             Room::Failed(why) => SubmitError::Failed(closure, why),

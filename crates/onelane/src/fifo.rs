@@ -1,9 +1,9 @@
-//! First-in-first-out lists threaded through the entries of one slab, so that an entry can stand in
+//! First-in-first-out lists threaded through the values of one storage, so that an entry can stand in
 //! two lists at once and leave both from the middle in constant time.
 
 use std::num::NonZeroU32;
 
-use slab::Slab;
+use crate::slots::Slots;
 
 /// A slot, one added. With `None` it takes four bytes where an `Option<usize>` takes sixteen; each
 /// entry has four, and the fewer bytes wait, the more of them stay in the processor's caches.
@@ -60,26 +60,30 @@ impl Fifo {
 
     pub(crate) fn push_back<T: Linked<N>, const N: usize>(
         &mut self,
-        slab: &mut Slab<T>,
+        slots: &mut Slots<T>,
         slot: usize,
     ) {
-        slab[slot].links()[self.list] = Links { previous: self.tail.map(At::new), next: None };
+        slots[slot].links()[self.list] = Links { previous: self.tail.map(At::new), next: None };
         match self.tail {
-            Some(tail) => slab[tail].links()[self.list].next = Some(At::new(slot)),
+            Some(tail) => slots[tail].links()[self.list].next = Some(At::new(slot)),
             None => self.head = Some(slot),
         }
         self.tail = Some(slot);
     }
 
     /// Takes `slot`, which stands in this list, out of it.
-    pub(crate) fn unlink<T: Linked<N>, const N: usize>(&mut self, slab: &mut Slab<T>, slot: usize) {
-        let Links { previous, next } = std::mem::take(&mut slab[slot].links()[self.list]);
+    pub(crate) fn unlink<T: Linked<N>, const N: usize>(
+        &mut self,
+        slots: &mut Slots<T>,
+        slot: usize,
+    ) {
+        let Links { previous, next } = std::mem::take(&mut slots[slot].links()[self.list]);
         match previous {
-            Some(previous) => slab[previous.slot()].links()[self.list].next = next,
+            Some(previous) => slots[previous.slot()].links()[self.list].next = next,
             None => self.head = next.map(At::slot),
         }
         match next {
-            Some(next) => slab[next.slot()].links()[self.list].previous = previous,
+            Some(next) => slots[next.slot()].links()[self.list].previous = previous,
             None => self.tail = previous.map(At::slot),
         }
     }
@@ -87,10 +91,10 @@ impl Fifo {
     /// The slots in order.
     pub(crate) fn iter<'a, T: Linked<N>, const N: usize>(
         &self,
-        slab: &'a Slab<T>,
+        slots: &'a Slots<T>,
     ) -> impl Iterator<Item = usize> + use<'a, T, N> {
         let list = self.list;
-        std::iter::successors(self.head, move |&slot| slab[slot].next(list))
+        std::iter::successors(self.head, move |&slot| slots[slot].next(list))
     }
 }
 
@@ -98,7 +102,7 @@ impl Fifo {
 mod tests {
     use super::*;
 
-    struct Node(u32, [Links; 2]);
+    struct Node(usize, [Links; 2]);
 
     impl Linked<2> for Node {
         fn links(&mut self) -> &mut [Links; 2] {
@@ -112,18 +116,18 @@ mod tests {
     #[test]
     fn an_entry_leaves_both_lists_from_anywhere() {
         for victim in 0..4 {
-            let mut slab = Slab::new();
+            let mut slots = Slots::new();
             let mut lists = [Fifo::new(0), Fifo::new(1)];
-            for value in 0..4 {
-                let slot = slab.insert(Node(value, Default::default()));
+            for slot in 0..4 {
+                slots.put(slot, Node(slot, Default::default()));
                 for list in &mut lists {
-                    list.push_back(&mut slab, slot);
+                    list.push_back(&mut slots, slot);
                 }
             }
             for list in &mut lists {
-                list.unlink(&mut slab, victim);
-                let left: Vec<u32> = list.iter(&slab).map(|slot| slab[slot].0).collect();
-                let expected: Vec<u32> = (0..4).filter(|&v| v as usize != victim).collect();
+                list.unlink(&mut slots, victim);
+                let left: Vec<usize> = list.iter(&slots).map(|slot| slots[slot].0).collect();
+                let expected: Vec<usize> = (0..4).filter(|&v| v != victim).collect();
                 assert_eq!(left, expected);
             }
         }

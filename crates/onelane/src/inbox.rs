@@ -21,10 +21,14 @@ use crate::queue_state::Need;
 use crate::request::Priority;
 use crate::response::Responder;
 use crate::sync::{Mutex, MutexGuard};
-use crate::waiting::Arrival;
+use crate::waiting::{Arrival, RequestId};
 
-/// A request with the duty to answer it.
-pub(crate) type Accepted<E> = (Arrival<E>, Responder<<E as Engine>::Output>);
+/// A request with its name and the duty to answer it.
+pub(crate) struct Accepted<E: Engine> {
+    pub(crate) id: RequestId,
+    pub(crate) arrival: Arrival<E>,
+    pub(crate) responder: Responder<E::Output>,
+}
 
 /// Requests that have been accepted, and not yet filed.
 pub(crate) struct Inbox<E: Engine> {
@@ -35,6 +39,11 @@ pub(crate) struct Inbox<E: Engine> {
 /// What is behind the inbox's lock.
 pub(crate) struct InboxState<E: Engine> {
     accepted: Vec<Accepted<E>>,
+    /// Slots that were used and are free again; how many there are in all.
+    vacant: Vec<usize>,
+    slots: usize,
+    /// Of the request that came last.
+    number: u64,
     room: Need,
     open: bool,
     bell: bool,
@@ -53,6 +62,7 @@ struct Latest {
 
 /// What a submitter is told about a request that it has put in.
 pub(crate) struct Receipt {
+    pub(crate) id: RequestId,
     /// Shared with the requests that it is likely to run with.
     pub(crate) event: Option<Arc<Event>>,
     /// Nothing else waits or runs: the answer may come at once.
@@ -65,6 +75,9 @@ impl<E: Engine> Inbox<E> {
             max_batch_size: config.max_batch_size,
             state: Mutex::new(InboxState {
                 accepted: Vec::new(),
+                vacant: Vec::new(),
+                slots: 0,
+                number: 0,
                 room: Need { requests: config.capacity, cost: config.capacity_cost },
                 open: true,
                 bell: true,
@@ -95,8 +108,9 @@ impl<E: Engine> Inbox<E> {
         let alone = sleeps && state.idle && state.accepted.is_empty();
         let limit = self.max_batch_size.min(MAX_SHARERS);
         let event = if sleeps { state.event(arrival.hash, arrival.class, limit) } else { None };
-        state.accepted.push((arrival, responder));
-        Receipt { event, alone }
+        let id = state.name();
+        state.accepted.push(Accepted { id, arrival, responder });
+        Receipt { id, event, alone }
     }
 }
 
@@ -136,6 +150,21 @@ impl<E: Engine> InboxState<E> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.accepted.is_empty()
+    }
+
+    /// A name for a newcomer, with a slot that nobody has.
+    fn name(&mut self) -> RequestId {
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.slots += 1;
+            self.slots - 1
+        });
+        self.number += 1;
+        RequestId { slot, number: self.number }
+    }
+
+    /// Takes slots back.
+    pub(crate) fn vacate(&mut self, slots: &mut Vec<usize>) {
+        self.vacant.append(slots);
     }
 
     /// Takes out what is in here, leaving an empty list in its place.

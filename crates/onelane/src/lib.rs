@@ -84,6 +84,7 @@ mod queue_state;
 mod request;
 mod response;
 mod shared;
+mod slots;
 mod state;
 mod stats;
 mod submit;

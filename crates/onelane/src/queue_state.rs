@@ -21,7 +21,7 @@ pub(crate) struct Running {
     /// It has run; its answers are being handed over.
     pub(crate) ended: bool,
     /// The numbers of its requests.
-    pub(crate) seqs: Vec<u64>,
+    pub(crate) requests: Vec<u64>,
 }
 
 /// How far a queue's shutdown is.

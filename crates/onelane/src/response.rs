@@ -31,33 +31,25 @@ enum SlotState<T> {
 }
 
 /// Where one answer goes; the one allocation of a request.
-pub(crate) struct Slot<T>(Mutex<Inner<T>>);
-
-struct Inner<T> {
-    state: SlotState<T>,
-    /// Where the request was filed, to cancel it or to run it inline.
-    at: Option<RequestId>,
-}
+pub(crate) struct Slot<T>(Mutex<SlotState<T>>);
 
 impl<T> Slot<T> {
     /// Takes the answer, or leaves `waker` to be woken by it.
     fn poll(&self, waker: &Waker) -> Poll<Result<T, RequestError>> {
-        let mut inner = self.0.lock();
-        match &mut inner.state {
+        let mut state = self.0.lock();
+        match &mut *state {
             SlotState::Open(left) => {
                 if !left.as_ref().is_some_and(|left| left.will_wake(waker)) {
                     let old = left.replace(waker.clone());
-                    drop(inner);
+                    drop(state);
                     drop(old);
                 }
                 Poll::Pending
             }
-            SlotState::Answered(_) => {
-                match std::mem::replace(&mut inner.state, SlotState::Finished) {
-                    SlotState::Answered(answer) => Poll::Ready(answer),
-                    SlotState::Open(_) | SlotState::Finished => unreachable!("matched above"),
-                }
-            }
+            SlotState::Answered(_) => match std::mem::replace(&mut *state, SlotState::Finished) {
+                SlotState::Answered(answer) => Poll::Ready(answer),
+                SlotState::Open(_) | SlotState::Finished => unreachable!("matched above"),
+            },
             SlotState::Finished => panic!("a response handle was polled after it had answered"),
         }
     }
@@ -65,12 +57,7 @@ impl<T> Slot<T> {
 
 impl<T> Slot<T> {
     fn is_open(&self) -> bool {
-        matches!(self.0.lock().state, SlotState::Open(_))
-    }
-
-    /// Where the request was filed, if it was.
-    fn at(&self) -> Option<RequestId> {
-        self.0.lock().at
+        matches!(*self.0.lock(), SlotState::Open(_))
     }
 }
 
@@ -85,26 +72,19 @@ impl<T: Send + 'static> Responder<T> {
         }
     }
 
-    /// Says where the request has been filed.
-    pub(crate) fn locate(&self, at: RequestId) {
-        if let Some(slot) = &self.0 {
-            slot.0.lock().at = Some(at);
-        }
-    }
-
     /// Whether nobody waits for the answer any more.
     pub(crate) fn is_abandoned(&self) -> bool {
         let slot = self.0.as_ref();
-        slot.is_none_or(|slot| matches!(slot.0.lock().state, SlotState::Finished))
+        slot.is_none_or(|slot| matches!(*slot.0.lock(), SlotState::Finished))
     }
 }
 
 fn fill<T: Send + 'static>(slot: &Slot<T>, answer: Result<T, RequestError>, after: &mut After) {
-    let mut inner = slot.0.lock();
-    match &mut inner.state {
+    let mut state = slot.0.lock();
+    match &mut *state {
         SlotState::Open(waker) => {
             let waker = waker.take();
-            inner.state = SlotState::Answered(answer);
+            *state = SlotState::Answered(answer);
             if let Some(waker) = waker {
                 after.wake(waker);
             }
@@ -128,6 +108,7 @@ impl<T: Send + 'static> Drop for Responder<T> {
 #[derive(Clone, Copy)]
 pub(crate) struct Address {
     pub(crate) queue: QueueId,
+    pub(crate) request: RequestId,
     pub(crate) deadline: Option<Instant>,
 }
 
@@ -146,15 +127,14 @@ pub(crate) struct Pending<T: Send + 'static> {
 impl<T: Send + 'static> Pending<T> {
     /// The asking side and the responder that answers it; not yet in any list.
     pub(crate) fn pair() -> (Self, Responder<T>) {
-        let inner = Inner { state: SlotState::Open(None), at: None };
-        let slot = Arc::new(Slot(Mutex::new(inner)));
+        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
         let responder = Responder(Some(Arc::clone(&slot)));
         (Self { slot, address: None, event: None, alone: false, collected: false }, responder)
     }
 
     /// Leaves a waker before the request is in any list.
     pub(crate) fn leave(&self, waker: &Waker) {
-        self.slot.0.lock().state = SlotState::Open(Some(waker.clone()));
+        *self.slot.0.lock() = SlotState::Open(Some(waker.clone()));
     }
 
     /// Says where the request waits.
@@ -180,21 +160,21 @@ impl<T: Send + 'static> Pending<T> {
                 self.collected = true;
                 return Poll::Ready(answer);
             }
-            let Some(Address { queue, deadline }) = self.address.as_mut() else {
+            let Some(Address { queue, request, deadline }) = self.address.as_mut() else {
                 return Poll::Pending;
             };
             if deadline.is_some_and(|deadline| deadline <= shared.clock.now()) {
                 *deadline = None;
                 let mut locked = shared.lock();
                 let (state, after) = locked.parts();
-                if state.give_up(*queue, || self.slot.at(), RequestError::DeadlineExceeded, after) {
+                if state.give_up(*queue, *request, RequestError::DeadlineExceeded, after) {
                     continue;
                 }
             }
             let Some(worker) = WorkerContext::current(shared) else {
                 return Poll::Pending;
             };
-            match worker.help(*queue, Some(&|| self.slot.at())) {
+            match worker.help(*queue, Some(*request)) {
                 Help::Progress => {}
                 Help::Elsewhere => return Poll::Pending,
                 Help::Stuck => {
@@ -217,13 +197,13 @@ impl<T: Send + 'static> Pending<T> {
             return;
         }
         self.collected = true;
-        let left = std::mem::replace(&mut self.slot.0.lock().state, SlotState::Finished);
+        let left = std::mem::replace(&mut *self.slot.0.lock(), SlotState::Finished);
         let open = matches!(left, SlotState::Open(_));
         drop(left);
-        if let (true, Some(Address { queue, .. })) = (open, self.address) {
+        if let (true, Some(Address { queue, request, .. })) = (open, self.address) {
             let mut locked = shared.lock();
             let (state, after) = locked.parts();
-            state.give_up(queue, || self.slot.at(), RequestError::Cancelled, after);
+            state.give_up(queue, request, RequestError::Cancelled, after);
         }
     }
 }

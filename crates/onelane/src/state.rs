@@ -33,7 +33,7 @@ struct WorkerState {
     /// Set while the worker sleeps; whoever takes it must wake it.
     asleep: Option<Waker>,
     /// The worker and the request that this one waits for, inline, in the middle of a batch.
-    blocked_on: Option<(usize, u64)>,
+    blocked_on: Option<(usize, QueueId, RequestId)>,
 }
 
 /// What a worker does next.
@@ -161,7 +161,7 @@ impl State {
         closure: Box<dyn Closure>,
         at: Instant,
         after: &mut After,
-    ) {
+    ) -> RequestId {
         self.next_seq += 1;
         let queue = self.queues.get_mut(&CLOSURES).expect("there was room in it under this lock");
         if queue.is_idle() {
@@ -170,6 +170,7 @@ impl State {
         queue.list_mut::<ClosureList>().push(closure, at, self.next_seq);
         queue.stats.counters.submitted += 1;
         self.wake_worker(after);
+        RequestId { slot: 0, number: self.next_seq }
     }
 
     /// Gives a ticket back; the next in turn may go.
@@ -190,16 +191,16 @@ impl State {
     // Leaving before compute.
 
     /// Removes a request that its submitter gives up and answers it with `error`. Says whether it
-    /// still waited. `request` says where it was filed.
+    /// still waited.
     pub(crate) fn give_up(
         &mut self,
         id: QueueId,
-        request: impl FnOnce() -> Option<RequestId>,
+        request: RequestId,
         error: RequestError,
         after: &mut After,
     ) -> bool {
         self.file(id, after);
-        request().is_some_and(|request| self.dismiss(id, request, error, after))
+        self.dismiss(id, request, error, after)
     }
 
     /// Removes a waiting request and answers it with `error`. Says whether it still waited.
@@ -338,8 +339,8 @@ impl State {
         let mut batch = queue.take(head, now);
         self.next_batch += 1;
         let number = self.next_batch;
-        let seqs = batch.take_seqs();
-        queue.running.push(Running { number, worker, since: now, ended: false, seqs });
+        let requests = batch.take_numbers();
+        queue.running.push(Running { number, worker, since: now, ended: false, requests });
         queue.wake_next_admission(after);
         self.virtual_now = self.virtual_now.max(queue.virtual_time);
         Dispatched { queue: id, number, batch }
@@ -367,7 +368,10 @@ impl State {
         let at = queue.running(number).expect("a batch is noted while it runs");
         let running = queue.running.remove(at);
         for state in &mut self.workers {
-            if state.blocked_on.is_some_and(|(_, seq)| running.seqs.contains(&seq)) {
+            let waits = |(_, queue, request): (_, QueueId, RequestId)| {
+                queue == id && running.requests.contains(&request.number)
+            };
+            if state.blocked_on.is_some_and(waits) {
                 state.blocked_on = None;
             }
         }
@@ -405,21 +409,15 @@ impl State {
 
     // Waiting inline, on a worker.
 
-    pub(crate) fn place(
-        &mut self,
-        id: QueueId,
-        request: impl FnOnce() -> Option<RequestId>,
-        after: &mut After,
-    ) -> Place {
+    pub(crate) fn place(&mut self, id: QueueId, request: RequestId, after: &mut After) -> Place {
         self.file(id, after);
         let Some(queue) = self.queues.get(&id) else {
             return Place::Answered;
         };
-        let Some(request) = request() else { return Place::Answered };
         if queue.list.contains(request) {
             return Place::Waiting;
         }
-        match queue.running.iter().find(|running| running.seqs.contains(&request.seq)) {
+        match queue.running.iter().find(|running| running.requests.contains(&request.number)) {
             Some(running) if running.ended => Place::InDelivery,
             Some(running) => Place::Running(running.worker),
             None => Place::Answered,
@@ -428,7 +426,13 @@ impl State {
 
     /// Notes that `worker` waits, in the middle of a batch, for a request that `other` runs. Refuses
     /// if `other` waits for `worker`, directly or through others.
-    pub(crate) fn block_on(&mut self, worker: usize, other: usize, seq: u64) -> bool {
+    pub(crate) fn block_on(
+        &mut self,
+        worker: usize,
+        other: usize,
+        queue: QueueId,
+        request: RequestId,
+    ) -> bool {
         // CORRECTNESS: a worker waits for one thing at a time, so the edges form paths, and a
         // deadlock is a cycle, closed by its last edge, seen here under the lock.
         let mut at = other;
@@ -437,11 +441,11 @@ impl State {
                 return false;
             }
             match self.workers[at].blocked_on {
-                Some((next, _)) => at = next,
+                Some((next, ..)) => at = next,
                 None => break,
             }
         }
-        self.workers[worker].blocked_on = Some((other, seq));
+        self.workers[worker].blocked_on = Some((other, queue, request));
         true
     }
 

@@ -288,8 +288,8 @@ impl<E: Engine> BatchQueue<E> {
         let class = request.priority;
         let arrival =
             Arrival { input: request.input, key, hash, cost, class, at, deadline, may_sleep };
-        let Receipt { event, alone } = self.inbox().put(inbox, arrival, responder);
-        pending.wait_at(Address { queue: self.id(), deadline });
+        let Receipt { id, event, alone } = self.inbox().put(inbox, arrival, responder);
+        pending.wait_at(Address { queue: self.id(), request: id, deadline });
         pending.wait_with(event, alone);
         pending
     }

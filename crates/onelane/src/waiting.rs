@@ -24,12 +24,14 @@ use crate::policy::Head;
 use crate::queue_state::Need;
 use crate::request::Priority;
 use crate::response::Responder;
+use crate::slots::Slots;
 
-/// Names a waiting request: its slot, and its number so that a reused slot is not mistaken for it.
+/// Names a request in its queue: its slot while it waits, and its number, so that a reused slot is not
+/// mistaken for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RequestId {
     pub(crate) slot: usize,
-    pub(crate) seq: u64,
+    pub(crate) number: u64,
 }
 
 /// A request that was removed before it was computed.
@@ -89,6 +91,8 @@ const LANE: usize = 1;
 struct Waiting<E: Engine> {
     input: E::Item,
     responder: Responder<E::Output>,
+    number: u64,
+    /// The order of acceptance in the executor.
     seq: u64,
     group: usize,
     cost: usize,
@@ -151,7 +155,9 @@ pub(crate) struct RequestList<E: Engine> {
     max_batch_size: usize,
     max_batch_cost: usize,
     max_wait: Duration,
-    requests: Slab<Waiting<E>>,
+    requests: Slots<Waiting<E>>,
+    /// Slots that are free again, and that the inbox has not been told of.
+    vacated: Vec<usize>,
     groups: Slab<Group<<E::Item as BatchItem>::Key>>,
     by_key: HashTable<usize>,
     lines: [Fifo; 3],
@@ -174,7 +180,8 @@ impl<E: Engine> RequestList<E> {
             max_batch_size: config.max_batch_size,
             max_batch_cost: config.max_batch_cost,
             max_wait: config.max_wait,
-            requests: Slab::new(),
+            requests: Slots::new(),
+            vacated: Vec::new(),
             groups: Slab::new(),
             by_key: HashTable::new(),
             lines: [Fifo::new(LINE); 3],
@@ -184,13 +191,8 @@ impl<E: Engine> RequestList<E> {
     }
 
     /// Appends a request to its group; answers it if that fails.
-    fn push(
-        &mut self,
-        arrival: Arrival<E>,
-        responder: Responder<E::Output>,
-        seq: u64,
-        after: &mut After,
-    ) -> bool {
+    fn push(&mut self, accepted: Accepted<E>, seq: u64, after: &mut After) -> bool {
+        let Accepted { id, arrival, responder } = accepted;
         let Arrival { input, key, hash, cost, class, at, deadline, .. } = arrival;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
@@ -199,24 +201,26 @@ impl<E: Engine> RequestList<E> {
             Err(message) => {
                 responder.answer(Err(RequestError::Panicked(message)), after);
                 after.discard(input);
+                self.vacated.push(id.slot);
                 self.inbox.lock().release(Need { requests: 1, cost });
                 return false;
             }
         };
-        let slot = self.requests.vacant_key();
-        let id = RequestId { slot, seq };
-        responder.locate(id);
-        self.requests.insert(Waiting {
+        let RequestId { slot, number } = id;
+        let links = Default::default();
+        let entry = Waiting {
             input,
             responder,
+            number,
             seq,
             group,
             cost,
             class,
             arrival: at,
             deadline,
-            links: Default::default(),
-        });
+            links,
+        };
+        self.requests.put(slot, entry);
         self.lines[class.index()].push_back(&mut self.requests, slot);
         let ready_at = self.ready_at(at, deadline);
         let group = &mut self.groups[group];
@@ -264,13 +268,14 @@ impl<E: Engine> RequestList<E> {
         let Waiting { class, group, .. } = self.requests[slot];
         self.lines[class.index()].unlink(&mut self.requests, slot);
         self.groups[group].lanes[class.index()].unlink(&mut self.requests, slot);
-        let entry = self.requests.remove(slot);
+        let entry = self.requests.take(slot);
+        self.vacated.push(slot);
         let group = &mut self.groups[group];
         group.len -= 1;
         group.cost -= entry.cost;
         self.cost -= entry.cost;
         if let Some(deadline) = entry.deadline {
-            self.deadlines.remove(&(deadline, RequestId { slot, seq: entry.seq }));
+            self.deadlines.remove(&(deadline, RequestId { slot, number: entry.number }));
         }
         entry
     }
@@ -318,15 +323,16 @@ impl<E: Engine> WaitingList for RequestList<E> {
         {
             let mut inbox = self.inbox.lock();
             inbox.swap(&mut accepted);
+            inbox.vacate(&mut self.vacated);
             inbox.set_bell(bell);
             if !accepted.is_empty() {
                 inbox.set_idle(false);
             }
         }
         let mut filed = Filed { requests: accepted.len(), failed: 0 };
-        for (arrival, responder) in accepted.drain(..) {
+        for accepted in accepted.drain(..) {
             *seq += 1;
-            filed.failed += usize::from(!self.push(arrival, responder, *seq, after));
+            filed.failed += usize::from(!self.push(accepted, *seq, after));
         }
         self.empty = accepted;
         filed
@@ -363,7 +369,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
     }
 
     fn contains(&self, id: RequestId) -> bool {
-        self.requests.get(id.slot).is_some_and(|entry| entry.seq == id.seq)
+        self.requests.get(id.slot).is_some_and(|entry| entry.number == id.number)
     }
 
     fn heads(&self, visit: &mut dyn FnMut(Head)) {
@@ -400,7 +406,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
             }
             let entry = self.unlink(slot);
             waits(entry.arrival);
-            batch.push(entry.input, entry.responder, entry.seq, entry.cost);
+            batch.push(entry.input, entry.responder, entry.number, entry.cost);
             next = self.groups[index].lanes.iter().find_map(Fifo::head);
         }
         {
@@ -436,8 +442,8 @@ impl<E: Engine> WaitingList for RequestList<E> {
     }
 
     fn any(&self) -> Option<RequestId> {
-        let (slot, entry) = self.requests.iter().next()?;
-        Some(RequestId { slot, seq: entry.seq })
+        let slot = self.lines.iter().find_map(Fifo::head)?;
+        Some(RequestId { slot, number: self.requests[slot].number })
     }
 }
 

@@ -94,19 +94,15 @@ impl WorkerContext {
 
     /// Does, inline, what a request of `queue` needs to be answered; without a request, makes room
     /// in the queue.
-    pub(crate) fn help(
-        &self,
-        queue: QueueId,
-        request: Option<&dyn Fn() -> Option<RequestId>>,
-    ) -> Help {
+    pub(crate) fn help(&self, queue: QueueId, request: Option<RequestId>) -> Help {
         let now = self.shared.clock.now();
         let mut locked = self.shared.lock();
         let (state, after) = locked.parts();
         match request.map_or(Place::Waiting, |request| state.place(queue, request, after)) {
             Place::Answered => Help::Progress,
             Place::Running(other) if other != self.index => {
-                let seq = request.and_then(|request| request()).map_or(0, |request| request.seq);
-                if state.block_on(self.index, other, seq) { Help::Elsewhere } else { Help::Stuck }
+                let waits = |request| state.block_on(self.index, other, queue, request);
+                if request.is_some_and(waits) { Help::Elsewhere } else { Help::Stuck }
             }
             Place::Running(_) => Help::Stuck,
             Place::InDelivery => Help::Elsewhere,
