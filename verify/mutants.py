@@ -127,7 +127,7 @@ MUTANTS = [
         "state.rs",
         "        let now = clock.now();",
         "        let now = clock.now() - Duration::from_micros(50);",
-        test("inbox", "two_requests_always"),
+        loom("two_requests_and_two_workers"),
     ),
     Mutant(
         "an inbox stays open when its queue closes",
@@ -157,8 +157,8 @@ MUTANTS = [
         "whoever cancels does not look into the inbox",
         "7",
         "state.rs",
-        "        self.file(id, after);\n        request().is",
-        "        request().is",
+        "        self.file(id, after);\n        self.dismiss(id, request, error, after)",
+        "        self.dismiss(id, request, error, after)",
         test("cancel"),
     ),
     Mutant(
@@ -245,8 +245,8 @@ MUTANTS = [
         "a cancelled request is computed",
         "7",
         "response.rs",
-        "            state.give_up(queue, || self.slot.at(), RequestError::Cancelled, after);",
-        "            let _ = (state, queue, after);",
+        "            state.give_up(queue, request, RequestError::Cancelled, after);",
+        "            let _ = (state, queue, request, after);",
         test("simulation"),
     ),
     Mutant(
@@ -327,6 +327,49 @@ MUTANTS = [
         "        if abort {",
         "        if abort && queue_is_never_aborted() {",
         test("shutdown", "drain_runs_what_was_accepted"),
+    ),
+    Mutant(
+        "two requests get one slot",
+        "1, 4",
+        "inbox.rs",
+        "            self.slots += 1;\n            self.slots - 1",
+        "            self.slots.max(1) - 1",
+        test("simulation"),
+    ),
+    Mutant(
+        "whoever delivers is not woken",
+        "1",
+        "delivery.rs",
+        "        let asleep = on_desk.asleep.take();",
+        "        let asleep: Option<Waker> = None;",
+        loom("delivery_beside_the_worker"),
+    ),
+    Mutant(
+        "a batch that lies ready is forgotten for the next",
+        "1",
+        "delivery.rs",
+        "        if on_desk.next.is_some() {",
+        "        if on_desk.closed {",
+        test("delivery", "the_worker_goes_on"),
+    ),
+    Mutant(
+        "a shutdown does not wait for the delivery",
+        "8",
+        "delivery.rs",
+        "    let _ = contain(|| dispatched.deliver());\n    let Dispatched { queue, number, batch } = dispatched;\n",
+        "    let Dispatched { queue, number, .. } = dispatched;\n"
+        "    shared.lock().finish(queue, number, &mut After::default());\n"
+        "    let _ = contain(|| dispatched.deliver());\n    let batch = dispatched.batch;\n"
+        "    if batch.len() > 0 {\n        return;\n    }\n",
+        test("delivery", "a_shutdown_waits"),
+    ),
+    Mutant(
+        "whoever delivers waits for the end that waits for it",
+        "8, 9",
+        "worker.rs",
+        "        Self::current(shared).is_some() || delivers_for(shared)",
+        "        Self::current(shared).is_some()",
+        test("delivery", "who_delivers"),
     ),
     Mutant(
         "a queue is made with errands for workers that have ended",

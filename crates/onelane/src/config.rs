@@ -119,8 +119,9 @@ impl BatchConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Delivery {
-    /// For batches of 8 and more, on a machine with at least four processors, a thread beside each
-    /// worker, so that the worker goes on with the next batch; else the worker.
+    /// For batches of 8 and more, on a machine with at least four processors, a thread beside the
+    /// worker, so that the worker goes on with the next batch; else, and if there are several
+    /// workers, the worker.
     #[default]
     Auto,
     /// Always the worker.

@@ -86,7 +86,8 @@ impl DeliveryThread {
         let many = || processors().is_ok_and(|count: NonZeroUsize| count.get() >= MANY_PROCESSORS);
         let least = match delivery {
             Delivery::Worker => return None,
-            Delivery::Auto if !many() => return None,
+            // With several workers one hands over while another computes.
+            Delivery::Auto if shared.workers > 1 || !many() => return None,
             Delivery::Auto => LARGE_BATCH,
             // A lone answer never pays for waking a thread.
             Delivery::Thread => 2,
