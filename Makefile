@@ -3,8 +3,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The toolchain of the checks that need a nightly compiler (Miri, ThreadSanitizer).
-NIGHTLY := nightly-2026-10-29
 
 .PHONY: help run check fmt clippy doc macos test test-rust test-model test-python ci clean
 

@@ -356,12 +356,22 @@ MUTANTS = [
         "a shutdown does not wait for the delivery",
         "8",
         "delivery.rs",
-        "    let _ = contain(|| dispatched.deliver());\n    let Dispatched { queue, number, batch } = dispatched;\n",
+        "    let _ = contain(|| dispatched.deliver());\n"
+        "    let Dispatched { queue, number, batch } = dispatched;\n",
         "    let Dispatched { queue, number, .. } = dispatched;\n"
-        "    shared.lock().finish(queue, number, &mut After::default());\n"
-        "    let _ = contain(|| dispatched.deliver());\n    let batch = dispatched.batch;\n"
-        "    if batch.len() > 0 {\n        return;\n    }\n",
+        "    shared.lock().finish(queue, number, &mut crate::after::After::default());\n"
+        "    let _ = contain(|| dispatched.deliver());\n"
+        "    let batch = dispatched.batch;\n"
+        "    if queue > 0 {\n        return;\n    }\n",
         test("delivery", "a_shutdown_waits"),
+    ),
+    Mutant(
+        "a delivery thread drops the inputs",
+        "2",
+        "delivery.rs",
+        "        dispatched.batch.drop_inputs();\n",
+        "        dispatched.number += 0;\n",
+        test("delivery", "inputs"),
     ),
     Mutant(
         "whoever delivers waits for the end that waits for it",

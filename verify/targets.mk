@@ -2,6 +2,7 @@
 # docs/verification.md says what each of them shows, and what it does not.
 
 VERIFY ?= small
+# The toolchain of the checks that need a nightly compiler.
 NIGHTLY ?= nightly-2026-10-29
 # Sanitizers, models and Miri build the core with flags of their own: apart from everything else.
 PROOFS ?= target/proofs

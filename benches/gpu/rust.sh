@@ -29,13 +29,16 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 bench() {
     local name=$1
     shift
-    "$binary" bench --device cuda --engine mlp "$@" | tee "$out/$name.txt"
+    "$binary" bench --device cuda --engine mlp --rounds "${ROUNDS:-3}" "$@" | tee "$out/$name.txt"
 }
 time=${SECONDS_EACH:-0.7}
 # With direct each client has an engine and a cuBLAS handle of its own: not for 256.
 bench threads --strategy direct,lock,queue-1,queue,offline --threads 8,64 --seconds "$time"
 bench many-threads --strategy lock,queue-1,queue,offline --threads 256,512 --seconds "$time"
 bench tasks --strategy queue-1,queue,offline --tasks 64,256,1024 --seconds "$time"
+# The same without a thread beside the worker.
+bench worker-delivers --delivery worker --strategy queue,offline --threads 64,256,512 --tasks 64,256,1024 \
+    --seconds "$time"
 # CUDA is thread-safe: one worker can hand a batch over while another computes the next.
 bench two-workers --workers 2 --strategy queue,offline --threads 8,64,256 --tasks 64,256,1024 \
     --seconds "$time"

@@ -6,22 +6,24 @@ mod common;
 use std::path::Path;
 
 use common::{TinyBert, in_time};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
 use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel, LoadError};
 
-/// SplitMix64.
-struct Random(u64);
+struct Random(ChaCha8Rng);
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    fn seeded() -> Self {
+        Self(ChaCha8Rng::seed_from_u64(setting("SEED", 0)))
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.0.next_u32() as u8
     }
 
     fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound.max(1) as u64).expect("it was below a usize")
+        usize::try_from(self.0.next_u64() % bound.max(1) as u64).expect("it was below a usize")
     }
 
     fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
@@ -57,7 +59,7 @@ fn damage(bytes: &mut Vec<u8>, end: usize, random: &mut Random) {
         let end = end.min(bytes.len());
         let at = random.below(end);
         match random.below(6) {
-            0 if end > 0 => bytes[at] = random.next() as u8,
+            0 if end > 0 => bytes[at] = random.byte(),
             1 if end > 0 => bytes[at] ^= 1 << random.below(8),
             2 => bytes.truncate(at),
             3 => drop(bytes.splice(at..at, random.one(&PIECES).bytes())),
@@ -84,7 +86,7 @@ fn load(path: &Path) -> Result<(), LoadError> {
 #[test]
 fn a_damaged_directory_loads_or_says_what_is_wrong() {
     let (mut loaded, mut refused) = (0_u64, 0_u64);
-    let mut random = Random(setting("SEED", 0));
+    let mut random = Random::seeded();
     let dir = TinyBert::new().write();
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
         let path = dir.path().join(file);
@@ -118,7 +120,7 @@ fn a_damaged_directory_loads_or_says_what_is_wrong() {
 
 #[test]
 fn a_device_name_reads_what_it_writes_or_is_refused() {
-    let mut random = Random(setting("SEED", 0));
+    let mut random = Random::seeded();
     let words =
         ["cpu", "metal", "cuda", ":", "0", "7", "-", " ", "4294967296", "é", "CPU", "\u{0}"];
     let mut accepted = 0;

@@ -40,10 +40,30 @@ pub(crate) trait Batch: Send {
     fn outcome(&self) -> Outcome;
     /// Tells its list that it is done; under the lock.
     fn settle(&mut self, list: &mut dyn WaitingList, after: &mut After);
+    /// Drops the inputs: on the worker, where they were used.
+    fn drop_inputs(&mut self);
     /// Hands the answers over.
     fn deliver(&mut self, after: &mut After);
     /// The answers have been handed over and the waiters woken.
     fn delivered(&mut self, worker: &WorkerContext);
+}
+
+/// A batch that was taken out of its list, to be run. It counts as running until the state is told that
+/// its answers have been handed over.
+pub(crate) struct Dispatched {
+    pub(crate) queue: QueueId,
+    /// Names it among the running batches of the executor.
+    pub(crate) number: u64,
+    pub(crate) batch: Box<dyn Batch>,
+}
+
+impl Dispatched {
+    /// Hands the answers over and wakes the waiters.
+    pub(crate) fn deliver(&mut self) {
+        let mut after = After::default();
+        self.batch.deliver(&mut after);
+        after.run();
+    }
 }
 
 pub(crate) type Factory<E> = Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>;
@@ -259,7 +279,7 @@ impl<E: Engine> RequestBatch<E> {
 
 impl<E: Engine> Batch for RequestBatch<E> {
     fn len(&self) -> usize {
-        self.items.len()
+        self.responders.len()
     }
 
     fn take_numbers(&mut self) -> Vec<u64> {
@@ -296,6 +316,12 @@ impl<E: Engine> Batch for RequestBatch<E> {
         list.downcast_mut::<RequestList<E>>()
             .expect("a batch returns to the list it was taken from")
             .finished(self.group, self.ceiling, after);
+    }
+
+    fn drop_inputs(&mut self) {
+        for item in self.items.drain(..) {
+            let _ = contain(|| drop(item));
+        }
     }
 
     fn deliver(&mut self, after: &mut After) {

@@ -157,6 +157,8 @@ impl Batch for ClosureBatch {
 
     fn settle(&mut self, _list: &mut dyn WaitingList, _after: &mut After) {}
 
+    fn drop_inputs(&mut self) {}
+
     fn deliver(&mut self, after: &mut After) {
         if let Some(closure) = self.closure.take() {
             closure.answer(RequestError::WorkerDied, after);

@@ -1,5 +1,5 @@
-//! Delivery: handing the answers of a batch over, and the thread beside a worker that does it while the
-//! worker runs the next batch.
+//! The delivery thread: hands the answers of batches over beside a worker, which runs the next one
+//! meanwhile.
 //!
 //! Waking those who wait takes a microsecond each and more, and the device has nothing to do meanwhile.
 //! The thread takes one batch at a time and one more may lie ready for it; if one does, the worker
@@ -11,33 +11,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::Waker;
 
-use crate::after::After;
-use crate::batch::Batch;
+use crate::batch::Dispatched;
 use crate::config::Delivery;
 use crate::contain::contain;
-use crate::policy::QueueId;
 use crate::shared::Shared;
 use crate::sync::{
     JoinHandle, Mutex, is_woken_at_once, park, processors, spawn, thread_local, thread_waker,
 };
-
-/// A batch that was taken out of its list, to be run. It counts as running until the state is told that
-/// its answers have been handed over.
-pub(crate) struct Dispatched {
-    pub(crate) queue: QueueId,
-    /// Names it among the running batches of the executor.
-    pub(crate) number: u64,
-    pub(crate) batch: Box<dyn Batch>,
-}
-
-impl Dispatched {
-    /// Hands the answers over and wakes the waiters.
-    pub(crate) fn deliver(&mut self) {
-        let mut after = After::default();
-        self.batch.deliver(&mut after);
-        after.run();
-    }
-}
 
 /// From how many processors on one is to spare for a delivery thread, and from how many requests on
 /// a batch is worth waking it (docs/performance.md has the figures).
@@ -105,10 +85,11 @@ impl DeliveryThread {
     }
 
     /// Leaves a batch that has run to the thread, or gives it back.
-    pub(crate) fn leave(&self, dispatched: Dispatched) -> Result<(), Dispatched> {
+    pub(crate) fn leave(&self, mut dispatched: Dispatched) -> Result<(), Dispatched> {
         if dispatched.batch.len() < self.least {
             return Err(dispatched);
         }
+        dispatched.batch.drop_inputs();
         let mut on_desk = self.desk.0.lock();
         if on_desk.next.is_some() {
             return Err(dispatched);
@@ -173,8 +154,7 @@ fn run_delivery(desk: &Desk, shared: Arc<Shared>) {
 
 /// Delivers a batch, and says that it is done.
 fn hand_over(mut dispatched: Dispatched, shared: &Shared) {
-    // Wakers and inputs are a user's, but each is contained by itself; this is for what we have not
-    // thought of.
+    // Wakers are a user's, but each is contained by itself; this is for what we have not thought of.
     let _ = contain(|| dispatched.deliver());
     let Dispatched { queue, number, batch } = dispatched;
     let _ = contain(|| drop(batch));

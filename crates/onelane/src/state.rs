@@ -13,10 +13,10 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::after::After;
+use crate::batch::Dispatched;
 use crate::clock::Clock;
 use crate::closure::{Closure, ClosureList};
 use crate::config::BatchConfig;
-use crate::delivery::Dispatched;
 use crate::error::RequestError;
 use crate::policy::{self, Candidate, Decision, Head, QueueId};
 use crate::queue_state::{Need, Phase, QueueState, Room, Running, remember};
@@ -123,14 +123,18 @@ impl State {
 
     /// Files what is in a queue's inbox. Comes before everything that looks at what waits.
     fn file(&mut self, id: QueueId, after: &mut After) {
-        let bell = self.workers.iter().any(|worker| worker.asleep.is_some());
+        let bell = self.any_asleep();
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.file(&mut self.next_seq, self.virtual_now, bell, after);
         }
     }
 
+    fn any_asleep(&self) -> bool {
+        self.workers.iter().any(|worker| worker.asleep.is_some())
+    }
+
     fn file_all(&mut self, after: &mut After) {
-        let bell = self.workers.iter().any(|worker| worker.asleep.is_some());
+        let bell = self.any_asleep();
         for queue in self.queues.values_mut() {
             queue.file(&mut self.next_seq, self.virtual_now, bell, after);
         }
@@ -275,8 +279,7 @@ impl State {
             Decision::Dispatch(id, head) => {
                 let dispatched = self.dispatch(id, head, worker, now, after);
                 // One submit wakes one worker; if it brought work for more, pass the call on.
-                let sleepers = self.workers.iter().any(|worker| worker.asleep.is_some());
-                if sleepers && matches!(self.decide(now), Decision::Dispatch(..)) {
+                if self.any_asleep() && matches!(self.decide(now), Decision::Dispatch(..)) {
                     self.wake_worker(after);
                 }
                 return Step::Batch(dispatched);

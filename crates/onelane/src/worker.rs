@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 
+use crate::batch::Dispatched;
 use crate::config::Delivery;
 use crate::contain::contain;
-use crate::delivery::{DeliveryThread, Dispatched, delivers_for};
+use crate::delivery::{DeliveryThread, delivers_for};
 use crate::engine::Engine;
 use crate::policy::QueueId;
 use crate::shared::Shared;

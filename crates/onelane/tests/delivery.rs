@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use onelane::testing::{FakeEngine, FakeItem, Gate, within_a_minute};
 use onelane::{
-    BatchConfig, BatchQueue, Delivery, DeviceExecutor, ExecutorConfig, Request, ResponseHandle,
-    Shutdown, ShutdownError,
+    BatchConfig, BatchItem, BatchQueue, Delivery, DeviceExecutor, Engine, EngineError,
+    ExecutorConfig, Request, ResponseHandle, Shutdown, ShutdownError,
 };
 
 fn device_with(delivery: Delivery) -> DeviceExecutor {
@@ -116,6 +116,49 @@ fn the_worker_hands_over_when_it_is_told_to_and_lone_answers_always() {
             }
             device.shutdown(Shutdown::Drain, Duration::MAX).unwrap();
             assert_eq!(*noted.lock().unwrap(), [worker], "{delivery:?}");
+        }
+    });
+}
+
+/// An input that notes the thread on which it is dropped.
+struct Noting(Arc<Mutex<Vec<ThreadId>>>);
+
+impl BatchItem for Noting {
+    type Key = ();
+    fn key(&self) {}
+}
+
+impl Drop for Noting {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().push(thread::current().id());
+    }
+}
+
+struct Takes;
+
+impl Engine for Takes {
+    type Item = Noting;
+    type Output = ();
+    fn infer(&mut self, batch: &[Noting]) -> Result<Vec<()>, EngineError> {
+        Ok(vec![(); batch.len()])
+    }
+}
+
+/// They may hold what only the worker may touch.
+#[test]
+fn inputs_are_dropped_on_the_worker() {
+    within_a_minute(|| {
+        for delivery in [Delivery::Worker, Delivery::Thread] {
+            let device = device_with(delivery);
+            let worker = device.call(|| thread::current().id()).unwrap();
+            let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(Takes)).unwrap();
+            let noted = Arc::default();
+            let group = (0..8).map(|_| Request::new(Noting(Arc::clone(&noted)))).collect();
+            for handle in queue.submit_group(group).unwrap() {
+                handle.wait().unwrap();
+            }
+            device.shutdown(Shutdown::Drain, Duration::MAX).unwrap();
+            assert_eq!(*noted.lock().unwrap(), [worker; 8], "{delivery:?}");
         }
     });
 }

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -137,17 +139,10 @@ pub fn write_json(dir: &Path, name: &str, value: &Value) {
 }
 
 fn tensors(vocab_size: usize) -> Tensors {
-    let mut state = 42_u64;
+    let mut random = ChaCha8Rng::seed_from_u64(42);
     let mut tensors = Tensors::new();
     let mut add = |name: String, shape: &[usize], scale: f32, offset: f32| {
-        // SplitMix64.
-        let mut number = || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
+        let mut number = || (random.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0;
         let n = shape.iter().product();
         let data = (0..n).map(|_| offset + scale * number()).collect();
         tensors.insert(name, (shape.to_vec(), data));
