@@ -211,9 +211,7 @@ impl DeviceExecutor {
 
     /// The statistics of the closures.
     pub fn stats(&self) -> QueueStats {
-        let mut locked = self.owner.shared.lock();
-        let (state, after) = locked.parts();
-        state.stats(CLOSURES, after).unwrap_or_default()
+        self.owner.shared.stats(CLOSURES)
     }
 
     pub(crate) fn owner(&self) -> &Arc<Owner> {

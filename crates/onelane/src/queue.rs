@@ -209,9 +209,7 @@ impl<E: Engine> BatchQueue<E> {
 
     /// A snapshot of the counters and histograms; the last one when the queue has been shut down.
     pub fn stats(&self) -> QueueStats {
-        let mut locked = self.shared().lock();
-        let (state, after) = locked.parts();
-        state.stats(self.front.id, after).unwrap_or_default()
+        self.shared().stats(self.front.id)
     }
 
     /// Whether the queue works, stalls or has failed.

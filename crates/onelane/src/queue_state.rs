@@ -10,7 +10,7 @@ use crate::batch::Batch;
 use crate::config::BatchConfig;
 use crate::error::RequestError;
 use crate::policy::{Candidate, Head, QueueId};
-use crate::stats::{Health, QueueStats, Stats};
+use crate::stats::{Health, Stats};
 use crate::waiting::WaitingList;
 
 /// A batch that runs.
@@ -270,12 +270,11 @@ impl QueueState {
         Candidate { queue: id, head, ageing: self.config.ageing, virtual_time: self.virtual_time }
     }
 
-    pub(crate) fn snapshot(&self) -> QueueStats {
-        QueueStats {
-            waiting: self.list.len(),
-            waiting_cost: self.list.cost(),
-            ..self.stats.snapshot()
-        }
+    pub(crate) fn snapshot(&self) -> Stats {
+        let mut stats = self.stats.clone();
+        stats.counters.waiting = self.list.len();
+        stats.counters.waiting_cost = self.list.cost();
+        stats
     }
 
     pub(crate) fn health(&self, now: Instant) -> Health {

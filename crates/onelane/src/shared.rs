@@ -9,7 +9,9 @@ use std::ops::{Deref, DerefMut};
 
 use crate::after::After;
 use crate::clock::Clock;
+use crate::policy::QueueId;
 use crate::state::State;
+use crate::stats::QueueStats;
 use crate::sync::{Mutex, MutexGuard};
 
 /// What clients, workers and handles of one executor share.
@@ -27,6 +29,16 @@ impl Shared {
 
     pub(crate) fn lock(&self) -> Locked<'_> {
         Locked { guard: Some(self.state.lock()), after: After::default() }
+    }
+
+    /// The statistics of a queue; none of one that has never been.
+    pub(crate) fn stats(&self, queue: QueueId) -> QueueStats {
+        let stats = {
+            let mut locked = self.lock();
+            let (state, after) = locked.parts();
+            state.stats(queue, after)
+        };
+        stats.map(|stats| stats.summary()).unwrap_or_default()
     }
 }
 

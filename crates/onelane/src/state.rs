@@ -20,7 +20,7 @@ use crate::config::BatchConfig;
 use crate::error::RequestError;
 use crate::policy::{self, Candidate, Decision, Head, QueueId};
 use crate::queue_state::{Need, Phase, QueueState, Room, Running, remember};
-use crate::stats::{Health, QueueStats};
+use crate::stats::{Health, Stats};
 use crate::waiting::{RequestId, WaitingList};
 use crate::worker::WorkerContext;
 
@@ -58,7 +58,7 @@ pub(crate) enum Place {
 pub(crate) struct State {
     queues: BTreeMap<QueueId, QueueState>,
     /// What was counted in queues that are gone, as long as somebody has a handle to look.
-    past: BTreeMap<QueueId, QueueStats>,
+    past: BTreeMap<QueueId, Stats>,
     workers: Vec<WorkerState>,
     /// No new queues, closures or requests; workers stop when the last queue is gone.
     stopping: bool,
@@ -188,7 +188,7 @@ impl State {
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.stats.counters.refused += requests as u64;
         } else if let Some(stats) = self.past.get_mut(&id) {
-            stats.refused += requests as u64;
+            stats.counters.refused += requests as u64;
         }
     }
 
@@ -581,7 +581,7 @@ impl State {
 
     // Looking.
 
-    pub(crate) fn stats(&mut self, id: QueueId, after: &mut After) -> Option<QueueStats> {
+    pub(crate) fn stats(&mut self, id: QueueId, after: &mut After) -> Option<Stats> {
         self.file(id, after);
         self.queues.get(&id).map(QueueState::snapshot).or_else(|| self.past.get(&id).cloned())
     }

@@ -96,7 +96,9 @@ impl QueueStats {
     }
 }
 
-/// The live counters behind [`QueueStats`].
+/// The live counters behind [`QueueStats`]. Taking a copy is quick, which happens under the executor's
+/// lock; summing the histograms up is not, and happens outside.
+#[derive(Clone)]
 pub(crate) struct Stats {
     pub(crate) counters: QueueStats,
     batch_size: Histogram<u64>,
@@ -131,7 +133,7 @@ impl Stats {
         record(&mut self.service, service);
     }
 
-    pub(crate) fn snapshot(&self) -> QueueStats {
+    pub(crate) fn summary(&self) -> QueueStats {
         QueueStats {
             batch_size: summary(&self.batch_size, |value| value),
             wait: summary(&self.wait, nanos),
