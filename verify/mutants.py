@@ -7,7 +7,7 @@ no longer applies to the code; exit 2 when a check fails without any bug, which 
 
     verify/mutants.py            all
     verify/mutants.py fifo loom  those whose name or check holds one of the words
-    verify/mutants.py --list     what there is
+    verify/mutants.py --list     what there is; exit 1 when one no longer applies
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ MUTANTS = [
         "the call for a second worker is not passed on",
         "3",
         "state.rs",
-        "                if sleepers && matches!(self.decide(now), Decision::Dispatch(..)) {",
-        "                if !sleepers && matches!(self.decide(now), Decision::Dispatch(..)) {",
+        "                if self.any_asleep() && matches!",
+        "                if !self.any_asleep() && matches!",
         test("ordering", "a_group_wakes"),
     ),
     Mutant(
@@ -513,11 +513,19 @@ def copy_package(tree: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tree)
 
 
+def place(mutant: Mutant, tree: Path) -> Path:
+    return tree / (mutant.file if "/" in mutant.file else SOURCES / mutant.file)
+
+
+def applies(mutant: Mutant, tree: Path) -> bool:
+    return place(mutant, tree).read_text().count(mutant.old) == 1
+
+
 def check_mutant(mutant: Mutant, tree: Path, limit: float) -> tuple[str, float]:
-    path = tree / (mutant.file if "/" in mutant.file else SOURCES / mutant.file)
-    original = path.read_text()
-    if original.count(mutant.old) != 1:
+    if not applies(mutant, tree):
         return "NO LONGER APPLIES", 0.0
+    path = place(mutant, tree)
+    original = path.read_text()
     # A condition that the compiler does not see through.
     new = mutant.new.replace("queue_is_never_aborted()", "id == QueueId::MAX")
     path.write_text(original.replace(mutant.old, new))
@@ -544,17 +552,21 @@ def short(check: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Deliberate bugs: each has to be caught.")
     parser.add_argument("words", nargs="*", help="only those whose name or check holds one of them")
-    parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
+    parser.add_argument(
+        "--list", action="store_true", help="say what there is and applies, and run nothing"
+    )
     args = parser.parse_args()
     words = args.words
     chosen = [m for m in MUTANTS if not words or any(w in f"{m.name} {m.check}" for w in words)]
     spec = [s for s in SPEC if not words or any(w in f"{s[0]} spec" for w in words)]
     if args.list:
+        stale = [mutant for mutant in chosen if not applies(mutant, ROOT)]
         for mutant in chosen:
-            print(f"{mutant.name}: {mutant.file}: {short(mutant.check)}")
+            note = ": NO LONGER APPLIES" if mutant in stale else ""
+            print(f"{mutant.name}: {mutant.file}: {short(mutant.check)}{note}")
         for name, _, flag in spec:
             print(f"{name}: spec --bug {flag}")
-        return 0
+        return 1 if stale else 0
     rows: list[tuple[str, str, str, str]] = []
     with tempfile.TemporaryDirectory(prefix="onelane-mutants-") as scratch:
         tree = copy_tree(Path(scratch))
