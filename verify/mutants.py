@@ -552,9 +552,7 @@ def short(check: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Deliberate bugs: each has to be caught.")
     parser.add_argument("words", nargs="*", help="only those whose name or check holds one of them")
-    parser.add_argument(
-        "--list", action="store_true", help="say what there is and applies, and run nothing"
-    )
+    parser.add_argument("--list", action="store_true", help="say what applies; run nothing")
     args = parser.parse_args()
     words = args.words
     chosen = [m for m in MUTANTS if not words or any(w in f"{m.name} {m.check}" for w in words)]
