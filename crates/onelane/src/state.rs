@@ -22,7 +22,7 @@ use crate::policy::{self, Candidate, Decision, Head, QueueId};
 use crate::queue_state::{Need, Phase, QueueState, Room, Running, remember};
 use crate::stats::{Health, Stats};
 use crate::waiting::{RequestId, WaitingList};
-use crate::worker::WorkerContext;
+use crate::worker::{Place, WorkerContext};
 
 /// Something that has to run on one certain worker: build an engine, drop one.
 pub(crate) type Errand = Box<dyn FnOnce(&WorkerContext) + Send>;
@@ -43,15 +43,6 @@ pub(crate) enum Step {
     /// Sleep until woken, or until this instant. The waker has been stored.
     Sleep(Option<Instant>),
     Stop,
-}
-
-/// Where a request is that a worker wants to wait for inline.
-pub(crate) enum Place {
-    Waiting,
-    Running(usize),
-    /// It has run, and its answer is on its way, whatever this worker does.
-    InDelivery,
-    Answered,
 }
 
 /// What all workers, clients and shutdowns of an executor agree on.
@@ -111,8 +102,7 @@ impl State {
         list: Box<dyn WaitingList>,
         config: BatchConfig,
     ) {
-        let queue = QueueState::new(list, config, self.virtual_now);
-        self.queues.insert(id, queue);
+        self.queues.insert(id, QueueState::new(list, config, self.virtual_now));
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

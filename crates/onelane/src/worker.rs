@@ -16,7 +16,7 @@ use crate::delivery::{DeliveryThread, delivers_for};
 use crate::engine::Engine;
 use crate::policy::QueueId;
 use crate::shared::Shared;
-use crate::state::{Place, Step};
+use crate::state::Step;
 use crate::sync::{is_woken_at_once, thread_local, thread_waker, yield_now};
 use crate::waiting::RequestId;
 
@@ -33,6 +33,15 @@ pub(crate) struct WorkerContext {
     engines: RefCell<HashMap<QueueId, Option<Box<dyn Any>>>>,
     /// Time that batches run inline took within the present batch.
     nested: Cell<Duration>,
+}
+
+/// Where a request is that a worker wants to wait for inline.
+pub(crate) enum Place {
+    Waiting,
+    Running(usize),
+    /// It has run, and its answer is on its way, whatever this worker does.
+    InDelivery,
+    Answered,
 }
 
 /// What could be done inline for a caller on the worker.
