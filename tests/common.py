@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import wait
 
 
 class Hold:
@@ -16,12 +17,36 @@ class Hold:
     def _hold(self):
         self.started.set()
         assert self.release.wait(30)
+        return "held"
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
         self.release.set()
+
+
+def cancel_storm(submit):
+    """Submits numbers while three threads cancel; each future is cancelled or right."""
+    futures, stop = [], threading.Event()
+
+    def cancel():
+        while not stop.is_set():
+            for future in futures[-20:]:
+                future.cancel()
+
+    threads = [threading.Thread(target=cancel) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for i in range(2000):
+        futures.append(submit(i))
+    done = wait(futures, timeout=60)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert not done.not_done
+    for i, future in enumerate(futures):
+        assert future.cancelled() or future.result() == i
 
 
 def close(a, b):

@@ -26,6 +26,7 @@ from concurrent.futures import TimeoutError as FutureTimeout  # its own class be
 import pytest
 
 import onelane
+from common import Hold, cancel_storm
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -34,26 +35,6 @@ pytestmark = pytest.mark.timeout(60)
 def device():
     with onelane.DeviceExecutor("test-device") as executor:
         yield executor
-
-
-class Hold:
-    """Occupies the worker until it is let go."""
-
-    def __init__(self, device):
-        self.started, self.release = threading.Event(), threading.Event()
-        self.future = device.submit(self._hold)
-        assert self.started.wait(30)
-
-    def _hold(self):
-        self.started.set()
-        assert self.release.wait(30)
-        return "held"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.release.set()
 
 
 def raise_(error):
@@ -173,25 +154,7 @@ def test_a_waiting_call_can_be_cancelled_and_a_running_one_cannot(device):
 
 
 def test_a_cancel_storm_hangs_nobody(device):
-    futures, stop = [], threading.Event()
-
-    def cancel():
-        while not stop.is_set():
-            for future in futures[-20:]:
-                future.cancel()
-
-    threads = [threading.Thread(target=cancel) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for i in range(2000):
-        futures.append(device.submit(int, i))
-    done = wait(futures, timeout=60)
-    stop.set()
-    for thread in threads:
-        thread.join(30)
-    assert not done.not_done
-    for i, future in enumerate(futures):
-        assert future.cancelled() or future.result() == i
+    cancel_storm(lambda i: device.submit(int, i))
 
 
 # wait and as_completed

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Future, as_completed, wait
 import pytest
 
 import onelane
-from common import Hold
+from common import Hold, cancel_storm
 
 pytest.importorskip("torch")
 pytest.importorskip("numpy")
@@ -70,25 +70,7 @@ def test_a_forgotten_future_still_runs(device):
 
 def test_a_cancel_storm(device):
     queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
-    futures, stop = [], threading.Event()
-
-    def cancel():
-        while not stop.is_set():
-            for future in futures[-30:]:
-                future.cancel()
-
-    threads = [threading.Thread(target=cancel) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for i in range(2000):
-        futures.append(queue.submit(i))
-    done = wait(futures, timeout=60)
-    stop.set()
-    for thread in threads:
-        thread.join(30)
-    assert not done.not_done
-    for i, future in enumerate(futures):
-        assert future.cancelled() or future.result() == i
+    cancel_storm(queue.submit)
     assert queue(5) == 5
     stats = queue.stats()
     assert stats.submitted == stats.completed + stats.cancelled == 2001

@@ -7,7 +7,6 @@
 //! answers pile up.
 
 use std::cell::RefCell;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -63,7 +62,7 @@ pub(crate) fn delivers_for(shared: &Arc<Shared>) -> bool {
 impl DeliveryThread {
     /// A thread for one worker, if `delivery` asks for one and it can be had.
     pub(crate) fn start(shared: &Arc<Shared>, delivery: Delivery, worker: usize) -> Option<Self> {
-        let many = || processors().is_ok_and(|count: NonZeroUsize| count.get() >= MANY_PROCESSORS);
+        let many = || processors().is_ok_and(|count| count.get() >= MANY_PROCESSORS);
         let least = match delivery {
             Delivery::Worker => return None,
             // With several workers one hands over while another computes.

@@ -268,7 +268,7 @@ impl Owner {
                 let plan = Arc::clone(plan);
                 let (pending, responder) = Pending::pair();
                 let errand = move |worker: &WorkerContext| build_here(worker, &plan, responder);
-                state.send_errand(index, Box::new(errand), after);
+                state.workers.send(index, Box::new(errand), after);
                 builds.push(ResponseHandle::new(&self.shared, pending));
             }
         }

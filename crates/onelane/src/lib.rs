@@ -93,6 +93,7 @@ mod sync;
 pub mod testing;
 mod waiting;
 mod worker;
+mod worker_state;
 
 pub use config::{BatchConfig, Delivery, ExecutorConfig};
 pub use engine::{BatchItem, Engine};

@@ -8,7 +8,7 @@
 //! - a queue is removed after its last engine has been dropped on its worker, and not before its
 //!   last request has been answered.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -23,18 +23,7 @@ use crate::queue_state::{Need, Phase, QueueState, Room, Running, remember};
 use crate::stats::{Health, Stats};
 use crate::waiting::{RequestId, WaitingList};
 use crate::worker::{Place, WorkerContext};
-
-/// Something that has to run on one certain worker: build an engine, drop one.
-pub(crate) type Errand = Box<dyn FnOnce(&WorkerContext) + Send>;
-
-#[derive(Default)]
-struct WorkerState {
-    errands: VecDeque<Errand>,
-    /// Set while the worker sleeps; whoever takes it must wake it.
-    asleep: Option<Waker>,
-    /// The worker and the request that this one waits for, inline, in the middle of a batch.
-    blocked_on: Option<(usize, QueueId, RequestId)>,
-}
+use crate::worker_state::{Errand, Workers};
 
 /// What a worker does next.
 pub(crate) enum Step {
@@ -50,7 +39,7 @@ pub(crate) struct State {
     queues: BTreeMap<QueueId, QueueState>,
     /// What was counted in queues that are gone, as long as somebody has a handle to look.
     past: BTreeMap<QueueId, Stats>,
-    workers: Vec<WorkerState>,
+    pub(crate) workers: Workers,
     /// No new queues, closures or requests; workers stop when the last queue is gone.
     stopping: bool,
     /// A worker's thread has ended out of turn.
@@ -74,7 +63,7 @@ impl State {
         let mut state = Self {
             queues: BTreeMap::new(),
             past: BTreeMap::new(),
-            workers: (0..workers).map(|_| WorkerState::default()).collect(),
+            workers: Workers::new(workers),
             stopping: false,
             died: false,
             alive: workers,
@@ -113,18 +102,14 @@ impl State {
 
     /// Files what is in a queue's inbox. Comes before everything that looks at what waits.
     fn file(&mut self, id: QueueId, after: &mut After) {
-        let bell = self.any_asleep();
+        let bell = self.workers.any_asleep();
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.file(&mut self.next_seq, self.virtual_now, bell, after);
         }
     }
 
-    fn any_asleep(&self) -> bool {
-        self.workers.iter().any(|worker| worker.asleep.is_some())
-    }
-
     fn file_all(&mut self, after: &mut After) {
-        let bell = self.any_asleep();
+        let bell = self.workers.any_asleep();
         for queue in self.queues.values_mut() {
             queue.file(&mut self.next_seq, self.virtual_now, bell, after);
         }
@@ -163,7 +148,7 @@ impl State {
         }
         queue.list_mut::<ClosureList>().push(closure, at, self.next_seq);
         queue.stats.counters.submitted += 1;
-        self.wake_worker(after);
+        self.workers.wake_one(after);
         RequestId { slot: 0, number: self.next_seq }
     }
 
@@ -254,7 +239,7 @@ impl State {
         waker: impl FnOnce() -> Waker,
         after: &mut After,
     ) -> Step {
-        self.workers[worker].asleep = None;
+        self.workers.is_up(worker);
         self.file_all(after);
         // CORRECTNESS: read when all has been filed. To an earlier time what has just come would not be
         // ready yet, and no sleeping worker would be called for it.
@@ -262,15 +247,15 @@ impl State {
         // CORRECTNESS: before the errands, for what expires may be the last request of a closed
         // queue, and dropping that queue's engine is then an errand of this worker too.
         self.expire(now, after);
-        if let Some(errand) = self.workers[worker].errands.pop_front() {
+        if let Some(errand) = self.workers.next_errand(worker) {
             return Step::Errand(errand);
         }
         let until = match self.decide(now) {
             Decision::Dispatch(id, head) => {
                 let dispatched = self.dispatch(id, head, worker, now, after);
                 // One submit wakes one worker; if it brought work for more, pass the call on.
-                if self.any_asleep() && matches!(self.decide(now), Decision::Dispatch(..)) {
-                    self.wake_worker(after);
+                if self.workers.any_asleep() && matches!(self.decide(now), Decision::Dispatch(..)) {
+                    self.workers.wake_one(after);
                 }
                 return Step::Batch(dispatched);
             }
@@ -280,14 +265,14 @@ impl State {
         };
         // CORRECTNESS: stored under the lock under which nothing was found to do; what comes later
         // finds it here, or finds a bell set.
-        self.workers[worker].asleep = Some(waker());
+        self.workers.sleeps(worker, waker());
         let mut quiet = true;
         for queue in self.queues.values_mut() {
             quiet &= queue.list.listen();
         }
         if !quiet {
             // Something has come meanwhile: look again.
-            self.wake_worker(after);
+            self.workers.wake_one(after);
         }
         Step::Sleep(until)
     }
@@ -360,14 +345,7 @@ impl State {
         let Some(queue) = self.queues.get_mut(&id) else { return };
         let at = queue.running(number).expect("a batch is noted while it runs");
         let running = queue.running.remove(at);
-        for state in &mut self.workers {
-            let waits = |(_, queue, request): (_, QueueId, RequestId)| {
-                queue == id && running.requests.contains(&request.number)
-            };
-            if state.blocked_on.is_some_and(waits) {
-                state.blocked_on = None;
-            }
-        }
+        self.workers.unblock(id, &running.requests);
         self.retire_if_empty(id, after);
     }
 
@@ -379,25 +357,6 @@ impl State {
         queue.list.set_open(false);
         queue.dismiss_line(after);
         self.dismiss_all(id, &RequestError::QueueFailed(why), after);
-    }
-
-    /// Wakes one sleeping worker, if there is one.
-    pub(crate) fn wake_worker(&mut self, after: &mut After) {
-        if let Some(waker) = self.workers.iter_mut().find_map(|worker| worker.asleep.take()) {
-            after.wake(waker);
-        }
-    }
-
-    fn wake_all_workers(&mut self, after: &mut After) {
-        after.wake_all(self.workers.iter_mut().filter_map(|worker| worker.asleep.take()));
-    }
-
-    /// Leaves an errand for one worker, to be run before anything else.
-    pub(crate) fn send_errand(&mut self, worker: usize, errand: Errand, after: &mut After) {
-        self.workers[worker].errands.push_back(errand);
-        if let Some(waker) = self.workers[worker].asleep.take() {
-            after.wake(waker);
-        }
     }
 
     // Waiting inline, on a worker.
@@ -415,31 +374,6 @@ impl State {
             Some(running) => Place::Running(running.worker),
             None => Place::Answered,
         }
-    }
-
-    /// Notes that `worker` waits, in the middle of a batch, for a request that `other` runs. Refuses
-    /// if `other` waits for `worker`, directly or through others.
-    pub(crate) fn block_on(
-        &mut self,
-        worker: usize,
-        other: usize,
-        queue: QueueId,
-        request: RequestId,
-    ) -> bool {
-        // CORRECTNESS: a worker waits for one thing at a time, so the edges form paths, and a
-        // deadlock is a cycle, closed by its last edge, seen here under the lock.
-        let mut at = other;
-        loop {
-            if at == worker {
-                return false;
-            }
-            match self.workers[at].blocked_on {
-                Some((next, ..)) => at = next,
-                None => break,
-            }
-        }
-        self.workers[worker].blocked_on = Some((other, queue, request));
-        true
     }
 
     // Shutdown.
@@ -470,7 +404,7 @@ impl State {
         for id in ids {
             self.close(id, abort, after);
         }
-        self.wake_all_workers(after);
+        self.workers.wake_all(after);
     }
 
     fn retire_if_empty(&mut self, id: QueueId, after: &mut After) {
@@ -483,7 +417,7 @@ impl State {
         }
         queue.phase = Phase::Retiring(workers);
         for worker in 0..workers {
-            self.send_errand(
+            self.workers.send(
                 worker,
                 Box::new(move |worker: &WorkerContext| worker.retire(id)),
                 after,
@@ -504,7 +438,7 @@ impl State {
         }
         self.remove(id, after);
         if self.stopping {
-            self.wake_all_workers(after);
+            self.workers.wake_all(after);
         }
     }
 
@@ -558,10 +492,10 @@ impl State {
                 self.fail(id, RequestError::WorkerDied.to_string(), after);
                 self.remove(id, after);
             }
-            self.wake_all_workers(after);
+            self.workers.wake_all(after);
         }
         // Dropping an errand answers whoever waits for it.
-        for errand in self.workers[worker].errands.drain(..) {
+        for errand in self.workers.errands_of(worker) {
             after.discard(errand);
         }
         if self.alive == 0 {

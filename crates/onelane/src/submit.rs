@@ -250,30 +250,20 @@ impl<E: Engine> BatchQueue<E> {
 
     /// Puts requests for which there is room into the inbox, and wakes a worker if the bell says so.
     fn go_in<T>(&self, way_in: WayIn<'_, E>, put: impl FnOnce(&mut InboxState<E>) -> T) -> T {
-        match way_in {
-            WayIn::Open(mut inbox) => {
-                let result = put(&mut inbox);
-                let ring = inbox.take_bell();
-                drop(inbox);
-                if ring {
-                    let mut locked = self.shared().lock();
-                    let (state, after) = locked.parts();
-                    state.wake_worker(after);
-                }
-                result
-            }
-            WayIn::Asked(mut locked) => {
-                let mut inbox = self.inbox().lock();
-                let result = put(&mut inbox);
-                let ring = inbox.take_bell();
-                drop(inbox);
-                if ring {
-                    let (state, after) = locked.parts();
-                    state.wake_worker(after);
-                }
-                result
-            }
+        let (mut inbox, locked) = match way_in {
+            WayIn::Open(inbox) => (inbox, None),
+            WayIn::Asked(locked) => (self.inbox().lock(), Some(locked)),
+        };
+        let result = put(&mut inbox);
+        let ring = inbox.take_bell();
+        // CORRECTNESS: the executor's lock comes before the inbox's.
+        drop(inbox);
+        if ring {
+            let mut locked = locked.unwrap_or_else(|| self.shared().lock());
+            let (state, after) = locked.parts();
+            state.workers.wake_one(after);
         }
+        result
     }
 
     /// Puts a request for which there is room into the inbox.

@@ -111,7 +111,7 @@ impl WorkerContext {
         match request.map_or(Place::Waiting, |request| state.place(queue, request, after)) {
             Place::Answered => Help::Progress,
             Place::Running(other) if other != self.index => {
-                let waits = |request| state.block_on(self.index, other, queue, request);
+                let waits = |request| state.workers.block_on(self.index, other, queue, request);
                 if request.is_some_and(waits) { Help::Elsewhere } else { Help::Stuck }
             }
             Place::Running(_) => Help::Stuck,

@@ -95,38 +95,22 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-fn settings() -> impl Strategy<Value = Settings> {
-    let any_cost = prop_oneof![Just(usize::MAX), 3..9_usize];
-    (
-        1..6_usize,
-        any_cost.clone(),
-        1..10_usize,
-        any_cost,
-        prop::option::of(1..20_u64),
-        any::<bool>(),
-        any::<bool>(),
-    )
-        .prop_map(
-            |(
-                max_batch_size,
-                max_batch_cost,
-                capacity,
-                capacity_cost,
-                ageing_ms,
-                abort,
-                beside,
-            )| {
-                Settings {
-                    max_batch_size,
-                    max_batch_cost,
-                    capacity,
-                    capacity_cost,
-                    ageing_ms,
-                    abort,
-                    beside,
-                }
-            },
-        )
+fn any_cost() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(usize::MAX), 3..9_usize]
+}
+
+prop_compose! {
+    fn settings()(
+        max_batch_size in 1..6_usize,
+        max_batch_cost in any_cost(),
+        capacity in 1..10_usize,
+        capacity_cost in any_cost(),
+        ageing_ms in prop::option::of(1..20_u64),
+        abort in any::<bool>(),
+        beside in any::<bool>(),
+    ) -> Settings {
+        Settings { max_batch_size, max_batch_cost, capacity, capacity_cost, ageing_ms, abort, beside }
+    }
 }
 
 /// A request that the reference knows of.

@@ -13,7 +13,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
-use onelane::BatchItem;
+use onelane::{BatchItem, Engine};
 
 use super::latency::Latencies;
 use super::observed::Counts;
@@ -339,7 +339,7 @@ pub fn offline<W: Workload>(
     loop {
         for batch in &batches {
             let begun = Instant::now();
-            std::hint::black_box(engine.run(batch)?);
+            std::hint::black_box(engine.infer(batch)?);
             run.latencies.record(begun, Instant::now());
             run.answered += batch.len() as u64;
         }

@@ -125,14 +125,6 @@ impl<E: Engine> Observed<E> {
     fn spans(&self) -> MutexGuard<'_, Vec<BatchSpan>> {
         self.meter.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// As [`Engine::infer`], for a caller that has the answers from it: they need no delivery.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn run(&mut self, batch: &[E::Item]) -> Result<Vec<Answer<E::Output>>, EngineError> {
-        self.infer(batch)
-    }
 }
 
 impl<E: Engine> Engine for Observed<E> {

@@ -200,7 +200,7 @@ impl<W: Workload> Asker<W> {
     /// Until the answer is there.
     pub fn ask(&mut self, item: W::Item) -> Result<Answered<W>, String> {
         let alone = |engine: &mut Observed<W::Engine>, item| {
-            let mut answers = engine.run(&[item]).map_err(|error| error.to_string())?;
+            let mut answers = engine.infer(&[item]).map_err(|error| error.to_string())?;
             answers.pop().ok_or_else(|| "the engine gave no output".to_owned())
         };
         match self {

@@ -1,0 +1,409 @@
+"""The deliberate bugs: each with the check that has to catch it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: `old`, which must stand once in `file`, becomes `new`."""
+
+    name: str
+    promise: str
+    file: str
+    old: str
+    new: str
+    check: str
+
+
+def test(file: str, name: str = "") -> str:
+    return f"cargo test --offline -p onelane --test {file} {name}".strip()
+
+
+def python(file: str) -> str:
+    return f"python: -m pytest -q -p no:cacheprovider tests/{file}.py"
+
+
+def loom(name: str) -> str:
+    return f"loom: cargo test --offline -p onelane --lib loom_tests::{name}"
+
+
+MUTANTS = [
+    Mutant(
+        "a closed queue still accepts",
+        "1, 8",
+        "queue_state.rs",
+        "if self.phase != Phase::Open {",
+        "if self.failed.is_some() {",
+        loom("submit_against_queue_shutdown"),
+    ),
+    Mutant(
+        "an answer is stored twice",
+        "1",
+        "response.rs",
+        "        if let Some(slot) = self.0.take() {\n            fill(&slot, answer, after);",
+        "        if let Some(slot) = self.0.clone() {\n            fill(&slot, answer, after);",
+        loom("submit_worker_complete"),
+    ),
+    Mutant(
+        "whoever waits for an answer is not woken",
+        "1",
+        "response.rs",
+        "                after.wake(waker);",
+        "                drop(waker);",
+        loom("submit_worker_complete"),
+    ),
+    Mutant(
+        "of those who share an event a single sleeper is not woken",
+        "1",
+        "event.rs",
+        "let any = *self.asleep.lock() > 0;",
+        "let any = *self.asleep.lock() > 1;",
+        loom("sharing_an_event"),
+    ),
+    Mutant(
+        "a thread goes to sleep although its answer is there",
+        "1",
+        "event.rs",
+        "        if is_over() {",
+        "        if is_over() && *asleep > 1 {",
+        loom("sharing_an_event"),
+    ),
+    Mutant(
+        "a sleeping worker is not woken by a submission",
+        "1, 3",
+        "inbox.rs",
+        "        std::mem::take(&mut self.bell)",
+        "        std::mem::take(&mut self.bell) && false",
+        loom("submit_worker_complete"),
+    ),
+    Mutant(
+        "a worker goes to sleep on what has just come",
+        "1, 3",
+        "state.rs",
+        "            quiet &= queue.list.listen();",
+        "            queue.list.listen();",
+        loom("submit_worker_complete"),
+    ),
+    Mutant(
+        "the bell is off while a second worker sleeps",
+        "3",
+        "waiting.rs",
+        "            inbox.set_bell(bell);",
+        "            inbox.set_bell(bell && false);",
+        test("inbox", "each_request_wakes"),
+    ),
+    Mutant(
+        "the time is that of before the inbox was filed",
+        "3",
+        "state.rs",
+        "        let now = clock.now();",
+        "        let now = clock.now() - Duration::from_micros(50);",
+        loom("two_requests_and_two_workers"),
+    ),
+    Mutant(
+        "an inbox stays open when its queue closes",
+        "1, 8",
+        "state.rs",
+        "set_open(false);\n        queue.dismiss_line(after);\n        self.file",
+        "set_open(true);\n        queue.dismiss_line(after);\n        self.file",
+        loom("submit_against_queue_shutdown"),
+    ),
+    Mutant(
+        "an inbox stays open past those in line",
+        "6",
+        "queue_state.rs",
+        "        self.list.set_open(false);\n",
+        "",
+        test("line"),
+    ),
+    Mutant(
+        "a cancelled request keeps its room",
+        "6, 7",
+        "waiting.rs",
+        "        self.inbox.lock().release(Need { requests: 1, cost: entry.cost });\n",
+        "",
+        test("simulation"),
+    ),
+    Mutant(
+        "whoever cancels does not look into the inbox",
+        "7",
+        "state.rs",
+        "        self.file(id, after);\n        self.dismiss(id, request, error, after)",
+        "        self.dismiss(id, request, error, after)",
+        test("cancel"),
+    ),
+    Mutant(
+        "one worker is woken where all are needed",
+        "8",
+        "state.rs",
+        "        if self.stopping {\n            self.workers.wake_all(after);",
+        "        if self.stopping {\n            self.workers.wake_one(after);",
+        test("shutdown", "all_workers_end"),
+    ),
+    Mutant(
+        "one worker drops its engine where all have to",
+        "2, 8",
+        "state.rs",
+        "        for worker in 0..workers {\n            self.workers.send(",
+        "        for worker in 0..1 {\n            self.workers.send(",
+        loom("a_group_and_two_workers"),
+    ),
+    Mutant(
+        "the call for a second worker is not passed on",
+        "3",
+        "state.rs",
+        "                if self.workers.any_asleep() && matches!",
+        "                if !self.workers.any_asleep() && matches!",
+        test("ordering", "a_group_wakes"),
+    ),
+    Mutant(
+        "a dispatch does not tell the first in line",
+        "6",
+        "state.rs",
+        "        queue.wake_next_admission(after);\n        self.virtual_now",
+        "        self.virtual_now",
+        loom("admission_against_dispatch"),
+    ),
+    Mutant(
+        "whoever leaves the line does not tell the next",
+        "6",
+        "queue_state.rs",
+        "            after.discard(waker);\n        }\n        self.line_moved(after);",
+        "            after.discard(waker);\n        }",
+        loom("leaving_the_line"),
+    ),
+    Mutant(
+        "room is taken past those in line",
+        "6",
+        "queue_state.rs",
+        "let first = self.admission.front().is_none_or(|(front, _)| Some(*front) == *ticket);",
+        "let first = true;",
+        test("line"),
+    ),
+    Mutant(
+        "a group is accepted when a part fits",
+        "6",
+        "submit.rs",
+        "match self.room(Need { requests: count, cost: total }, patience) {",
+        "match self.room(Need { requests: count.min(1), cost: 0 }, patience) {",
+        test("simulation"),
+    ),
+    Mutant(
+        "last in, first out",
+        "4",
+        "fifo.rs",
+        "        self.head\n    }",
+        "        self.tail\n    }",
+        test("simulation"),
+    ),
+    Mutant(
+        "ageing is off",
+        "4",
+        "policy.rs",
+        "let lifts = waited.as_nanos() / ageing.as_nanos().max(1);",
+        "let lifts = waited.as_nanos() / u128::MAX.max(ageing.as_nanos());",
+        test("simulation"),
+    ),
+    Mutant(
+        "weights are ignored",
+        "4",
+        "queue_state.rs",
+        "self.virtual_time += service / self.config.weight;",
+        "self.virtual_time += service;",
+        test("ordering", "queues_share"),
+    ),
+    Mutant(
+        "a cancelled request is computed",
+        "7",
+        "response.rs",
+        "            state.give_up(queue, request, RequestError::Cancelled, after);",
+        "            let _ = (state, queue, request, after);",
+        test("simulation"),
+    ),
+    Mutant(
+        "deadlines are not looked at before a batch is taken",
+        "7",
+        "state.rs",
+        "        self.expire(now, after);\n        if let Some(errand)",
+        "        if let Some(errand)",
+        test("cancel", "a_passed_deadline"),
+    ),
+    Mutant(
+        "a worker goes to sleep on an errand that it gave itself",
+        "8",
+        "state.rs",
+        "        self.expire(now, after);\n        if let Some(errand) = "
+        "self.workers.next_errand(worker) {\n            return Step::Errand(errand);"
+        "\n        }\n        let until",
+        "        if let Some(errand) = self.workers.next_errand(worker) {\n"
+        "            return Step::Errand(errand);\n        }\n        self.expire(now, after);"
+        "\n        let until",
+        loom("deadline_against_shutdown"),
+    ),
+    Mutant(
+        "bisection loses the request in the middle",
+        "1, 5",
+        "batch.rs",
+        "parts.push(middle..part.end);",
+        "parts.push(middle + 1..part.end);",
+        test("simulation"),
+    ),
+    Mutant(
+        "a batch's answers come in the wrong order",
+        "1",
+        "batch.rs",
+        "self.answers[part].iter_mut().zip(outputs)",
+        "self.answers[part].iter_mut().rev().zip(outputs)",
+        test("simulation"),
+    ),
+    Mutant(
+        "the memory ceiling is forgotten",
+        "5",
+        "waiting.rs",
+        "        if let Some(ceiling) = ceiling {\n            group.ceiling",
+        "        if let Some(ceiling) = ceiling.filter(|_| false) {\n            group.ceiling",
+        test("failure", "out_of_memory"),
+    ),
+    Mutant(
+        "an engine that panicked is used again",
+        "5",
+        "batch.rs",
+        "                let lost = engine.take();\n                let _ = contain(|| drop(lost));"
+        "\n                self.lost_engine = true;",
+        "                self.lost_engine = true;",
+        test("failure", "a_panic_fails_its_request_alone"),
+    ),
+    Mutant(
+        "an engine outlives its queue",
+        "2, 8",
+        "worker.rs",
+        "        let engine = self.engines.borrow_mut().remove(&queue);\n"
+        "        let _ = contain(|| drop(engine));",
+        "        let engine = self.engines.borrow_mut().remove(&queue);\n"
+        "        std::mem::forget(engine);",
+        test("shutdown", "an_engine_lives_on_the_worker"),
+    ),
+    Mutant(
+        "a shutdown returns before the engine is gone",
+        "8",
+        "state.rs",
+        "                remember(&mut queue.leaving, waker);\n                false",
+        "                remember(&mut queue.leaving, waker);\n                true",
+        loom("submit_against_queue_shutdown"),
+    ),
+    Mutant(
+        "an abort leaves what waits",
+        "8",
+        "state.rs",
+        "        if abort {",
+        "        if abort && queue_is_never_aborted() {",
+        test("shutdown", "drain_runs_what_was_accepted"),
+    ),
+    Mutant(
+        "two requests get one slot",
+        "1, 4",
+        "inbox.rs",
+        "            self.slots += 1;\n            self.slots - 1",
+        "            self.slots.max(1) - 1",
+        test("simulation"),
+    ),
+    Mutant(
+        "whoever delivers is not woken",
+        "1",
+        "delivery.rs",
+        "        let asleep = on_desk.asleep.take();",
+        "        let asleep: Option<Waker> = None;",
+        loom("delivery_beside_the_worker"),
+    ),
+    Mutant(
+        "a batch that lies ready is forgotten for the next",
+        "1",
+        "delivery.rs",
+        "        if on_desk.next.is_some() {",
+        "        if on_desk.closed {",
+        test("delivery", "the_worker_goes_on"),
+    ),
+    Mutant(
+        "a shutdown does not wait for the delivery",
+        "8",
+        "delivery.rs",
+        "    let _ = contain(|| dispatched.deliver());\n"
+        "    let Dispatched { queue, number, batch } = dispatched;\n",
+        "    let Dispatched { queue, number, .. } = dispatched;\n"
+        "    shared.lock().finish(queue, number, &mut crate::after::After::default());\n"
+        "    let _ = contain(|| dispatched.deliver());\n"
+        "    let batch = dispatched.batch;\n"
+        "    if queue > 0 {\n        return;\n    }\n",
+        test("delivery", "a_shutdown_waits"),
+    ),
+    Mutant(
+        "a delivery thread drops the inputs",
+        "2",
+        "delivery.rs",
+        "        dispatched.batch.drop_inputs();\n",
+        "        dispatched.number += 0;\n",
+        test("delivery", "inputs"),
+    ),
+    Mutant(
+        "whoever delivers waits for the end that waits for it",
+        "8, 9",
+        "worker.rs",
+        "        Self::current(shared).is_some() || delivers_for(shared)",
+        "        Self::current(shared).is_some()",
+        test("delivery", "who_delivers"),
+    ),
+    Mutant(
+        "a queue is made with errands for workers that have ended",
+        "1, 8",
+        "executor.rs",
+        "            if state.is_stopping() {\n"
+        "                return Err(BuildError::Closed(self.shared.device.clone()));",
+        "            if false {\n"
+        "                return Err(BuildError::Closed(self.shared.device.clone()));",
+        loom("new_against_shutdown"),
+    ),
+    Mutant(
+        "a worker that dies leaves what waits",
+        "1",
+        "state.rs",
+        "        if !(self.stopping && self.queues.is_empty()) {",
+        "        if self.alive == usize::MAX {",
+        test("worker_death", "every_handle"),
+    ),
+    Mutant(
+        "waiting for one's own engine is not refused",
+        "9",
+        "worker.rs",
+        "            Place::Waiting if self.is_engine_busy(queue) => Help::Stuck,\n",
+        "",
+        test("reentrancy"),
+    ),
+    Mutant(
+        "a stall is not told",
+        "10",
+        "queue_state.rs",
+        "Some(running_for) if running_for >= self.config.stall_after => {",
+        "Some(running_for) if running_for >= Duration::MAX => {",
+        test("truth", "a_batch_that_runs_too_long"),
+    ),
+    Mutant(
+        "a worker does not synchronise before it hands a response over",
+        "2",
+        "python/onelane/_devices.py",
+        "            torch.mps.synchronize()",
+        "            pass",
+        python("test_synchronised"),
+    ),
+]
+
+# Faults of the protocol itself, in the specification: its own switches put them in.
+SPEC = [
+    ("check-then-push (the original's bug)", "1, 8", "check-then-push"),
+    ("a batch is answered, then run again", "1", "answered-twice"),
+    ("a worker ends though something waits", "8", "drain-forgets"),
+    ("a worker goes to sleep on its own errand", "8", "sleeps-on-errand"),
+    ("a group is let in in parts", "6", "group-in-parts"),
+    ("a cancelled request stays in its list", "7", "cancelled-stays"),
+]
