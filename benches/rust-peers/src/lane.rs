@@ -60,7 +60,7 @@ impl Client for LaneClient {
     }
 
     fn infer(&mut self, value: u64) -> impl Future<Output = u64> + Send {
-        let answer = self.0.infer(Value(value));
-        async move { answer.await.expect("the engine does not fail") }
+        let queue = &self.0;
+        async move { queue.infer(Value(value)).await.expect("the engine does not fail") }
     }
 }

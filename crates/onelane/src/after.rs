@@ -19,6 +19,7 @@ pub(crate) struct After {
 
 impl After {
     /// Those who share one [`Event`](crate::event::Event) come one after another: once is enough.
+    #[inline]
     pub(crate) fn wake(&mut self, waker: Waker) {
         if self.wakers.last().is_none_or(|last| !last.will_wake(&waker)) {
             self.wakers.push(waker);

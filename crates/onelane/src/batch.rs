@@ -12,8 +12,9 @@ use crate::contain::contain;
 use crate::engine::{BatchItem, Engine};
 use crate::error::{EngineError, RequestError};
 use crate::policy::QueueId;
+use crate::request_list::RequestList;
 use crate::response::Responder;
-use crate::waiting::{RequestList, WaitingList};
+use crate::waiting::WaitingList;
 use crate::worker::WorkerContext;
 
 /// What a finished batch tells the executor.
@@ -101,7 +102,8 @@ pub(crate) enum BuildFailure {
 /// A batch of requests with one key.
 pub(crate) struct RequestBatch<E: Engine> {
     plan: Arc<Plan<E>>,
-    group: usize,
+    /// In its list.
+    pub(crate) group: usize,
     items: Vec<E::Item>,
     responders: Vec<Responder<E::Output>>,
     numbers: Vec<u64>,
@@ -132,10 +134,10 @@ impl Failure {
 }
 
 impl<E: Engine> RequestBatch<E> {
-    pub(crate) fn new(plan: Arc<Plan<E>>, group: usize, capacity: usize) -> Self {
+    pub(crate) fn new(plan: Arc<Plan<E>>, capacity: usize) -> Self {
         Self {
             plan,
-            group,
+            group: 0,
             items: Vec::with_capacity(capacity),
             responders: Vec::with_capacity(capacity),
             numbers: Vec::with_capacity(capacity),

@@ -11,6 +11,7 @@ use crate::slots::Slots;
 struct At(NonZeroU32);
 
 impl At {
+    #[inline]
     fn new(slot: usize) -> Self {
         let number = u32::try_from(slot + 1).ok().and_then(NonZeroU32::new);
         Self(number.expect("fewer than four thousand million requests wait"))

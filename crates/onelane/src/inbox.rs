@@ -13,15 +13,29 @@
 //! - while a worker sleeps, the bell is set: whoever puts something in takes it, and wakes one.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::config::BatchConfig;
-use crate::engine::Engine;
+use crate::engine::{BatchItem, Engine};
 use crate::event::{Event, MAX_SHARERS};
 use crate::queue_state::Need;
 use crate::request::Priority;
-use crate::response::Responder;
+use crate::response::{Company, Responder};
 use crate::sync::{Mutex, MutexGuard};
-use crate::waiting::{Arrival, RequestId};
+use crate::waiting::RequestId;
+
+/// What a submitting thread prepares before it takes the lock.
+pub(crate) struct Arrival<E: Engine> {
+    pub(crate) input: E::Item,
+    pub(crate) key: <E::Item as BatchItem>::Key,
+    pub(crate) hash: u64,
+    pub(crate) cost: usize,
+    pub(crate) class: Priority,
+    pub(crate) at: Instant,
+    pub(crate) deadline: Option<Instant>,
+    /// A thread may sleep for the answer.
+    pub(crate) may_sleep: bool,
+}
 
 /// A request with its name and the duty to answer it.
 pub(crate) struct Accepted<E: Engine> {
@@ -60,15 +74,6 @@ struct Latest {
     event: Option<Arc<Event>>,
 }
 
-/// What a submitter is told about a request that it has put in.
-pub(crate) struct Receipt {
-    pub(crate) id: RequestId,
-    /// Shared with the requests that it is likely to run with.
-    pub(crate) event: Option<Arc<Event>>,
-    /// Nothing else waits or runs: the answer may come at once.
-    pub(crate) alone: bool,
-}
-
 impl<E: Engine> Inbox<E> {
     pub(crate) fn new(config: &BatchConfig) -> Self {
         Self {
@@ -98,19 +103,20 @@ impl<E: Engine> Inbox<E> {
     }
 
     /// Puts a request in for which there is room.
+    #[inline]
     pub(crate) fn put(
         &self,
         state: &mut InboxState<E>,
         arrival: Arrival<E>,
         responder: Responder<E::Output>,
-    ) -> Receipt {
+    ) -> (RequestId, Company) {
         let sleeps = arrival.may_sleep;
         let alone = sleeps && state.idle && state.accepted.is_empty();
         let limit = self.max_batch_size.min(MAX_SHARERS);
         let event = if sleeps { state.event(arrival.hash, arrival.class, limit) } else { None };
         let id = state.name();
         state.accepted.push(Accepted { id, arrival, responder });
-        Receipt { id, event, alone }
+        (id, Company { event, alone })
     }
 }
 

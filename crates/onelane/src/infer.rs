@@ -1,6 +1,8 @@
 //! The future of one inference: waits for room, then for the response, without blocking a thread.
 
+use std::borrow::Cow;
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -9,7 +11,7 @@ use crate::error::{RequestError, SubmitError};
 use crate::queue::BatchQueue;
 use crate::request::Request;
 use crate::response::Pending;
-use crate::submit::{NotYet, PlaceInLine};
+use crate::submit::PlaceInLine;
 use crate::worker::WorkerContext;
 
 /// Why [`BatchQueue::infer`] has no response.
@@ -31,54 +33,64 @@ impl<I> std::fmt::Debug for InferError<I> {
 }
 
 enum InferState<E: Engine> {
-    Submitting(Request<E::Item>, Option<PlaceInLine>),
+    /// The request is there until it has been accepted or refused.
+    Submitting(Option<Request<E::Item>>, Option<PlaceInLine>),
     Waiting(Pending<E::Output>),
     Done,
 }
 
 /// The future of [`BatchQueue::infer`].
+///
+/// It borrows the queue: counting a handle for each request would make all clients meet at that count.
+/// For a task that must own what it uses there is [`into_owned`](Self::into_owned).
 #[must_use = "a future does nothing until it is awaited"]
-pub struct Infer<E: Engine> {
-    queue: BatchQueue<E>,
+pub struct Infer<'a, E: Engine> {
+    queue: Cow<'a, BatchQueue<E>>,
     state: InferState<E>,
 }
 
 // Nothing in it is pinned.
-impl<E: Engine> Unpin for Infer<E> {}
+impl<E: Engine> Unpin for Infer<'_, E> {}
 
-impl<E: Engine> Infer<E> {
-    pub(crate) fn new(queue: BatchQueue<E>, request: Request<E::Item>) -> Self {
-        Self { queue, state: InferState::Submitting(request, None) }
+impl<'a, E: Engine> Infer<'a, E> {
+    pub(crate) fn new(queue: &'a BatchQueue<E>, request: Request<E::Item>) -> Self {
+        Self { queue: Cow::Borrowed(queue), state: InferState::Submitting(Some(request), None) }
+    }
+
+    /// The same future with a handle to the queue of its own, to be spawned.
+    ///
+    /// ```
+    /// # use onelane::{BatchItem, BatchQueue, Engine};
+    /// # fn spawn(_: impl Future + Send + 'static) {}
+    /// fn ask<E: Engine>(queue: &BatchQueue<E>, item: E::Item) {
+    ///     spawn(queue.infer(item).into_owned());
+    /// }
+    /// ```
+    pub fn into_owned(mut self) -> Infer<'static, E> {
+        let queue = Cow::Owned(self.queue.clone().into_owned());
+        Infer { queue, state: mem::replace(&mut self.state, InferState::Done) }
     }
 }
 
-impl<E: Engine> Future for Infer<E> {
+impl<E: Engine> Future for Infer<'_, E> {
     type Output = Result<E::Output, InferError<E::Item>>;
 
     /// # Panics
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { queue, state } = self.get_mut();
-        if let InferState::Submitting(..) = state {
-            let InferState::Submitting(request, place) = std::mem::replace(state, InferState::Done)
-            else {
-                unreachable!("matched above");
-            };
+        if let InferState::Submitting(request, place) = state {
             match queue.poll_submit(request, place, context.waker()) {
-                Ok(pending) => {
-                    *state = InferState::Waiting(pending);
-                    // The waker went with it. On a worker there may be something to do inline.
-                    if WorkerContext::current(queue.shared()).is_none() {
-                        return Poll::Pending;
-                    }
-                }
-                Err(NotYet::InLine(request, place)) => {
-                    *state = InferState::Submitting(request, Some(place));
-                    return Poll::Pending;
-                }
-                Err(NotYet::Refused(refused)) => {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(pending)) => *state = InferState::Waiting(pending),
+                Poll::Ready(Err(refused)) => {
+                    *state = InferState::Done;
                     return Poll::Ready(Err(InferError::Refused(refused)));
                 }
+            }
+            // The waker went with it. On a worker there may be something to do inline.
+            if WorkerContext::current(queue.shared()).is_none() {
+                return Poll::Pending;
             }
         }
         let InferState::Waiting(pending) = state else {
@@ -88,7 +100,7 @@ impl<E: Engine> Future for Infer<E> {
     }
 }
 
-impl<E: Engine> Drop for Infer<E> {
+impl<E: Engine> Drop for Infer<'_, E> {
     fn drop(&mut self) {
         if let InferState::Waiting(pending) = &mut self.state {
             pending.cancel(self.queue.shared());

@@ -82,6 +82,7 @@ mod policy;
 mod queue;
 mod queue_state;
 mod request;
+mod request_list;
 mod response;
 mod shared;
 mod slots;

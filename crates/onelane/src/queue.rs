@@ -17,11 +17,11 @@ use crate::inbox::Inbox;
 use crate::infer::Infer;
 use crate::policy::QueueId;
 use crate::request::Request;
+use crate::request_list::RequestList;
 use crate::shared::Shared;
 use crate::stats::{Health, QueueStats};
 use crate::submit::{Patience, Submitted, SubmittedGroup};
 use crate::sync::thread_waker;
-use crate::waiting::RequestList;
 use crate::worker::WorkerContext;
 
 /// The typed front of one engine: any thread or task submits requests, those of equal batch key
@@ -171,8 +171,8 @@ impl<E: Engine> BatchQueue<E> {
     ///
     /// # Cancellation
     /// Dropping the future cancels the request, or gives up its place in the line for room.
-    pub fn infer(&self, request: impl Into<Request<E::Item>>) -> Infer<E> {
-        Infer::new(self.clone(), request.into())
+    pub fn infer(&self, request: impl Into<Request<E::Item>>) -> Infer<'_, E> {
+        Infer::new(self, request.into())
     }
 
     /// Refuses new requests; what was accepted is run. Does not wait.

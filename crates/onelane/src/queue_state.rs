@@ -11,7 +11,7 @@ use crate::config::BatchConfig;
 use crate::error::RequestError;
 use crate::policy::{Candidate, Head, QueueId};
 use crate::stats::{Health, Stats};
-use crate::waiting::WaitingList;
+use crate::waiting::{Filed, WaitingList};
 
 /// A batch that runs.
 pub(crate) struct Running {
@@ -108,12 +108,35 @@ impl QueueState {
     ) {
         let idle = self.is_idle();
         let filed = self.list.file(seq, bell, after);
+        self.note(filed, idle, virtual_now, after);
+    }
+
+    /// The same while nothing is filed; but if what is in the inbox is just one batch, that is taken.
+    pub(crate) fn file_or_take(
+        &mut self,
+        seq: &mut u64,
+        virtual_now: Duration,
+        bell: bool,
+        now: Instant,
+        after: &mut After,
+    ) -> Option<Box<dyn Batch>> {
+        let idle = self.is_idle();
+        let stats = &mut self.stats;
+        let mut waits = |arrival| stats.record_wait(now.saturating_duration_since(arrival));
+        let (filed, batch) = self.list.file_or_take(seq, bell, &mut waits, after);
+        self.note(filed, idle, virtual_now, after);
+        let batch = batch?;
+        self.stats.counters.running += batch.len();
+        Some(batch)
+    }
+
+    fn note(&mut self, filed: Filed, was_idle: bool, virtual_now: Duration, after: &mut After) {
         self.stats.counters.submitted += filed.requests as u64;
         self.stats.counters.failed += filed.failed as u64;
         if filed.failed > 0 {
             self.wake_next_admission(after);
         }
-        if idle && filed.requests > 0 {
+        if was_idle && filed.requests > 0 {
             self.virtual_time = self.virtual_time.max(virtual_now);
         }
     }

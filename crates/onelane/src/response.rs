@@ -59,6 +59,13 @@ impl<T> Slot<T> {
     fn is_open(&self) -> bool {
         matches!(*self.0.lock(), SlotState::Open(_))
     }
+
+    /// Nobody asks any more. Says whether there was no answer yet.
+    fn finish(&self) -> bool {
+        // What was left here is a user's, and dropped when the lock is free.
+        let left = std::mem::replace(&mut *self.0.lock(), SlotState::Finished);
+        matches!(left, SlotState::Open(_))
+    }
 }
 
 /// The duty to answer one request.
@@ -117,35 +124,35 @@ pub(crate) struct Pending<T: Send + 'static> {
     slot: Arc<Slot<T>>,
     /// `None` for a closure that ran inline: it is answered already.
     address: Option<Address>,
-    /// Shared with the requests that it is likely to run with.
-    event: Option<Arc<Event>>,
-    /// Nothing else waited or ran when it was submitted: the answer may come at once.
-    alone: bool,
     collected: bool,
 }
 
+/// What a thread knows about those who wait with it.
+#[derive(Default)]
+pub(crate) struct Company {
+    /// Shared with the requests that it is likely to run with.
+    pub(crate) event: Option<Arc<Event>>,
+    /// Nothing else waited or ran when it was submitted: the answer may come at once.
+    pub(crate) alone: bool,
+}
+
 impl<T: Send + 'static> Pending<T> {
-    /// The asking side and the responder that answers it; not yet in any list.
-    pub(crate) fn pair() -> (Self, Responder<T>) {
-        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
+    /// The asking side, with the waker that the answer is to wake, and the responder that answers it;
+    /// not yet in any list.
+    pub(crate) fn pair(waker: Option<Waker>) -> (Self, Responder<T>) {
+        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(waker))));
         let responder = Responder(Some(Arc::clone(&slot)));
-        (Self { slot, address: None, event: None, alone: false, collected: false }, responder)
+        (Self { slot, address: None, collected: false }, responder)
     }
 
-    /// Leaves a waker before the request is in any list.
-    pub(crate) fn leave(&self, waker: &Waker) {
-        *self.slot.0.lock() = SlotState::Open(Some(waker.clone()));
+    /// Gives up a request that is not in any list: nobody is woken for it.
+    pub(crate) fn abandon(self) {
+        self.slot.finish();
     }
 
     /// Says where the request waits.
-    pub(crate) fn wait_at(&mut self, address: Address) {
-        self.address = Some(address);
-    }
-
-    /// Says who else waits.
-    pub(crate) fn wait_with(&mut self, event: Option<Arc<Event>>, alone: bool) {
-        self.event = event;
-        self.alone = alone;
+    pub(crate) fn wait_at(self, address: Address) -> Self {
+        Self { address: Some(address), ..self }
     }
 
     /// One look at the slot. A deadline that has passed and, on a worker, everything that can be
@@ -197,9 +204,7 @@ impl<T: Send + 'static> Pending<T> {
             return;
         }
         self.collected = true;
-        let left = std::mem::replace(&mut *self.slot.0.lock(), SlotState::Finished);
-        let open = matches!(left, SlotState::Open(_));
-        drop(left);
+        let open = self.slot.finish();
         if let (true, Some(Address { queue, request, .. })) = (open, self.address) {
             let mut locked = shared.lock();
             let (state, after) = locked.parts();
@@ -220,11 +225,12 @@ impl<T: Send + 'static> Pending<T> {
 pub struct ResponseHandle<T: Send + 'static> {
     shared: Arc<Shared>,
     pending: Pending<T>,
+    company: Company,
 }
 
 impl<T: Send + 'static> ResponseHandle<T> {
-    pub(crate) fn new(shared: &Arc<Shared>, pending: Pending<T>) -> Self {
-        Self { shared: Arc::clone(shared), pending }
+    pub(crate) fn new(shared: &Arc<Shared>, pending: Pending<T>, company: Company) -> Self {
+        Self { shared: Arc::clone(shared), pending, company }
     }
 
     /// Waits for the response.
@@ -262,10 +268,10 @@ impl<T: Send + 'static> ResponseHandle<T> {
         let deadline = |pending: &Pending<T>| pending.address.and_then(|address| address.deadline);
         // To sleep with others, a thread must have nothing but the answer to wake up for.
         let timed = until.is_some() || deadline(&self.pending).is_some();
-        let event = self.pending.event.take_if(|_| !timed);
+        let event = self.company.event.take_if(|_| !timed);
         let waker = event.as_ref().map_or_else(thread_waker, Event::waker);
         let clock = &self.shared.clock;
-        if self.pending.alone && WorkerContext::current(&self.shared).is_none() {
+        if self.company.alone && WorkerContext::current(&self.shared).is_none() {
             is_over_at_once(|| !self.pending.slot.is_open());
         }
         loop {
@@ -294,7 +300,7 @@ impl<T: Send + 'static> Future for ResponseHandle<T> {
     /// # Panics
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { shared, pending } = self.get_mut();
+        let Self { shared, pending, .. } = self.get_mut();
         pending.poll(shared, context.waker())
     }
 }

@@ -13,7 +13,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::after::After;
-use crate::batch::Dispatched;
+use crate::batch::{Batch, Dispatched};
 use crate::clock::Clock;
 use crate::closure::{Closure, ClosureList};
 use crate::config::BatchConfig;
@@ -240,6 +240,9 @@ impl State {
         after: &mut After,
     ) -> Step {
         self.workers.is_up(worker);
+        if let Some(dispatched) = self.take_straight(worker, clock, after) {
+            return Step::Batch(dispatched);
+        }
         self.file_all(after);
         // CORRECTNESS: read when all has been filed. To an earlier time what has just come would not be
         // ready yet, and no sleeping worker would be called for it.
@@ -275,6 +278,26 @@ impl State {
             self.workers.wake_one(after);
         }
         Step::Sleep(until)
+    }
+
+    /// Takes a batch straight out of an inbox, where there is nothing to choose from: one queue, nothing
+    /// filed, no errands. What it may not take is filed.
+    fn take_straight(
+        &mut self,
+        worker: usize,
+        clock: &Clock,
+        after: &mut After,
+    ) -> Option<Dispatched> {
+        let nothing_filed = self.queues.values().all(|queue| queue.list.len() == 0);
+        // The closures have a queue too.
+        if self.queues.len() > 2 || !nothing_filed || self.workers.has_errand(worker) {
+            return None;
+        }
+        let bell = self.workers.any_asleep();
+        let (&id, queue) = self.queues.iter_mut().next_back()?;
+        let now = clock.now();
+        let batch = queue.file_or_take(&mut self.next_seq, self.virtual_now, bell, now, after)?;
+        Some(self.start(id, batch, worker, now, after))
     }
 
     fn decide(&self, now: Instant) -> Decision {
@@ -314,7 +337,20 @@ impl State {
         after: &mut After,
     ) -> Dispatched {
         let queue = self.queues.get_mut(&id).expect("a head names a queue that is there");
-        let mut batch = queue.take(head, now);
+        let batch = queue.take(head, now);
+        self.start(id, batch, worker, now, after)
+    }
+
+    /// Notes that a batch which was taken out of its list runs.
+    fn start(
+        &mut self,
+        id: QueueId,
+        mut batch: Box<dyn Batch>,
+        worker: usize,
+        now: Instant,
+        after: &mut After,
+    ) -> Dispatched {
+        let queue = self.queues.get_mut(&id).expect("a batch comes from a queue that is there");
         self.next_batch += 1;
         let number = self.next_batch;
         let requests = batch.take_numbers();

@@ -1,21 +1,21 @@
 //! Submitting: asking for room, waiting in line for it, and filing what was accepted.
 
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::error::SubmitError;
-use crate::inbox::{InboxState, Receipt};
+use crate::inbox::{Arrival, InboxState};
 use crate::policy::QueueId;
 use crate::queue::BatchQueue;
 use crate::queue_state::{Need, Room};
 use crate::request::Request;
-use crate::response::{Address, Pending, Responder, ResponseHandle};
+use crate::response::{Address, Company, Pending, Responder, ResponseHandle};
 use crate::shared::{Locked, Shared};
 use crate::sync::{MutexGuard, thread_waker};
-use crate::waiting::Arrival;
+use crate::waiting::RequestId;
 use crate::worker::{Help, WorkerContext};
 
 /// What becomes of a submitted request: its response handle, or the request back.
@@ -27,6 +27,10 @@ pub type SubmittedGroup<E> = Result<
     Vec<ResponseHandle<<E as Engine>::Output>>,
     SubmitError<Vec<Request<<E as Engine>::Item>>>,
 >;
+
+/// The same for a task.
+type TaskSubmitted<E> =
+    Result<Pending<<E as Engine>::Output>, SubmitError<Request<<E as Engine>::Item>>>;
 
 /// How long a submission is ready to wait for room.
 #[derive(Clone, Copy)]
@@ -40,8 +44,8 @@ pub(crate) enum Patience {
 enum WayIn<'a, E: Engine> {
     /// The inbox was open.
     Open(MutexGuard<'a, InboxState<E>>),
-    /// The executor has granted it.
-    Asked(Locked<'a>),
+    /// The executor has granted it. Boxed, for it is large, and the other is the usual way.
+    Asked(Box<Locked<'a>>),
 }
 
 /// Why there is no room.
@@ -69,7 +73,7 @@ struct Ticket<E: Engine> {
     key: <E::Item as BatchItem>::Key,
     hash: u64,
     cost: usize,
-    pending: Pending<E::Output>,
+    deadline: Option<Instant>,
     responder: Responder<E::Output>,
     /// A thread may sleep for the answer; a task does not.
     may_sleep: bool,
@@ -98,11 +102,13 @@ impl<E: Engine> BatchQueue<E> {
         if let Some(heavy) = self.too_heavy(cost) {
             return Err(self.refuse_heavy(request, 1, heavy));
         }
-        let ticket = self.ticket(&request, cost, true);
+        let (pending, ticket) = self.ticket(&request, cost, None);
         match self.room(Need { requests: 1, cost }, patience) {
             Ok(room) => {
-                let pending = self.go_in(room, |inbox| self.put(inbox, request, ticket));
-                Ok(ResponseHandle::new(self.shared(), pending))
+                let deadline = ticket.deadline;
+                let (id, company) = self.go_in(room, |inbox| self.put(inbox, request, ticket));
+                let pending = pending.wait_at(self.address(id, deadline));
+                Ok(ResponseHandle::new(self.shared(), pending, company))
             }
             Err(refusal) => Err(refusal.with(request)),
         }
@@ -124,15 +130,20 @@ impl<E: Engine> BatchQueue<E> {
         let tickets: Vec<_> = requests
             .iter()
             .zip(costs)
-            .map(|(request, cost)| self.ticket(request, cost, true))
+            .map(|(request, cost)| self.ticket(request, cost, None))
             .collect();
         match self.room(Need { requests: count, cost: total }, patience) {
             Ok(room) => {
                 let shared = self.shared();
                 let handles = self.go_in(room, |inbox| {
                     let pairs = requests.into_iter().zip(tickets);
-                    let pending = pairs.map(|(request, ticket)| self.put(inbox, request, ticket));
-                    pending.map(|pending| ResponseHandle::new(shared, pending)).collect()
+                    let handles = pairs.map(|(request, (pending, ticket))| {
+                        let deadline = ticket.deadline;
+                        let (id, company) = self.put(inbox, request, ticket);
+                        let pending = pending.wait_at(self.address(id, deadline));
+                        ResponseHandle::new(shared, pending, company)
+                    });
+                    handles.collect()
                 });
                 Ok(handles)
             }
@@ -140,13 +151,22 @@ impl<E: Engine> BatchQueue<E> {
         }
     }
 
-    /// What can be prepared for a request before the lock is taken.
-    fn ticket(&self, request: &Request<E::Item>, cost: usize, may_sleep: bool) -> Ticket<E> {
+    /// What can be prepared for a request before the lock is taken. A task leaves the waker that the
+    /// answer is to wake; a thread may sleep for it.
+    #[inline]
+    fn ticket(
+        &self,
+        request: &Request<E::Item>,
+        cost: usize,
+        waker: Option<&Waker>,
+    ) -> (Pending<E::Output>, Ticket<E>) {
         let at = self.shared().clock.now();
         let key = request.input.key();
         let hash = self.hash(&key);
-        let (pending, responder) = Pending::pair();
-        Ticket { at, key, hash, cost, pending, responder, may_sleep }
+        let may_sleep = waker.is_none();
+        let (pending, responder) = Pending::pair(waker.cloned());
+        let deadline = request.deadline_from(at);
+        (pending, Ticket { at, key, hash, cost, deadline, responder, may_sleep })
     }
 
     /// What one request exceeds: the amount, the setting and its value.
@@ -232,7 +252,7 @@ impl<E: Engine> BatchQueue<E> {
         let mut locked = self.shared().lock();
         let (state, after) = locked.parts();
         match state.admit(self.id(), need, ticket, waker, after) {
-            Room::Granted => Ok(WayIn::Asked(locked)),
+            Room::Granted => Ok(WayIn::Asked(Box::new(locked))),
             Room::Full => Err(Refusal::Full),
             Room::Closed => Err(Refusal::Closed),
             Room::Failed(why) => Err(Refusal::Failed(why)),
@@ -249,6 +269,7 @@ impl<E: Engine> BatchQueue<E> {
     }
 
     /// Puts requests for which there is room into the inbox, and wakes a worker if the bell says so.
+    #[inline]
     fn go_in<T>(&self, way_in: WayIn<'_, E>, put: impl FnOnce(&mut InboxState<E>) -> T) -> T {
         let (mut inbox, locked) = match way_in {
             WayIn::Open(inbox) => (inbox, None),
@@ -259,84 +280,104 @@ impl<E: Engine> BatchQueue<E> {
         // CORRECTNESS: the executor's lock comes before the inbox's.
         drop(inbox);
         if ring {
-            let mut locked = locked.unwrap_or_else(|| self.shared().lock());
-            let (state, after) = locked.parts();
-            state.workers.wake_one(after);
+            self.ring(locked);
         }
         result
     }
 
+    /// Wakes a worker.
+    fn ring(&self, locked: Option<Box<Locked<'_>>>) {
+        let mut locked = locked.map_or_else(|| self.shared().lock(), |locked| *locked);
+        let (state, after) = locked.parts();
+        state.workers.wake_one(after);
+    }
+
     /// Puts a request for which there is room into the inbox.
+    #[inline]
     fn put(
         &self,
         inbox: &mut InboxState<E>,
         request: Request<E::Item>,
         ticket: Ticket<E>,
-    ) -> Pending<E::Output> {
-        let Ticket { at, key, hash, cost, mut pending, responder, may_sleep } = ticket;
-        let deadline = request.deadline_from(at);
-        let class = request.priority;
-        let arrival =
-            Arrival { input: request.input, key, hash, cost, class, at, deadline, may_sleep };
-        let Receipt { id, event, alone } = self.inbox().put(inbox, arrival, responder);
-        pending.wait_at(Address { queue: self.id(), request: id, deadline });
-        pending.wait_with(event, alone);
-        pending
+    ) -> (RequestId, Company) {
+        let Ticket { at, key, hash, cost, deadline, responder, may_sleep } = ticket;
+        let Request { input, priority: class, .. } = request;
+        let arrival = Arrival { input, key, hash, cost, class, at, deadline, may_sleep };
+        self.inbox().put(inbox, arrival, responder)
+    }
+
+    fn address(&self, request: RequestId, deadline: Option<Instant>) -> Address {
+        Address { queue: self.id(), request, deadline }
     }
 }
 
-/// A request that was not accepted.
-pub(crate) enum NotYet<I> {
-    /// It waits in line for room.
-    InLine(Request<I>, PlaceInLine),
-    Refused(SubmitError<Request<I>>),
-}
-
 impl<E: Engine> BatchQueue<E> {
+    /// Submits `request` for a task, or leaves it and a place in line for room.
+    ///
+    /// It stays where it is until it goes in: each move of it costs (docs/performance.md, log).
+    #[inline]
     pub(crate) fn poll_submit(
         &self,
-        request: Request<E::Item>,
-        mut place: Option<PlaceInLine>,
+        request: &mut Option<Request<E::Item>>,
+        place: &mut Option<PlaceInLine>,
         waker: &Waker,
-    ) -> Result<Pending<E::Output>, NotYet<E::Item>> {
-        let cost = request.input.cost();
+    ) -> Poll<TaskSubmitted<E>> {
+        let asked = request.as_ref().expect(SUBMITTED);
+        let cost = asked.input.cost();
         if let Some(heavy) = self.too_heavy(cost) {
-            return Err(NotYet::Refused(self.refuse_heavy(request, 1, heavy)));
+            let request = request.take().expect(SUBMITTED);
+            return Poll::Ready(Err(self.refuse_heavy(request, 1, heavy)));
         }
-        let ticket = self.ticket(&request, cost, false);
+        let (pending, ticket) = self.ticket(asked, cost, Some(waker));
+        match self.poll_room_for_task(Need { requests: 1, cost }, place, waker) {
+            Poll::Ready(Ok(way_in)) => {
+                let deadline = ticket.deadline;
+                let (id, _) = self.go_in(way_in, |inbox| {
+                    self.put(inbox, request.take().expect(SUBMITTED), ticket)
+                });
+                Poll::Ready(Ok(pending.wait_at(self.address(id, deadline))))
+            }
+            // Its slot has the waker of a task that is not to be woken.
+            Poll::Ready(Err(refusal)) => {
+                pending.abandon();
+                let request = request.take().expect(SUBMITTED);
+                Poll::Ready(Err(self.refuse(1, refusal).with(request)))
+            }
+            Poll::Pending => {
+                pending.abandon();
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The way in, or a place in the line for it.
+    fn poll_room_for_task(
+        &self,
+        need: Need,
+        place: &mut Option<PlaceInLine>,
+        waker: &Waker,
+    ) -> Poll<Result<WayIn<'_, E>, Refusal>> {
         loop {
             // The first look is without a place in line: mostly there is room.
-            let room = match &mut place {
-                None => self.look(Need { requests: 1, cost }),
-                Some(place) => {
-                    self.poll_room(Need { requests: 1, cost }, &mut place.ticket, Some(waker))
-                }
+            let room = match place {
+                None => self.look(need),
+                Some(place) => self.poll_room(need, &mut place.ticket, Some(waker)),
             };
-            match room {
-                Ok(way_in) => {
-                    // Not before: a ticket that comes to nothing answers its slot, and must not wake
-                    // the task that waits for room.
-                    ticket.pending.leave(waker);
-                    return Ok(self.go_in(way_in, |inbox| self.put(inbox, request, ticket)));
-                }
-                Err(Refusal::Full) => {}
-                Err(refusal) => {
-                    return Err(NotYet::Refused(self.refuse(1, refusal).with(request)));
-                }
-            }
+            let Err(Refusal::Full) = room else { return Poll::Ready(room) };
             if let Some(worker) = WorkerContext::current(self.shared()) {
                 match worker.help(self.id(), None) {
                     Help::Progress => continue,
                     Help::Elsewhere | Help::Stuck => {
-                        let refused = self.refuse(1, Refusal::WouldDeadlock).with(request);
-                        return Err(NotYet::Refused(refused));
+                        return Poll::Ready(Err(Refusal::WouldDeadlock));
                     }
                 }
             }
             match place {
-                None => place = Some(self.place_in_line()),
-                Some(place) => return Err(NotYet::InLine(request, place)),
+                None => *place = Some(self.place_in_line()),
+                Some(_) => return Poll::Pending,
             }
         }
     }
 }
+
+const SUBMITTED: &str = "a request is submitted once";

@@ -70,6 +70,10 @@ impl Workers {
         }
     }
 
+    pub(crate) fn has_errand(&self, worker: usize) -> bool {
+        !self.0[worker].errands.is_empty()
+    }
+
     pub(crate) fn next_errand(&mut self, worker: usize) -> Option<Errand> {
         self.0[worker].errands.pop_front()
     }

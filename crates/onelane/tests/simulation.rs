@@ -58,6 +58,9 @@ struct New {
 enum Step {
     Submit(New),
     Group(Vec<New>),
+    /// Submits requests one by one, advances, and lets the running batch end: the first who looks into
+    /// the inbox is the worker.
+    Burst(Vec<New>, u64),
     /// Drops the handle of one of those that are open.
     Cancel(prop::sample::Index),
     Advance(u64),
@@ -84,10 +87,43 @@ fn news() -> impl Strategy<Value = New> {
     )
 }
 
+/// What sets one of many requests that are alike apart.
+#[derive(Clone, Debug)]
+enum Odd {
+    Nothing,
+    Key(u64),
+    Class(usize),
+    Deadline(u64),
+}
+
+/// Requests of which most differ in their cost only. None expires before the clock is moved.
+fn alike() -> impl Strategy<Value = Vec<New>> {
+    let odd = prop_oneof![
+        20 => Just(Odd::Nothing),
+        1 => (0..3_u64).prop_map(Odd::Key),
+        1 => (0..3_usize).prop_map(Odd::Class),
+        1 => (1..40_u64).prop_map(Odd::Deadline),
+    ];
+    let many = prop::collection::vec((1..4_usize, odd), 2..8);
+    (0..3_u64, 0..3_usize, many).prop_map(|(key, class, many)| {
+        let new = |(cost, odd)| {
+            let new = New { key, class, cost, nature: 0, deadline_ms: None };
+            match odd {
+                Odd::Nothing => new,
+                Odd::Key(key) => New { key, ..new },
+                Odd::Class(class) => New { class, ..new },
+                Odd::Deadline(ms) => New { deadline_ms: Some(ms), ..new },
+            }
+        };
+        many.into_iter().map(new).collect()
+    })
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => news().prop_map(Step::Submit),
         2 => prop::collection::vec(news(), 0..6).prop_map(Step::Group),
+        2 => (alike(), 0..30_u64).prop_map(|(news, ms)| Step::Burst(news, ms)),
         2 => any::<prop::sample::Index>().prop_map(Step::Cancel),
         2 => (1..30_u64).prop_map(Step::Advance),
         4 => Just(Step::Run),
@@ -408,6 +444,14 @@ impl Simulation {
         match step {
             Step::Submit(new) => self.submit(std::slice::from_ref(new), false),
             Step::Group(news) => self.submit(news, true),
+            Step::Burst(news, ms) => {
+                for new in news {
+                    self.submit(std::slice::from_ref(new), false);
+                    self.gate.wait_for_arrivals(self.reference.batches.len());
+                }
+                self.advance(*ms);
+                self.run();
+            }
             Step::Cancel(index) => {
                 if !self.handles.is_empty() {
                     let value = *index.get(&self.handles.keys().copied().collect::<Vec<_>>());
@@ -418,19 +462,24 @@ impl Simulation {
                     }
                 }
             }
-            Step::Advance(ms) => {
-                self.clock.advance(MS * *ms as u32);
-                self.reference.now += MS * *ms as u32;
-            }
-            Step::Run => {
-                if self.reference.running.is_some() {
-                    self.gate.open(1);
-                    self.reference.end_batch();
-                }
-            }
+            Step::Advance(ms) => self.advance(*ms),
+            Step::Run => self.run(),
         }
         self.settle();
         self.check();
+    }
+
+    fn advance(&mut self, ms: u64) {
+        self.clock.advance(MS * ms as u32);
+        self.reference.now += MS * ms as u32;
+    }
+
+    /// Lets the running batch end.
+    fn run(&mut self) {
+        if self.reference.running.is_some() {
+            self.gate.open(1);
+            self.reference.end_batch();
+        }
     }
 
     /// Waits until the worker is where the reference is: at the gate, or idle.

@@ -40,7 +40,7 @@ enum Waiting {
     Accepted(ResponseHandle<Answer>),
     /// A request that waits in line for room; polled on its event loop's thread only, because on
     /// the worker a poll would run batches.
-    InLine(Infer<PyEngine>),
+    InLine(Infer<'static, PyEngine>),
 }
 
 type Outcome = Result<Answer, InferError<Item>>;
@@ -101,7 +101,7 @@ impl Pending {
     }
 
     /// Waits in line for room, then for the answer.
-    pub(crate) fn in_line(self: &Arc<Self>, py: Python<'_>, infer: Infer<PyEngine>) {
+    pub(crate) fn in_line(self: &Arc<Self>, py: Python<'_>, infer: Infer<'static, PyEngine>) {
         self.in_line.store(true, Ordering::Release);
         *lock(&self.stage) = Stage::Held(Waiting::InLine(infer));
         self.advance(py);

@@ -242,7 +242,7 @@ impl Queue {
             Ok(handle) => self.follow(py, &pending, handle),
             Err(SubmitError::Full(request)) => {
                 self.waited.fetch_add(1, Ordering::Relaxed);
-                pending.in_line(py, queue.infer(request));
+                pending.in_line(py, queue.infer(request).into_owned());
             }
             Err(error) => return Err(from_submit(py, &error)),
         }
