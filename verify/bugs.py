@@ -127,6 +127,14 @@ MUTANTS = [
         test("simulation"),
     ),
     Mutant(
+        "a task in line is woken by what it gave up",
+        "6",
+        "submit.rs",
+        "            Poll::Pending => {\n                pending.abandon();\n",
+        "            Poll::Pending => {\n",
+        test("line"),
+    ),
+    Mutant(
         "a batch straight from the inbox mixes priorities",
         "6",
         "request_list.rs",

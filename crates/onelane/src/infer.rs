@@ -41,8 +41,8 @@ enum InferState<E: Engine> {
 
 /// The future of [`BatchQueue::infer`].
 ///
-/// It borrows the queue: counting a handle for each request would make all clients meet at that count.
-/// For a task that must own what it uses there is [`into_owned`](Self::into_owned).
+/// It borrows the queue, since counting a handle for each request would make all clients meet at that
+/// count. For a task that owns what it uses there is [`into_owned`](Self::into_owned).
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Infer<'a, E: Engine> {
     queue: Cow<'a, BatchQueue<E>>,
@@ -67,7 +67,7 @@ impl<'a, E: Engine> Infer<'a, E> {
     /// }
     /// ```
     pub fn into_owned(mut self) -> Infer<'static, E> {
-        let queue = Cow::Owned(self.queue.clone().into_owned());
+        let queue = Cow::Owned(BatchQueue::clone(&self.queue));
         Infer { queue, state: mem::replace(&mut self.state, InferState::Done) }
     }
 }

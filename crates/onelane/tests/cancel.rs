@@ -3,8 +3,7 @@
 mod common;
 
 use std::future::Future;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use common::*;
@@ -162,23 +161,4 @@ fn a_future_resolves_on_any_runtime() {
         let handle = queue.submit(FakeItem::new(5)).unwrap();
         assert_eq!(block_on(handle).unwrap(), 5);
     });
-}
-
-/// The smallest runtime there is: one future, one thread.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
-    let mut context = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
-        std::thread::park();
-    }
 }

@@ -76,3 +76,19 @@ fn a_task_in_line_is_left_alone() {
         assert!(third.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     });
 }
+
+/// A future that owns its queue can be sent away: it stands in line though every other handle is gone.
+#[test]
+fn a_future_with_a_handle_of_its_own_keeps_its_queue() {
+    within_a_minute(|| {
+        let (queue, gate, _) = gated(&executor(), BatchConfig::default().capacity(1));
+        let others = [occupy(&queue, &gate), queue.submit(FakeItem::new(2)).unwrap()];
+        let mut third = queue.infer(FakeItem::new(3)).into_owned();
+        assert!(pin!(&mut third).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(queue);
+        let third = std::thread::spawn(move || block_on(third.into_owned()));
+        gate.open_for_good();
+        wait_all(others);
+        assert_eq!(third.join().unwrap().unwrap(), 3);
+    });
+}

@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 
 use onelane::testing::{FakeEngine, FakeItem, Gate, VirtualClock};
 use onelane::{BatchConfig, BatchQueue, DeviceExecutor, ExecutorConfig, ResponseHandle};
@@ -57,4 +60,23 @@ pub fn batches(seen: &Seen) -> Vec<Vec<u64>> {
 
 pub fn wait_all(handles: impl IntoIterator<Item = ResponseHandle<u64>>) -> Vec<u64> {
     handles.into_iter().map(|handle| handle.wait().unwrap()).collect()
+}
+
+/// The smallest runtime there is: one future, one thread.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        std::thread::park();
+    }
 }
