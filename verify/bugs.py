@@ -282,18 +282,18 @@ MUTANTS = [
         "deadlines are not looked at before a batch is taken",
         "7",
         "state.rs",
-        "        self.expire(now, after);\n        if let Some(errand)",
-        "        if let Some(errand)",
+        "if first_deadline.is_some_and(|deadline| deadline <= now) {",
+        "if false {",
         test("cancel", "a_passed_deadline"),
     ),
     Mutant(
         "a worker goes to sleep on an errand that it gave itself",
         "8",
         "state.rs",
-        "        self.expire(now, after);\n        if let Some(errand) = "
+        "            self.expire(now, after);\n        }\n        if let Some(errand) = "
         "self.workers.next_errand(worker) {\n            return Step::Errand(errand);"
         "\n        }\n        let until",
-        "        if let Some(errand) = self.workers.next_errand(worker) {\n"
+        "        }\n        if let Some(errand) = self.workers.next_errand(worker) {\n"
         "            return Step::Errand(errand);\n        }\n        self.expire(now, after);"
         "\n        let until",
         loom("deadline_against_shutdown"),

@@ -52,31 +52,48 @@ pub(crate) enum Decision {
 
 /// The class that a request counts as after it has waited: 0 is Interactive.
 pub(crate) fn effective_class(class: Priority, waited: Duration, ageing: Duration) -> usize {
+    if waited < ageing {
+        return class.index();
+    }
     let lifts = waited.as_nanos() / ageing.as_nanos().max(1);
     class.index().saturating_sub(usize::try_from(lifts).unwrap_or(usize::MAX))
 }
 
-/// Chooses among everything that waits.
-pub(crate) fn decide(candidates: impl IntoIterator<Item = Candidate>, now: Instant) -> Decision {
-    let mut best: Option<(_, Candidate)> = None;
-    let mut earliest: Option<Instant> = None;
-    for candidate in candidates {
+/// Effective class, device time, arrival, order of acceptance: the least goes first.
+type Claim = (usize, Duration, Instant, u64);
+
+/// Chooses among everything that waits, shown one after another.
+pub(crate) struct Choice {
+    now: Instant,
+    best: Option<(Claim, QueueId, Head)>,
+    earliest: Option<Instant>,
+}
+
+impl Choice {
+    pub(crate) fn at(now: Instant) -> Self {
+        Self { now, best: None, earliest: None }
+    }
+
+    pub(crate) fn consider(&mut self, candidate: Candidate) {
         let head = candidate.head;
-        if head.ready_at > now {
-            earliest = Some(earliest.map_or(head.ready_at, |e| e.min(head.ready_at)));
-            continue;
+        if head.ready_at > self.now {
+            self.earliest = Some(self.earliest.map_or(head.ready_at, |e| e.min(head.ready_at)));
+            return;
         }
-        let waited = now.saturating_duration_since(head.arrival);
+        let waited = self.now.saturating_duration_since(head.arrival);
         let class = effective_class(head.class, waited, candidate.ageing);
         let claim = (class, candidate.virtual_time, head.arrival, head.seq);
-        if best.as_ref().is_none_or(|(least, _)| claim < *least) {
-            best = Some((claim, candidate));
+        if self.best.as_ref().is_none_or(|(least, ..)| claim < *least) {
+            self.best = Some((claim, candidate.queue, head));
         }
     }
-    match (best, earliest) {
-        (Some((_, candidate)), _) => Decision::Dispatch(candidate.queue, candidate.head),
-        (None, Some(instant)) => Decision::WaitUntil(instant),
-        (None, None) => Decision::Idle,
+
+    pub(crate) fn decision(self) -> Decision {
+        match (self.best, self.earliest) {
+            (Some((_, queue, head)), _) => Decision::Dispatch(queue, head),
+            (None, Some(instant)) => Decision::WaitUntil(instant),
+            (None, None) => Decision::Idle,
+        }
     }
 }
 
@@ -93,8 +110,14 @@ mod tests {
         Candidate { queue, head, ageing: SECOND, virtual_time: Duration::ZERO }
     }
 
+    fn decide(candidates: &[Candidate], now: Instant) -> Decision {
+        let mut choice = Choice::at(now);
+        candidates.iter().for_each(|&candidate| choice.consider(candidate));
+        choice.decision()
+    }
+
     fn winner(candidates: &[Candidate], now: Instant) -> QueueId {
-        match decide(candidates.iter().copied(), now) {
+        match decide(candidates, now) {
             Decision::Dispatch(queue, _) => queue,
             other => panic!("nothing was dispatched: {other:?}"),
         }
@@ -106,7 +129,7 @@ mod tests {
 
     #[test]
     fn nothing_waits() {
-        assert_eq!(decide([], noon()), Decision::Idle);
+        assert_eq!(decide(&[], noon()), Decision::Idle);
     }
 
     #[test]
@@ -157,7 +180,7 @@ mod tests {
         filling.head.ready_at = now + SECOND;
         let ready = candidate(2, Priority::Bulk, Duration::ZERO, now);
         assert_eq!(winner(&[filling, ready], now), 2);
-        assert_eq!(decide([filling], now), Decision::WaitUntil(now + SECOND));
+        assert_eq!(decide(&[filling], now), Decision::WaitUntil(now + SECOND));
         assert_eq!(winner(&[filling], now + SECOND), 1);
     }
 

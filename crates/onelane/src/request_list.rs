@@ -151,12 +151,12 @@ impl<E: Engine> RequestList<E> {
         };
         self.requests.put(slot, entry);
         self.lines[class.index()].push_back(&mut self.requests, slot);
-        let ready_at = self.ready_at(at, deadline);
+        let ready_at = (!self.max_wait.is_zero()).then(|| self.ready_at(at, deadline));
         let group = &mut self.groups[group];
         group.lanes[class.index()].push_back(&mut self.requests, slot);
         group.len += 1;
         group.cost += cost;
-        group.ready_at = Some(group.ready_at.map_or(ready_at, |earlier| earlier.min(ready_at)));
+        group.ready_at = [group.ready_at, ready_at].into_iter().flatten().min();
         self.cost += cost;
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, id));
@@ -201,20 +201,19 @@ impl<E: Engine> RequestList<E> {
         if deadline.is_some_and(|deadline| deadline <= ready_at) { arrival } else { ready_at }
     }
 
-    fn unlink(&mut self, slot: usize) -> Waiting<E> {
-        let Waiting { class, group, .. } = self.requests[slot];
+    /// Takes a request out of its line, its lane and all sums; the request itself is then taken.
+    fn unlink(&mut self, slot: usize) {
+        let Waiting { class, group, cost, deadline, number, .. } = self.requests[slot];
         self.lines[class.index()].unlink(&mut self.requests, slot);
-        self.groups[group].lanes[class.index()].unlink(&mut self.requests, slot);
-        let entry = self.requests.take(slot);
-        self.vacated.push(slot);
         let group = &mut self.groups[group];
+        group.lanes[class.index()].unlink(&mut self.requests, slot);
         group.len -= 1;
-        group.cost -= entry.cost;
-        self.cost -= entry.cost;
-        if let Some(deadline) = entry.deadline {
-            self.deadlines.remove(&(deadline, RequestId { slot, number: entry.number }));
+        group.cost -= cost;
+        self.cost -= cost;
+        if let Some(deadline) = deadline {
+            self.deadlines.remove(&(deadline, RequestId { slot, number }));
         }
-        entry
+        self.vacated.push(slot);
     }
 
     /// Forgets a group that holds nothing; its key is the caller's to drop.
@@ -435,9 +434,10 @@ impl<E: Engine> WaitingList for RequestList<E> {
             if batch.len() == limit || (batch.len() > 0 && fits > self.max_batch_cost) {
                 break;
             }
-            let entry = self.unlink(slot);
-            waits(entry.arrival);
-            batch.push(entry.input, entry.responder, entry.number, entry.cost);
+            self.unlink(slot);
+            let Waiting { input, responder, number, cost, arrival, .. } = self.requests.take(slot);
+            waits(arrival);
+            batch.push(input, responder, number, cost);
             next = self.groups[index].lanes.iter().find_map(Fifo::head);
         }
         {
@@ -462,7 +462,8 @@ impl<E: Engine> WaitingList for RequestList<E> {
         if !self.contains(id) {
             return None;
         }
-        let entry = self.unlink(id.slot);
+        self.unlink(id.slot);
+        let entry = self.requests.take(id.slot);
         self.inbox.lock().release(Need { requests: 1, cost: entry.cost });
         let key = self.tidy(entry.group);
         Some(Box::new(RemovedRequest { entry, key }))

@@ -30,16 +30,19 @@ impl<T> Slots<T> {
     }
 
     /// Puts a value into a free slot.
+    #[inline]
     pub(crate) fn put(&mut self, slot: usize, value: T) {
         if slot >= self.slots.len() {
             self.slots.resize_with(slot + 1, || None);
         }
-        let old = self.slots[slot].replace(value);
-        debug_assert!(old.is_none(), "slot {slot} was given to two");
+        let place = &mut self.slots[slot];
+        debug_assert!(place.is_none(), "slot {slot} was given to two");
+        *place = Some(value);
         self.taken += 1;
     }
 
     /// Takes the value out of a slot, which is free afterwards.
+    #[inline]
     pub(crate) fn take(&mut self, slot: usize) -> T {
         self.taken -= 1;
         self.slots[slot].take().expect(TAKEN)

@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::closure::{Closure, ClosureList};
 use crate::config::BatchConfig;
 use crate::error::RequestError;
-use crate::policy::{self, Candidate, Decision, Head, QueueId};
+use crate::policy::{Choice, Decision, Head, QueueId};
 use crate::queue_state::{Need, Phase, QueueState, Room, Running, remember};
 use crate::stats::{Health, Stats};
 use crate::waiting::{RequestId, WaitingList};
@@ -108,11 +108,17 @@ impl State {
         }
     }
 
-    fn file_all(&mut self, after: &mut After) {
+    /// Files what is in all inboxes, and says what deadline comes first.
+    fn file_all(&mut self, after: &mut After) -> Option<Instant> {
         let bell = self.workers.any_asleep();
+        let mut first: Option<Instant> = None;
         for queue in self.queues.values_mut() {
             queue.file(&mut self.next_seq, self.virtual_now, bell, after);
+            if let Some((deadline, _)) = queue.list.first_deadline() {
+                first = Some(first.map_or(deadline, |first| first.min(deadline)));
+            }
         }
+        first
     }
 
     /// Asks for room in a queue. With a `waker`, a caller that has to wait gets a ticket: it is
@@ -204,12 +210,11 @@ impl State {
     }
 
     fn expire(&mut self, now: Instant, after: &mut After) {
-        let ids: Vec<QueueId> = self
-            .queues
-            .iter()
-            .filter(|(_, queue)| queue.list.first_deadline().is_some_and(|(at, _)| at <= now))
-            .map(|(&id, _)| id)
-            .collect();
+        let late = |queue: &QueueState| {
+            queue.list.first_deadline().is_some_and(|(deadline, _)| deadline <= now)
+        };
+        let ids = self.queues.iter().filter(|(_, queue)| late(queue)).map(|(&id, _)| id);
+        let ids: Vec<QueueId> = ids.collect();
         for id in ids {
             while let Some((_, request)) = self
                 .queues
@@ -243,13 +248,15 @@ impl State {
         if let Some(dispatched) = self.take_straight(worker, clock, after) {
             return Step::Batch(dispatched);
         }
-        self.file_all(after);
+        let first_deadline = self.file_all(after);
         // CORRECTNESS: read when all has been filed. To an earlier time what has just come would not be
         // ready yet, and no sleeping worker would be called for it.
         let now = clock.now();
         // CORRECTNESS: before the errands, for what expires may be the last request of a closed
         // queue, and dropping that queue's engine is then an errand of this worker too.
-        self.expire(now, after);
+        if first_deadline.is_some_and(|deadline| deadline <= now) {
+            self.expire(now, after);
+        }
         if let Some(errand) = self.workers.next_errand(worker) {
             return Step::Errand(errand);
         }
@@ -301,11 +308,11 @@ impl State {
     }
 
     fn decide(&self, now: Instant) -> Decision {
-        let mut candidates = smallvec::SmallVec::<[Candidate; 12]>::new();
+        let mut choice = Choice::at(now);
         for (&id, queue) in &self.queues {
-            queue.list.heads(&mut |head| candidates.push(queue.candidate(id, head)));
+            queue.list.heads(&mut |head| choice.consider(queue.candidate(id, head)));
         }
-        policy::decide(candidates, now)
+        choice.decision()
     }
 
     /// The head that goes first in one queue, whether its batch is full or not.
@@ -317,11 +324,11 @@ impl State {
     ) -> Option<Head> {
         self.file(id, after);
         let queue = self.queues.get(&id)?;
-        let mut candidates = smallvec::SmallVec::<[Candidate; 4]>::new();
+        let mut choice = Choice::at(now);
         queue.list.heads(&mut |head| {
-            candidates.push(queue.candidate(id, Head { ready_at: head.arrival.min(now), ..head }));
+            choice.consider(queue.candidate(id, Head { ready_at: head.arrival.min(now), ..head }));
         });
-        match policy::decide(candidates, now) {
+        match choice.decision() {
             Decision::Dispatch(_, head) => Some(head),
             Decision::WaitUntil(_) | Decision::Idle => None,
         }

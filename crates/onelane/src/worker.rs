@@ -72,7 +72,7 @@ impl WorkerContext {
 
     /// Takes the engine of a queue for the length of a batch.
     pub(crate) fn take_engine<E: Engine>(&self, queue: QueueId) -> Option<Box<E>> {
-        let engine = self.engines.borrow_mut().insert(queue, None).flatten()?;
+        let engine = self.engines.borrow_mut().entry(queue).or_default().take()?;
         Some(engine.downcast().expect("a queue's engine keeps its type"))
     }
 
@@ -80,12 +80,8 @@ impl WorkerContext {
     pub(crate) fn put_engine<E: Engine>(&self, queue: QueueId, engine: Option<Box<E>>) {
         let mut engines = self.engines.borrow_mut();
         match engine {
-            Some(engine) => {
-                engines.insert(queue, Some(engine));
-            }
-            None => {
-                engines.remove(&queue);
-            }
+            Some(engine) => *engines.entry(queue).or_default() = Some(engine),
+            None => drop(engines.remove(&queue)),
         }
     }
 
