@@ -12,7 +12,7 @@ use crate::contain::contain;
 use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
 use crate::queue_state::{Need, Room};
-use crate::response::{Address, Company, Pending, Responder, ResponseHandle};
+use crate::response::{Company, Pending, Responder, ResponseHandle};
 use crate::shared::Shared;
 use crate::state::CLOSURES;
 use crate::stats::{Health, QueueStats};
@@ -141,7 +141,7 @@ impl DeviceExecutor {
         T: Send + 'static,
     {
         let shared = &self.owner.shared;
-        let (pending, responder) = Pending::pair(None);
+        let (pending, responder) = Pending::pair(None, None);
         if WorkerContext::current(shared).is_some() {
             let answer = contain(closure).map_err(RequestError::Panicked);
             let mut after = After::default();
@@ -157,7 +157,7 @@ impl DeviceExecutor {
             Room::Granted => {
                 let task = Box::new(Task::new(closure, responder));
                 let request = state.push_closure(task, now, after);
-                let pending = pending.wait_at(Address { queue: CLOSURES, request, deadline: None });
+                let pending = pending.wait_at(CLOSURES, request);
                 return Ok(ResponseHandle::new(shared, pending, Company::default()));
             }
             Room::Failed(why) => SubmitError::Failed(closure, why),
@@ -266,7 +266,7 @@ impl Owner {
             }
             for index in (0..self.shared.workers).filter(|&index| Some(index) != here) {
                 let plan = Arc::clone(plan);
-                let (pending, responder) = Pending::pair(None);
+                let (pending, responder) = Pending::pair(None, None);
                 let errand = move |worker: &WorkerContext| build_here(worker, &plan, responder);
                 state.workers.send(index, Box::new(errand), after);
                 builds.push(ResponseHandle::new(&self.shared, pending, Company::default()));

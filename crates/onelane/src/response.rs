@@ -113,15 +113,16 @@ impl<T: Send + 'static> Drop for Responder<T> {
 
 /// Where a request was submitted to.
 #[derive(Clone, Copy)]
-pub(crate) struct Address {
-    pub(crate) queue: QueueId,
-    pub(crate) request: RequestId,
-    pub(crate) deadline: Option<Instant>,
+struct Address {
+    queue: QueueId,
+    request: RequestId,
 }
 
 /// The asking side of one request, without the executor that it waits in.
 pub(crate) struct Pending<T: Send + 'static> {
     slot: Arc<Slot<T>>,
+    /// Until it has been seen to.
+    deadline: Option<Instant>,
     /// `None` for a closure that ran inline: it is answered already.
     address: Option<Address>,
     collected: bool,
@@ -139,10 +140,10 @@ pub(crate) struct Company {
 impl<T: Send + 'static> Pending<T> {
     /// The asking side, with the waker that the answer is to wake, and the responder that answers it;
     /// not yet in any list.
-    pub(crate) fn pair(waker: Option<Waker>) -> (Self, Responder<T>) {
+    pub(crate) fn pair(waker: Option<Waker>, deadline: Option<Instant>) -> (Self, Responder<T>) {
         let slot = Arc::new(Slot(Mutex::new(SlotState::Open(waker))));
         let responder = Responder(Some(Arc::clone(&slot)));
-        (Self { slot, address: None, collected: false }, responder)
+        (Self { slot, deadline, address: None, collected: false }, responder)
     }
 
     /// Gives up a request that is not in any list: nobody is woken for it.
@@ -151,8 +152,8 @@ impl<T: Send + 'static> Pending<T> {
     }
 
     /// Says where the request waits.
-    pub(crate) fn wait_at(self, address: Address) -> Self {
-        Self { address: Some(address), ..self }
+    pub(crate) fn wait_at(self, queue: QueueId, request: RequestId) -> Self {
+        Self { address: Some(Address { queue, request }), ..self }
     }
 
     /// One look at the slot. A deadline that has passed and, on a worker, everything that can be
@@ -167,21 +168,20 @@ impl<T: Send + 'static> Pending<T> {
                 self.collected = true;
                 return Poll::Ready(answer);
             }
-            let Some(Address { queue, request, deadline }) = self.address.as_mut() else {
+            let Some(Address { queue, request }) = self.address else {
                 return Poll::Pending;
             };
-            if deadline.is_some_and(|deadline| deadline <= shared.clock.now()) {
-                *deadline = None;
+            if self.deadline.take_if(|deadline| *deadline <= shared.clock.now()).is_some() {
                 let mut locked = shared.lock();
                 let (state, after) = locked.parts();
-                if state.give_up(*queue, *request, RequestError::DeadlineExceeded, after) {
+                if state.give_up(queue, request, RequestError::DeadlineExceeded, after) {
                     continue;
                 }
             }
             let Some(worker) = WorkerContext::current(shared) else {
                 return Poll::Pending;
             };
-            match worker.help(*queue, Some(*request)) {
+            match worker.help(queue, Some(request)) {
                 Help::Progress => {}
                 Help::Elsewhere => return Poll::Pending,
                 Help::Stuck => {
@@ -205,7 +205,7 @@ impl<T: Send + 'static> Pending<T> {
         }
         self.collected = true;
         let open = self.slot.finish();
-        if let (true, Some(Address { queue, request, .. })) = (open, self.address) {
+        if let (true, Some(Address { queue, request })) = (open, self.address) {
             let mut locked = shared.lock();
             let (state, after) = locked.parts();
             state.give_up(queue, request, RequestError::Cancelled, after);
@@ -265,9 +265,8 @@ impl<T: Send + 'static> ResponseHandle<T> {
 
     /// The answer, or `None` when `until` has come first.
     fn wait_until(&mut self, until: Option<Instant>) -> Option<Result<T, RequestError>> {
-        let deadline = |pending: &Pending<T>| pending.address.and_then(|address| address.deadline);
         // To sleep with others, a thread must have nothing but the answer to wake up for.
-        let timed = until.is_some() || deadline(&self.pending).is_some();
+        let timed = until.is_some() || self.pending.deadline.is_some();
         let event = self.company.event.take_if(|_| !timed);
         let waker = event.as_ref().map_or_else(thread_waker, Event::waker);
         let clock = &self.shared.clock;
@@ -286,8 +285,7 @@ impl<T: Send + 'static> ResponseHandle<T> {
             match &event {
                 Some(event) => event.sleep_unless(|| !self.pending.slot.is_open()),
                 None => {
-                    let deadline = deadline(&self.pending);
-                    clock.park_until([until, deadline].into_iter().flatten().min());
+                    clock.park_until([until, self.pending.deadline].into_iter().flatten().min());
                 }
             }
         }

@@ -12,7 +12,7 @@ use crate::policy::QueueId;
 use crate::queue::BatchQueue;
 use crate::queue_state::{Need, Room};
 use crate::request::Request;
-use crate::response::{Address, Company, Pending, Responder, ResponseHandle};
+use crate::response::{Company, Pending, Responder, ResponseHandle};
 use crate::shared::{Locked, Shared};
 use crate::sync::{MutexGuard, thread_waker};
 use crate::waiting::RequestId;
@@ -105,9 +105,8 @@ impl<E: Engine> BatchQueue<E> {
         let (pending, ticket) = self.ticket(&request, cost, None);
         match self.room(Need { requests: 1, cost }, patience) {
             Ok(room) => {
-                let deadline = ticket.deadline;
                 let (id, company) = self.go_in(room, |inbox| self.put(inbox, request, ticket));
-                let pending = pending.wait_at(self.address(id, deadline));
+                let pending = pending.wait_at(self.id(), id);
                 Ok(ResponseHandle::new(self.shared(), pending, company))
             }
             Err(refusal) => Err(refusal.with(request)),
@@ -138,9 +137,8 @@ impl<E: Engine> BatchQueue<E> {
                 let handles = self.go_in(room, |inbox| {
                     let pairs = requests.into_iter().zip(tickets);
                     let handles = pairs.map(|(request, (pending, ticket))| {
-                        let deadline = ticket.deadline;
                         let (id, company) = self.put(inbox, request, ticket);
-                        let pending = pending.wait_at(self.address(id, deadline));
+                        let pending = pending.wait_at(self.id(), id);
                         ResponseHandle::new(shared, pending, company)
                     });
                     handles.collect()
@@ -164,8 +162,8 @@ impl<E: Engine> BatchQueue<E> {
         let key = request.input.key();
         let hash = self.hash(&key);
         let may_sleep = waker.is_none();
-        let (pending, responder) = Pending::pair(waker.cloned());
         let deadline = request.deadline_from(at);
+        let (pending, responder) = Pending::pair(waker.cloned(), deadline);
         (pending, Ticket { at, key, hash, cost, deadline, responder, may_sleep })
     }
 
@@ -305,10 +303,6 @@ impl<E: Engine> BatchQueue<E> {
         let arrival = Arrival { input, key, hash, cost, class, at, deadline, may_sleep };
         self.inbox().put(inbox, arrival, responder)
     }
-
-    fn address(&self, request: RequestId, deadline: Option<Instant>) -> Address {
-        Address { queue: self.id(), request, deadline }
-    }
 }
 
 impl<E: Engine> BatchQueue<E> {
@@ -331,11 +325,10 @@ impl<E: Engine> BatchQueue<E> {
         let (pending, ticket) = self.ticket(asked, cost, Some(waker));
         match self.poll_room_for_task(Need { requests: 1, cost }, place, waker) {
             Poll::Ready(Ok(way_in)) => {
-                let deadline = ticket.deadline;
                 let (id, _) = self.go_in(way_in, |inbox| {
                     self.put(inbox, request.take().expect(SUBMITTED), ticket)
                 });
-                Poll::Ready(Ok(pending.wait_at(self.address(id, deadline))))
+                Poll::Ready(Ok(pending.wait_at(self.id(), id)))
             }
             // Its slot has the waker of a task that is not to be woken.
             Poll::Ready(Err(refusal)) => {
