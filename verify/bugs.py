@@ -284,7 +284,7 @@ MUTANTS = [
         "state.rs",
         "if first_deadline.is_some_and(|deadline| deadline <= now) {",
         "if false {",
-        test("cancel", "a_passed_deadline"),
+        test("simulation"),
     ),
     Mutant(
         "a worker goes to sleep on an errand that it gave itself",
