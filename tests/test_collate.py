@@ -132,6 +132,85 @@ def test_results_share_memory_with_nobody(device):
     assert torch.equal(parts[1], torch.ones(1, 2))
 
 
+def storages(tensors):
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+# A tensor alone goes another way through the collator than one in a structure.
+@pytest.mark.parametrize("wrap", [lambda y: y, lambda y: {"y": y}], ids=["plain", "dict"])
+def test_views_share_one_copy_of_their_batch(device, wrap):
+    with torch.inference_mode():
+        buffer = torch.zeros(8, 2)
+
+    def model(x):
+        buffer[: len(x)] = x
+        return wrap(buffer[: len(x)])
+
+    queue = onelane.BatchQueue(model, device, copy_outputs=False)
+    batches = []
+    for first in (1.0, 10.0):
+        inputs = [torch.full((n, 2), first + n) for n in (1, 2, 0, 3)]
+        with torch.inference_mode(), Hold(device):
+            futures = [queue.submit(x) for x in inputs]
+        results = [future.result(30) for future in futures]
+        batches.append((inputs, [y["y"] if isinstance(y, dict) else y for y in results]))
+    assert queue.stats().batches == 2
+    for inputs, parts in batches:
+        for x, part in zip(inputs, parts, strict=True):
+            assert torch.equal(part, x)
+            assert not part.is_inference()
+        assert len(storages(part for part in parts if len(part))) == 1
+        assert parts[0].untyped_storage().nbytes() == 6 * 2 * 4
+    assert not storages(batches[0][1]) & (storages(batches[1][1]) | storages([buffer]))
+
+
+def test_a_write_to_one_view_is_nothing_to_the_others(device):
+    for collate, rows in (("tensor", lambda x: x), ("list", torch.stack)):
+        queue = onelane.BatchQueue(rows, device, collate=collate, copy_outputs=False)
+        with Hold(device):
+            futures = [queue.submit(torch.full((1, 2), float(i))) for i in range(3)]
+        a, b, c = (future.result(30) for future in futures)
+        assert len(storages((a, b, c))) == 1
+        weight = torch.ones(1, 2, requires_grad=True)
+        loss = (b * weight).sum()
+        a.add_(7)
+        c.mul_(weight)
+        loss.backward()
+        assert weight.grad.tolist() == [[1.0, 1.0]]
+        assert a.tolist() == [[7.0, 7.0]]
+        assert b.tolist() == [[1.0, 1.0]]
+        assert c.tolist() == [[2.0, 2.0]]
+        assert not b.requires_grad
+
+
+@pytest.mark.parametrize("copy_outputs", [True, False])
+def test_arrays_and_padded_requests_are_views_only_if_asked_for(device, copy_outputs):
+    buffer = torch.zeros(8, 4)
+
+    def model(x):
+        buffer[: len(x)] = x
+        return buffer[: len(x)]
+
+    pad = onelane.Pad(buckets=(4,), trim=True, rows=(8,))
+    for settings in ({}, {"pad": pad}):
+        queue = onelane.BatchQueue(model, device, copy_outputs=copy_outputs, **settings)
+        widths = (1, 4, 3) if settings else (4, 4, 4)
+        inputs = [torch.full((n, w), float(n)) for n, w in zip((1, 2, 3), widths, strict=True)]
+        with Hold(device):
+            tensors = [queue.submit(x) for x in inputs[:2]]
+            array = queue.submit(inputs[2].numpy())
+        buffer.fill_(-1)
+        assert isinstance(array.result(30), np.ndarray)
+        parts = [future.result(30) for future in tensors] + [torch.from_numpy(array.result())]
+        for x, part in zip(inputs, parts, strict=True):
+            assert torch.equal(part, x)
+        assert queue.stats().batches == 1
+        low = [part.data_ptr() for part in parts]
+        assert (low == [low[0], low[0] + 16, low[0] + 48]) is not copy_outputs
+        assert len(storages(parts[:2])) == (2 if copy_outputs else 1)
+        assert not storages(parts) & storages([buffer])
+
+
 def test_an_empty_request(device, mlp):
     queue = onelane.BatchQueue(mlp, device)
     assert queue(torch.empty(0, 64)).shape == (0, 8)
@@ -193,3 +272,9 @@ def test_a_wrong_input_is_refused_where_it_is_given(device, mlp, bad, error, tex
     with pytest.raises(error, match=text):
         queue(bad())
     assert queue.stats().submitted == 0
+
+
+@pytest.mark.parametrize("value", [None, 0, "no"])
+def test_what_is_said_of_copies_is_true_or_false(device, mlp, value):
+    with pytest.raises(TypeError, match=f"copy_outputs={value!r}"):
+        onelane.BatchQueue(mlp, device, copy_outputs=value)

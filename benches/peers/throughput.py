@@ -19,11 +19,13 @@ Strategies:
     handwritten a queue and one consumer: takes what waits (up to 256), torch.cat, split, futures
     batched     the package `batched`, where it is installed
     onelane     onelane.BatchQueue, max_batch_size=256
+    onelane-views  the same, copy_outputs=False: responses are views, as those of `handwritten`
     offline     the limit: one thread, whole batches of 64 and 256, no queue
 
 All strategies take turns in one process, in another order each round. The figure to trust is the
-ratio: onelane to the other in the same round, the median over all rounds. Models: `mlp` is
-512-1024-1024-512, `linear` is 512-512, `identity` is no work at all, so that only the queue counts.
+ratio: onelane (or onelane-views) to the other in the same round, the median over all rounds.
+Models: `mlp` is 512-1024-1024-512, `linear` is 512-512, `identity` is no work at all, so that only
+the queue counts.
 """
 
 from __future__ import annotations
@@ -212,8 +214,12 @@ class Batched(Direct):
 class Onelane:
     """The batch queue."""
 
+    copy_outputs = True
+
     def __init__(self, model: str, device: str) -> None:
-        self.queue = onelane.BatchQueue(Model(model).eval(), device, max_batch_size=LIMIT)
+        self.queue = onelane.BatchQueue(
+            Model(model).eval(), device, max_batch_size=LIMIT, copy_outputs=self.copy_outputs
+        )
         self.ask = self.queue
         self.ask_async = self.queue.infer
 
@@ -227,6 +233,12 @@ class Onelane:
         self.queue.close()
 
 
+class OnelaneViews(Onelane):
+    """The batch queue, whose responses are views of one copy."""
+
+    copy_outputs = False
+
+
 STRATEGIES: dict[str, Callable[[str, str], Any]] = {
     "direct": Direct,
     "lock": Lock,
@@ -234,7 +246,10 @@ STRATEGIES: dict[str, Callable[[str, str], Any]] = {
     "handwritten": Handwritten,
     "batched": Batched,
     "onelane": Onelane,
+    "onelane-views": OnelaneViews,
 }
+# Those that are compared to all others.
+OURS = ("onelane", "onelane-views")
 
 
 def check(y: Tensor, expected: Tensor) -> None:
@@ -381,25 +396,30 @@ def main() -> int:
         for at, row in table.items()
     }
     ratios = {
-        at: {
-            name: statistics.median(a / b for a, b in zip(row["onelane"], rates, strict=True))
-            for name, rates in row.items()
-            if name not in ("onelane", "(batch)")
+        ours: {
+            at: {
+                name: statistics.median(a / b for a, b in zip(row[ours], rates, strict=True))
+                for name, rates in row.items()
+                if name not in (ours, "(batch)")
+            }
+            for at, row in table.items()
+            if ours in row
         }
-        for at, row in table.items()
-        if "onelane" in row
+        for ours in OURS
     }
     where = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     if args.json:
         about = {"device": where, "model": args.model, "torch": torch.__version__}
-        print(json.dumps({**about, "req_per_s": medians, "onelane_to": ratios}))
+        compared = {f"{ours}_to": by_place for ours, by_place in ratios.items()}
+        print(json.dumps({**about, "req_per_s": medians, **compared}))
         return 0
     print(f"{where}, {args.model}, torch {torch.__version__}, requests/s, median of {args.runs}")
     for at, row in medians.items():
         print(f"{at:12}", "  ".join(f"{name} {rate:,.0f}" for name, rate in row.items()))
-        if at in ratios:
-            text = "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios[at].items())
-            print(f"{'':12} onelane to: {text}")
+        for ours in OURS:
+            if at in ratios[ours]:
+                text = "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios[ours][at].items())
+                print(f"{'':12} {ours} to: {text}")
     return 0
 
 

@@ -76,6 +76,9 @@ class BatchQueue(_onelane.Front):
     pad: a `Pad`, for a dimension that varies.
     output: `"cpu"`: results are CPU tensors of their own, detached. `"device"`: they stay on the
         device, complete; touching or freeing them off the worker is then your risk.
+    copy_outputs: False copies the output of a batch once, as a whole, and responses are views of
+        that copy: cheaper where rows are many and small. A response that is kept then keeps the
+        memory of its whole batch, and `torch.save` of it writes all of that.
     batch: False runs each request by itself, with any shapes in and out.
     unpack: whether a dict given alone becomes keyword arguments of the model, and a tuple
         positional ones.
@@ -98,6 +101,7 @@ class BatchQueue(_onelane.Front):
         pad: Pad | None = None,
         output: Literal["cpu", "device"] = "cpu",
         *,
+        copy_outputs: bool = True,
         batch: bool = True,
         factory: bool | None = None,
         unpack: bool = True,
@@ -108,6 +112,8 @@ class BatchQueue(_onelane.Front):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
         if output not in ("cpu", "device"):
             raise ValueError(f"output={output!r}: use 'cpu' or 'device'")
+        if not isinstance(copy_outputs, bool):
+            raise TypeError(f"copy_outputs={copy_outputs!r}: use True or False")
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size}: use at least 1")
         if isinstance(device, DeviceExecutor):
@@ -124,6 +130,7 @@ class BatchQueue(_onelane.Front):
             device=self._executor.device,
             collator=self._collator,
             to_cpu=output == "cpu",
+            copy_outputs=copy_outputs,
         )
         self._core = _onelane.Queue(
             self._executor._core,

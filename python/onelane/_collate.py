@@ -50,6 +50,10 @@ class Target(Protocol):
     def to_cpu(self) -> bool:
         """Whether results leave as CPU copies."""
 
+    @property
+    def copy_outputs(self) -> bool:
+        """Whether each part of an output has memory of its own, not a view of the batch's copy."""
+
 
 class PlainTarget(Target, Protocol):
     """What batches of plain tensors run on."""
@@ -191,22 +195,58 @@ def _owned(part: Any, copied: bool) -> Any:
     return part if copied and whole else part.clone()
 
 
+def _parts(
+    target: Target,
+    output: Any,
+    rows: list[int] | None,
+    cut: Callable[[Any, int], Any] | None = None,
+) -> list[Any]:
+    """Return the parts of an output as they leave the worker.
+
+    rows: how many rows each has, padding left out; None for each row without its dimension.
+    cut: cuts a part further, given its index; only where there are `rows`.
+    """
+    import torch
+
+    if torch.is_inference_mode_enabled():
+        # A result is no inference tensor: nothing but other results shares its memory.
+        with torch.inference_mode(False):
+            return _parts(target, output, rows, cut)
+    moved, copied = _moved(target, output)
+    if not target.copy_outputs:
+        views = _views(moved if copied else moved.clone(), rows)
+        return views if cut is None else [cut(part, i) for i, part in enumerate(views)]
+    if cut is not None and rows is not None:
+        views = moved[: sum(rows)].split(rows)
+        return [_owned(cut(part, i), copied) for i, part in enumerate(views)]
+    return [_owned(moved, copied)] if rows and len(rows) == 1 else _copies(moved, rows)
+
+
 def _copies(tensor: Any, rows: list[int] | None) -> list[Any]:
-    """Return copies of the parts with so many rows, or of each row without its dimension.
+    """Return copies of the parts.
 
     One call that lets go of the interpreter once, whatever the number of parts.
     """
     import torch
 
-    if torch.is_inference_mode_enabled():
-        # A result that shares its memory with nothing is no inference tensor.
-        with torch.inference_mode(False):
-            return _copies(tensor, rows)
     # PyTorch's stubs say that these return nothing.
     copy: Any = torch
     if rows is None:
         return list(copy.unbind_copy(tensor))
     return list(copy.split_with_sizes_copy(tensor, rows))
+
+
+def _views(whole: Any, rows: list[int] | None) -> list[Any]:
+    """Return the parts as views that autograd takes for tensors of their own.
+
+    Else a write to one would count as a write to all, and make `backward` fail for a caller that
+    uses another.
+    """
+    import torch
+
+    if rows is None:
+        return [row.data for row in whole.unbind()]
+    return list(torch.unsafe_split_with_sizes(whole[: sum(rows)], rows))
 
 
 def leave(target: Target, value: Any, numpy: bool = False) -> Any:
@@ -240,18 +280,13 @@ def split(
     """
 
     def parts(tensor: Any, name: str) -> list[Any]:
-        moved, copied = _moved(target, tensor)
-        if finish is None and numpy is None and len(bounds) > 1:
-            return _copies(moved, None if item else [end - start for start, end in bounds])
-        found = []
-        for i, (start, end) in enumerate(bounds):
-            part = moved[start] if item else moved[start:end]
-            if finish is not None:
-                part = finish(part, i, name)
-            part = _owned(part, copied)
-            found.append(part.numpy() if numpy is not None and numpy[i] else part)
-        return found
+        cut = None if finish is None else lambda part, i: finish(part, i, name)
+        found = _parts(target, tensor, sizes, cut)
+        if numpy is None:
+            return found
+        return [part.numpy() if n else part for part, n in zip(found, numpy, strict=True)]
 
+    sizes = None if item else [end - start for start, end in bounds]
     _devices.synchronize(target.device)
     responses = _tree.Split(bounds, rows, item=item, parts=parts).split(output)
     if not target.to_cpu:
@@ -431,10 +466,9 @@ class TensorCollator:
             return split(target, output, bounds, count), count
         if staging is not None and target.to_cpu and output.device.type != "cpu":
             # Complete when it has synchronised.
-            return _copies(staging.take(output.detach()), rows), count
+            return _parts(target, staging.take(output.detach()), rows), count
         _devices.synchronize(target.device)
-        moved, copied = _moved(target, output)
-        responses = [_owned(moved, copied)] if len(rows) == 1 else _copies(moved, rows)
+        responses = _parts(target, output, rows)
         if not target.to_cpu:
             _devices.synchronize(target.device)
         return responses, count

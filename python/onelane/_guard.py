@@ -51,7 +51,7 @@ class _Lane:
         self.root_id = 0
         self.moves_inputs = False
         # What `_collate.leave` asks of its target.
-        self.device, self.to_cpu = device.device, True
+        self.device, self.to_cpu, self.copy_outputs = device.device, True, True
         self.torch_device: Any = None
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -43,6 +43,7 @@ class Runner:
     def __init__(self, model: Callable[..., Any], build: Build) -> None:
         self._model, self._collator = model, build.collator
         self.device, self.to_cpu = build.device, build.to_cpu
+        self.copy_outputs = build.copy_outputs
         self.torch_device = build.torch_device
         self._modes: _modes.Modes = None
         self.staging = None
@@ -88,10 +89,18 @@ class Build:
     """Makes the runners of a queue: called once on each worker."""
 
     def __init__(
-        self, model: Any, *, factory: bool, device: str, collator: Collator, to_cpu: bool
+        self,
+        model: Any,
+        *,
+        factory: bool,
+        device: str,
+        collator: Collator,
+        to_cpu: bool,
+        copy_outputs: bool,
     ) -> None:
         self._model, self._factory = model, factory
-        self.device, self.collator, self.to_cpu = device, collator, to_cpu
+        self.device, self.collator = device, collator
+        self.to_cpu, self.copy_outputs = to_cpu, copy_outputs
         self.torch_device = _devices.torch_device(device)
         self._used = False
 
