@@ -11,7 +11,8 @@ use crate::config::ExecutorConfig;
 use crate::contain::contain;
 use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
-use crate::queue_state::{Need, Room};
+use crate::queue_state::{Asking, Need, Room};
+use crate::request::Priority;
 use crate::response::{Company, Pending, Responder, ResponseHandle};
 use crate::shared::Shared;
 use crate::state::CLOSURES;
@@ -153,7 +154,8 @@ impl DeviceExecutor {
         let mut locked = shared.lock();
         let (state, after) = locked.parts();
         let need = Need { requests: 1, cost: 1 };
-        let refused = match state.admit(CLOSURES, need, &mut None, None, after) {
+        let asking = Asking { need, class: Priority::Normal, since: now };
+        let refused = match state.admit(CLOSURES, asking, &mut None, None, after) {
             Room::Granted => {
                 let task = Box::new(Task::new(closure, responder));
                 let request = state.push_closure(task, now, after);

@@ -76,6 +76,7 @@ mod executor;
 mod fifo;
 mod inbox;
 mod infer;
+mod line;
 #[cfg(all(test, loom))]
 mod loom_tests;
 mod policy;

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::testing::{FakeEngine, FakeItem, VirtualClock};
 use crate::{
     BatchConfig, BatchQueue, BuildError, Delivery, DeviceExecutor, EngineError, ExecutorConfig,
-    Request, RequestError, ResponseHandle, Shutdown, SubmitError,
+    Priority, Request, RequestError, ResponseHandle, Shutdown, SubmitError,
 };
 
 /// Long enough to be never: the clock of a model stands unless a thread moves it.
@@ -431,6 +431,27 @@ fn leaving_the_line_against_dispatch() {
         assert_eq!(ask(&queue, 3), End::Answered);
         impatient.join().unwrap();
         assert_eq!(client.join().unwrap(), End::Answered);
+    });
+}
+
+/// Promise 6: whoever is overtaken in the line for room, by one who goes in or leaves, is told of room.
+#[test]
+fn overtaking_in_line_against_dispatch() {
+    model("overtaking_in_line_against_dispatch", 2, || {
+        let (device, _) = executor(1);
+        let queue = echo(&device, BatchConfig::default().capacity(1).max_batch_size(1));
+        let urgent = |value| Request::new(FakeItem::new(value)).priority(Priority::Interactive);
+        let other = queue.clone();
+        let client = loom::thread::spawn(move || ask(&other, 2));
+        let mut context = Context::from_waker(Waker::noop());
+        let mut future = Box::pin(queue.infer(urgent(1)));
+        let _ = future.as_mut().poll(&mut context);
+        let passing = queue.try_submit(urgent(3)).ok();
+        drop(future);
+        assert_eq!(client.join().unwrap(), End::Answered);
+        if let Some(handle) = passing {
+            assert_eq!(handle.wait().unwrap(), 3);
+        }
     });
 }
 

@@ -1,7 +1,6 @@
 //! One queue, as its executor sees it: what waits, what runs, who waits for room, what was counted.
 
 use std::any::Any;
-use std::collections::VecDeque;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,9 @@ use crate::after::After;
 use crate::batch::Batch;
 use crate::config::BatchConfig;
 use crate::error::RequestError;
+use crate::line::{Line, Turn};
 use crate::policy::{Candidate, Head, QueueId};
+use crate::request::Priority;
 use crate::stats::{Health, Stats};
 use crate::waiting::{Filed, WaitingList};
 
@@ -46,9 +47,8 @@ pub(crate) struct QueueState {
     losses_in_a_row: u32,
     pub(crate) virtual_time: Duration,
     pub(crate) running: Vec<Running>,
-    /// Who waits for room, first come first served.
-    admission: VecDeque<(u64, Waker)>,
-    next_ticket: u64,
+    /// Who waits for room.
+    pub(crate) line: Line,
     /// Who waits for the queue to be gone.
     pub(crate) leaving: Vec<Waker>,
     pub(crate) stats: Stats,
@@ -59,6 +59,14 @@ pub(crate) struct QueueState {
 pub(crate) struct Need {
     pub(crate) requests: usize,
     pub(crate) cost: usize,
+}
+
+/// Who asks for room.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asking {
+    pub(crate) need: Need,
+    pub(crate) class: Priority,
+    pub(crate) since: Instant,
 }
 
 /// The answer to a request for room.
@@ -84,6 +92,7 @@ impl QueueState {
     ) -> Self {
         Self {
             list,
+            line: Line::new(config.ageing),
             config,
             phase: Phase::Open,
             has_handles: true,
@@ -91,8 +100,6 @@ impl QueueState {
             losses_in_a_row: 0,
             virtual_time,
             running: Vec::new(),
-            admission: VecDeque::new(),
-            next_ticket: 0,
             leaving: Vec::new(),
             stats: Stats::default(),
         }
@@ -134,7 +141,7 @@ impl QueueState {
         self.stats.counters.submitted += filed.requests as u64;
         self.stats.counters.failed += filed.failed as u64;
         if filed.failed > 0 {
-            self.wake_next_admission(after);
+            self.line.wake_first(after);
         }
         if was_idle && filed.requests > 0 {
             self.virtual_time = self.virtual_time.max(virtual_now);
@@ -144,8 +151,8 @@ impl QueueState {
     /// Grants room, or gives a place in line to who brings a waker.
     pub(crate) fn admit(
         &mut self,
-        need: Need,
-        ticket: &mut Option<u64>,
+        asking: Asking,
+        place: &mut Option<Turn>,
         waker: Option<&Waker>,
         after: &mut After,
     ) -> Room {
@@ -155,38 +162,27 @@ impl QueueState {
         if self.phase != Phase::Open {
             return Room::Closed;
         }
-        let first = self.admission.front().is_none_or(|(front, _)| Some(*front) == *ticket);
-        if first && self.list.reserve(need) {
-            if ticket.take().is_some() {
-                self.admission.pop_front();
-                self.line_moved(after);
+        let turn = place.unwrap_or_else(|| self.line.turn(asking.class, asking.since));
+        if self.line.is_first(turn) && self.list.reserve(asking.need) {
+            if let Some(turn) = place.take() {
+                self.withdraw(turn, after);
             }
             return Room::Granted;
         }
         if let Some(waker) = waker {
-            self.wait_for_room(ticket, waker, after);
+            self.line.stand(turn, waker, after);
+            *place = Some(turn);
+            // CORRECTNESS: under the lock under which there was no room; what makes room holds it too.
+            self.list.set_open(false);
         }
         Room::Full
     }
 
-    /// Gives a place in line back; the next in turn may go.
-    pub(crate) fn withdraw(&mut self, ticket: u64, after: &mut After) {
-        let at = self.admission.iter().position(|(other, _)| *other == ticket);
-        if let Some((_, waker)) = at.and_then(|at| self.admission.remove(at)) {
-            after.discard(waker);
-        }
-        self.line_moved(after);
-    }
-
-    /// Sends everybody in line away, to see that the queue is closed or has failed.
-    pub(crate) fn dismiss_line(&mut self, after: &mut After) {
-        after.wake_all(self.admission.drain(..).map(|(_, waker)| waker));
-    }
-
-    /// Somebody has left the line: the next may go, and behind the last the inbox opens again.
-    fn line_moved(&mut self, after: &mut After) {
-        self.wake_next_admission(after);
-        let open = self.admission.is_empty() && self.phase == Phase::Open && self.failed.is_none();
+    /// Gives a place in line back: the next may go, and behind the last the inbox opens again.
+    pub(crate) fn withdraw(&mut self, turn: Turn, after: &mut After) {
+        self.line.leave(turn, after);
+        self.line.wake_first(after);
+        let open = self.line.is_empty() && self.phase == Phase::Open && self.failed.is_none();
         self.list.set_open(open);
     }
 
@@ -265,28 +261,6 @@ impl QueueState {
     /// Nothing waits or computes; answers may still be on their way.
     fn has_caught_up(&self) -> bool {
         self.list.len() == 0 && self.running.iter().all(|running| running.ended)
-    }
-
-    fn wait_for_room(&mut self, ticket: &mut Option<u64>, waker: &Waker, after: &mut After) {
-        let known = self.admission.iter_mut().find(|(other, _)| Some(*other) == *ticket);
-        if let Some((_, old)) = known {
-            if !old.will_wake(waker) {
-                after.discard(std::mem::replace(old, waker.clone()));
-            }
-            return;
-        }
-        let number = *ticket.get_or_insert(self.next_ticket);
-        self.next_ticket = self.next_ticket.max(number + 1);
-        self.admission.push_back((number, waker.clone()));
-        // CORRECTNESS: under the lock under which there was no room; what makes room holds it too.
-        self.list.set_open(false);
-    }
-
-    /// Lets the first in turn look again. It stays in its place until it has gone in or withdrawn.
-    pub(crate) fn wake_next_admission(&self, after: &mut After) {
-        if let Some((_, waker)) = self.admission.front() {
-            after.wake(waker.clone());
-        }
     }
 
     pub(crate) fn candidate(&self, id: QueueId, head: Head) -> Candidate {

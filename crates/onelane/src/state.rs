@@ -18,8 +18,9 @@ use crate::clock::Clock;
 use crate::closure::{Closure, ClosureList};
 use crate::config::BatchConfig;
 use crate::error::RequestError;
+use crate::line::Turn;
 use crate::policy::{Choice, Decision, Head, QueueId};
-use crate::queue_state::{Need, Phase, QueueState, Room, Running, remember};
+use crate::queue_state::{Asking, Phase, QueueState, Room, Running, remember};
 use crate::stats::{Health, Stats};
 use crate::waiting::{RequestId, WaitingList};
 use crate::worker::{Place, WorkerContext};
@@ -121,13 +122,13 @@ impl State {
         first
     }
 
-    /// Asks for room in a queue. With a `waker`, a caller that has to wait gets a ticket: it is
-    /// woken when its turn may have come, and asks again.
+    /// Asks for room in a queue. With a `waker`, a caller that has to wait gets a place in line: it
+    /// is woken when its turn may have come, and asks again.
     pub(crate) fn admit(
         &mut self,
         id: QueueId,
-        need: Need,
-        ticket: &mut Option<u64>,
+        asking: Asking,
+        place: &mut Option<Turn>,
         waker: Option<&Waker>,
         after: &mut After,
     ) -> Room {
@@ -137,7 +138,7 @@ impl State {
         if self.stopping {
             return Room::Closed;
         }
-        queue.admit(need, ticket, waker, after)
+        queue.admit(asking, place, waker, after)
     }
 
     /// Files a closure for which there was room.
@@ -158,10 +159,10 @@ impl State {
         RequestId { slot: 0, number: self.next_seq }
     }
 
-    /// Gives a ticket back; the next in turn may go.
-    pub(crate) fn withdraw(&mut self, id: QueueId, ticket: u64, after: &mut After) {
+    /// Gives a place in line back; the next in turn may go.
+    pub(crate) fn withdraw(&mut self, id: QueueId, turn: Turn, after: &mut After) {
         if let Some(queue) = self.queues.get_mut(&id) {
-            queue.withdraw(ticket, after);
+            queue.withdraw(turn, after);
         }
     }
 
@@ -204,7 +205,7 @@ impl State {
         };
         queue.count_dismissed(&error);
         removed.answer(error, after);
-        queue.wake_next_admission(after);
+        queue.line.wake_first(after);
         self.retire_if_empty(id, after);
         true
     }
@@ -362,7 +363,7 @@ impl State {
         let number = self.next_batch;
         let requests = batch.take_numbers();
         queue.running.push(Running { number, worker, since: now, ended: false, requests });
-        queue.wake_next_admission(after);
+        queue.line.wake_first(after);
         self.virtual_now = self.virtual_now.max(queue.virtual_time);
         Dispatched { queue: id, number, batch }
     }
@@ -398,7 +399,7 @@ impl State {
         };
         queue.failed = Some(why.clone());
         queue.list.set_open(false);
-        queue.dismiss_line(after);
+        queue.line.dismiss(after);
         self.dismiss_all(id, &RequestError::QueueFailed(why), after);
     }
 
@@ -432,7 +433,7 @@ impl State {
         }
         // CORRECTNESS: before it is emptied for the last time: nothing comes after that.
         queue.list.set_open(false);
-        queue.dismiss_line(after);
+        queue.line.dismiss(after);
         self.file(id, after);
         if abort {
             self.dismiss_all(id, &RequestError::Closed, after);

@@ -8,10 +8,11 @@ use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::error::SubmitError;
 use crate::inbox::{Arrival, InboxState};
+use crate::line::Turn;
 use crate::policy::QueueId;
 use crate::queue::BatchQueue;
-use crate::queue_state::{Need, Room};
-use crate::request::Request;
+use crate::queue_state::{Asking, Need, Room};
+use crate::request::{Priority, Request};
 use crate::response::{Company, Pending, Responder, ResponseHandle};
 use crate::shared::{Locked, Shared};
 use crate::sync::{MutexGuard, thread_waker};
@@ -79,19 +80,26 @@ struct Ticket<E: Engine> {
     may_sleep: bool,
 }
 
+impl<E: Engine> Ticket<E> {
+    /// What one request asks for.
+    fn asking(&self, class: Priority) -> Asking {
+        Asking { need: Need { requests: 1, cost: self.cost }, class, since: self.at }
+    }
+}
+
 /// A place in the line for room; given back when dropped.
 pub(crate) struct PlaceInLine {
     shared: Arc<Shared>,
     queue: QueueId,
-    ticket: Option<u64>,
+    turn: Option<Turn>,
 }
 
 impl Drop for PlaceInLine {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
+        if let Some(turn) = self.turn.take() {
             let mut locked = self.shared.lock();
             let (state, after) = locked.parts();
-            state.withdraw(self.queue, ticket, after);
+            state.withdraw(self.queue, turn, after);
         }
     }
 }
@@ -103,7 +111,7 @@ impl<E: Engine> BatchQueue<E> {
             return Err(self.refuse_heavy(request, 1, heavy));
         }
         let (pending, ticket) = self.ticket(&request, cost, None);
-        match self.room(Need { requests: 1, cost }, patience) {
+        match self.room(ticket.asking(request.priority), patience) {
             Ok(room) => {
                 let (id, company) = self.go_in(room, |inbox| self.put(inbox, request, ticket));
                 let pending = pending.wait_at(self.id(), id);
@@ -131,7 +139,11 @@ impl<E: Engine> BatchQueue<E> {
             .zip(costs)
             .map(|(request, cost)| self.ticket(request, cost, None))
             .collect();
-        match self.room(Need { requests: count, cost: total }, patience) {
+        // The group goes in when its least urgent request may.
+        let class = requests.iter().map(|request| request.priority).max().unwrap_or_default();
+        let need = Need { requests: count, cost: total };
+        let asking = Asking { need, class, since: self.shared().clock.now() };
+        match self.room(asking, patience) {
             Ok(room) => {
                 let shared = self.shared();
                 let handles = self.go_in(room, |inbox| {
@@ -198,33 +210,34 @@ impl<E: Engine> BatchQueue<E> {
     }
 
     /// Waits for room as long as `patience` lasts.
-    fn room(&self, need: Need, patience: Patience) -> Result<WayIn<'_, E>, Refusal> {
-        let refusal = match self.look(need) {
+    fn room(&self, asking: Asking, patience: Patience) -> Result<WayIn<'_, E>, Refusal> {
+        let requests = asking.need.requests;
+        let refusal = match self.look(asking) {
             Ok(way_in) => return Ok(way_in),
             Err(refusal) => refusal,
         };
         let (Refusal::Full, Patience::Until(until)) = (&refusal, patience) else {
-            return Err(self.refuse(need.requests, refusal));
+            return Err(self.refuse(requests, refusal));
         };
         let waker = thread_waker();
         let mut place = self.place_in_line();
         let shared = self.shared();
         loop {
-            match self.poll_room(need, &mut place.ticket, Some(&waker)) {
+            match self.poll_room(asking, &mut place.turn, Some(&waker)) {
                 Ok(way_in) => return Ok(way_in),
                 Err(Refusal::Full) => {}
-                Err(refusal) => return Err(self.refuse(need.requests, refusal)),
+                Err(refusal) => return Err(self.refuse(requests, refusal)),
             }
             if let Some(worker) = WorkerContext::current(shared) {
                 match worker.help(self.id(), None) {
                     Help::Progress => continue,
                     Help::Elsewhere | Help::Stuck => {
-                        return Err(self.refuse(need.requests, Refusal::WouldDeadlock));
+                        return Err(self.refuse(requests, Refusal::WouldDeadlock));
                     }
                 }
             }
             if until.is_some_and(|until| until <= shared.clock.now()) {
-                return Err(self.refuse(need.requests, Refusal::Full));
+                return Err(self.refuse(requests, Refusal::Full));
             }
             // CORRECTNESS: the ticket with our waker was left under the lock under which there was
             // no room; whatever makes room wakes the first in line.
@@ -234,22 +247,22 @@ impl<E: Engine> BatchQueue<E> {
 
     /// Looks for room without waiting for it. Mostly there is some, and the executor need not be
     /// asked.
-    fn look(&self, need: Need) -> Result<WayIn<'_, E>, Refusal> {
-        match self.inbox().enter(need) {
+    fn look(&self, asking: Asking) -> Result<WayIn<'_, E>, Refusal> {
+        match self.inbox().enter(asking.need) {
             Some(inbox) => Ok(WayIn::Open(inbox)),
-            None => self.poll_room(need, &mut None, None),
+            None => self.poll_room(asking, &mut None, None),
         }
     }
 
     fn poll_room(
         &self,
-        need: Need,
-        ticket: &mut Option<u64>,
+        asking: Asking,
+        turn: &mut Option<Turn>,
         waker: Option<&Waker>,
     ) -> Result<WayIn<'_, E>, Refusal> {
         let mut locked = self.shared().lock();
         let (state, after) = locked.parts();
-        match state.admit(self.id(), need, ticket, waker, after) {
+        match state.admit(self.id(), asking, turn, waker, after) {
             Room::Granted => Ok(WayIn::Asked(Box::new(locked))),
             Room::Full => Err(Refusal::Full),
             Room::Closed => Err(Refusal::Closed),
@@ -263,7 +276,7 @@ impl<E: Engine> BatchQueue<E> {
     }
 
     fn place_in_line(&self) -> PlaceInLine {
-        PlaceInLine { shared: Arc::clone(self.shared()), queue: self.id(), ticket: None }
+        PlaceInLine { shared: Arc::clone(self.shared()), queue: self.id(), turn: None }
     }
 
     /// Puts requests for which there is room into the inbox, and wakes a worker if the bell says so.
@@ -323,7 +336,7 @@ impl<E: Engine> BatchQueue<E> {
             return Poll::Ready(Err(self.refuse_heavy(request, 1, heavy)));
         }
         let (pending, ticket) = self.ticket(asked, cost, Some(waker));
-        match self.poll_room_for_task(Need { requests: 1, cost }, place, waker) {
+        match self.poll_room_for_task(ticket.asking(asked.priority), place, waker) {
             Poll::Ready(Ok(way_in)) => {
                 let (id, _) = self.go_in(way_in, |inbox| {
                     self.put(inbox, request.take().expect(SUBMITTED), ticket)
@@ -346,15 +359,15 @@ impl<E: Engine> BatchQueue<E> {
     /// The way in, or a place in the line for it.
     fn poll_room_for_task(
         &self,
-        need: Need,
+        asking: Asking,
         place: &mut Option<PlaceInLine>,
         waker: &Waker,
     ) -> Poll<Result<WayIn<'_, E>, Refusal>> {
         loop {
             // The first look is without a place in line: mostly there is room.
             let room = match place {
-                None => self.look(need),
-                Some(place) => self.poll_room(need, &mut place.ticket, Some(waker)),
+                None => self.look(asking),
+                Some(place) => self.poll_room(asking, &mut place.turn, Some(waker)),
             };
             let Err(Refusal::Full) = room else { return Poll::Ready(room) };
             if let Some(worker) = WorkerContext::current(self.shared()) {

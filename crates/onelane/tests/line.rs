@@ -1,4 +1,5 @@
-//! Promise 6: room belongs to whoever stands first in line for it.
+//! Promise 6: room belongs to whoever stands first in line for it: the most urgent, and then who came
+//! first.
 
 mod common;
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use common::*;
 use onelane::testing::{FakeItem, VirtualClock, within_a_minute};
-use onelane::{BatchConfig, Request, SubmitError};
+use onelane::{BatchConfig, Priority, Request, SubmitError};
 
 /// There is room for the light requests, but a heavy one waits for more: they go behind it.
 #[test]
@@ -90,5 +91,104 @@ fn a_future_with_a_handle_of_its_own_keeps_its_queue() {
         gate.open_for_good();
         wait_all(others);
         assert_eq!(third.join().unwrap().unwrap(), 3);
+    });
+}
+
+fn urgent(value: u64) -> Request<FakeItem> {
+    Request::new(FakeItem::new(value)).priority(Priority::Interactive)
+}
+
+fn bulk(value: u64) -> Request<FakeItem> {
+    Request::new(FakeItem::new(value)).priority(Priority::Bulk)
+}
+
+/// An interactive request is not held up by bulk requests that stand in line before it, unless they
+/// have stood there for two ageing intervals.
+#[test]
+fn the_line_goes_by_urgency_and_age() {
+    let (second, early) = (Duration::from_secs(1), Duration::from_millis(1_999));
+    for (later, order) in [(early, [3, 2]), (2 * second, [2, 3])] {
+        within_a_minute(move || {
+            let clock = VirtualClock::new();
+            let config = BatchConfig::default().capacity(1).max_batch_size(1).ageing(second);
+            let (queue, gate, seen) = gated(&executor_on(&clock), config);
+            let others = [occupy(&queue, &gate), queue.submit(FakeItem::new(1)).unwrap()];
+            let calls = [(); 2].map(|()| Arc::new(Calls::default()));
+            let wakers = calls.each_ref().map(|calls| Waker::from(Arc::clone(calls)));
+            let mut contexts = wakers.each_ref().map(Context::from_waker);
+            let mut patient = pin!(queue.infer(bulk(2)));
+            assert!(patient.as_mut().poll(&mut contexts[0]).is_pending());
+            clock.advance(later);
+            let mut hasty = pin!(queue.infer(urgent(3)));
+            assert!(hasty.as_mut().poll(&mut contexts[1]).is_pending());
+            // The second batch is taken out: there is room for one.
+            gate.open(1);
+            gate.wait_for_arrivals(2);
+            let woken = calls.each_ref().map(|calls| calls.0.load(SeqCst));
+            assert_eq!(woken, if order[0] == 2 { [1, 0] } else { [0, 1] });
+            // Who was not woken looks, too, and does not take it.
+            for _ in 0..2 {
+                assert!(patient.as_mut().poll(&mut contexts[0]).is_pending());
+                assert!(hasty.as_mut().poll(&mut contexts[1]).is_pending());
+            }
+            gate.open_for_good();
+            wait_all(others);
+            std::thread::scope(|scope| {
+                let patient = scope.spawn(|| block_on(patient).unwrap());
+                assert_eq!(block_on(hasty).unwrap(), 3);
+                assert_eq!(patient.join().unwrap(), 2);
+            });
+            assert_eq!(batches(&seen), [[1], [order[0]], [order[1]]]);
+        });
+    }
+}
+
+/// Room that is there goes to the most urgent newcomer, though others stand in line for more of it or
+/// were told of it. They are told again of the next.
+#[test]
+fn who_is_overtaken_in_line_gets_the_next_room() {
+    within_a_minute(|| {
+        let config = BatchConfig::default().capacity(1).max_batch_size(1);
+        let (queue, gate, seen) = gated(&executor(), config);
+        let mut others = vec![occupy(&queue, &gate), queue.submit(FakeItem::new(1)).unwrap()];
+        let calls = Arc::new(Calls::default());
+        let waker = Waker::from(Arc::clone(&calls));
+        let mut patient = pin!(queue.infer(bulk(2)));
+        assert!(patient.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        gate.open(1);
+        gate.wait_for_arrivals(2);
+        assert_eq!(calls.0.load(SeqCst), 1, "there is room, and nobody was told");
+        let equal = queue.try_submit(bulk(9));
+        assert!(matches!(equal, Err(SubmitError::Full(_))), "it went past the first in line");
+        others.push(queue.try_submit(urgent(3)).unwrap());
+        assert!(patient.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        gate.open(1);
+        gate.wait_for_arrivals(3);
+        assert_eq!(calls.0.load(SeqCst), 2, "there is room again, and nobody was told");
+        assert!(patient.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        gate.open_for_good();
+        assert_eq!(block_on(patient).unwrap(), 2);
+        wait_all(others);
+        assert_eq!(batches(&seen), [[1], [3], [2]]);
+    });
+}
+
+/// A group is as urgent as the least urgent of its requests.
+#[test]
+fn a_group_does_not_bring_bulk_past_the_line() {
+    within_a_minute(|| {
+        let config = BatchConfig::default().capacity_cost(4).max_batch_size(1);
+        let (queue, gate, _) = gated(&executor(), config);
+        let first = occupy(&queue, &gate);
+        let filling = queue.submit(FakeItem::new(0).cost(2)).unwrap();
+        let mut heavy = pin!(queue.infer(FakeItem::new(10).cost(4)));
+        assert!(heavy.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let mixed = queue.try_submit_group(vec![urgent(1), bulk(2)]);
+        assert!(matches!(mixed, Err(SubmitError::Full(_))), "it went past a normal one");
+        let group = queue.try_submit_group(vec![urgent(3), urgent(4)]).unwrap();
+        gate.open_for_good();
+        assert_eq!(wait_all(group), [3, 4]);
+        wait_all([first, filling]);
+        assert_eq!(block_on(heavy).unwrap(), 10);
     });
 }
