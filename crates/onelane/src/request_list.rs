@@ -39,6 +39,7 @@ struct Waiting<E: Engine> {
     group: usize,
     cost: usize,
     class: Priority,
+    may_sleep: bool,
     arrival: Instant,
     deadline: Option<Instant>,
     links: [Links; 2],
@@ -122,7 +123,7 @@ impl<E: Engine> RequestList<E> {
     /// Appends a request to its group; answers it if that fails.
     fn push(&mut self, accepted: Accepted<E>, seq: u64, after: &mut After) -> bool {
         let Accepted { id, arrival, responder } = accepted;
-        let Arrival { input, key, hash, cost, class, at, deadline, .. } = arrival;
+        let Arrival { input, key, hash, cost, class, at, deadline, may_sleep } = arrival;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
         let group = match contain(|| self.group(key, hash, after)) {
@@ -145,6 +146,7 @@ impl<E: Engine> RequestList<E> {
             group,
             cost,
             class,
+            may_sleep,
             arrival: at,
             deadline,
             links,
@@ -329,14 +331,14 @@ impl<E: Engine> RequestList<E> {
     ) -> Box<dyn Batch> {
         let mut batch = RequestBatch::new(Arc::clone(&self.plan), accepted.len());
         for Accepted { id, arrival, responder } in accepted.drain(..) {
-            let Arrival { input, key, hash, cost, at, .. } = arrival;
+            let Arrival { input, key, hash, cost, at, may_sleep, .. } = arrival;
             match group {
                 Some(_) => discard_key::<E>(key, after),
                 None => group = Some(self.add_group(key, hash)),
             }
             waits(at);
             self.vacated.push(id.slot);
-            batch.push(input, responder, id.number, cost);
+            batch.push(input, responder, id.number, cost, may_sleep);
         }
         self.empty = accepted;
         self.inbox.lock().release(Need { requests: batch.len(), cost: batch.cost() });
@@ -435,9 +437,10 @@ impl<E: Engine> WaitingList for RequestList<E> {
                 break;
             }
             self.unlink(slot);
-            let Waiting { input, responder, number, cost, arrival, .. } = self.requests.take(slot);
+            let taken = self.requests.take(slot);
+            let Waiting { input, responder, number, cost, arrival, may_sleep, .. } = taken;
             waits(arrival);
-            batch.push(input, responder, number, cost);
+            batch.push(input, responder, number, cost, may_sleep);
             next = self.groups[index].lanes.iter().find_map(Fifo::head);
         }
         {

@@ -11,7 +11,7 @@
 mod imp {
     use std::cell::OnceCell;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{self, Arc, PoisonError};
+    use std::sync::{self, Arc, LazyLock, PoisonError};
     use std::task::{Wake, Waker};
     use std::time::{Duration, Instant};
 
@@ -104,9 +104,20 @@ mod imp {
         }
     }
 
-    /// Whether the calling thread is woken within a moment.
+    /// How long a thread that was just answered takes to ask again, on another processor.
+    const GLANCE: Duration = Duration::from_micros(10);
+
+    /// Whether the calling thread is woken within a moment. It does not let go of its processor at first,
+    /// unless there is no other: who yields may be back late.
     pub(crate) fn is_woken_at_once() -> bool {
+        static ALONE: LazyLock<bool> = LazyLock::new(|| processors().is_ok_and(|n| n.get() == 1));
         let parker = parker();
+        if !*ALONE {
+            let end = Instant::now() + GLANCE;
+            while !parker.woken.load(Ordering::Relaxed) && Instant::now() < end {
+                std::hint::spin_loop();
+            }
+        }
         is_over_at_once(|| parker.woken.swap(false, Ordering::Acquire))
     }
 

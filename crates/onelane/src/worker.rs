@@ -25,6 +25,10 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
 }
 
+/// Of so many threads some ask again, on other processors, without the worker's making room for them
+/// (docs/performance.md has the figures).
+const FEW_THREADS: usize = 8;
+
 /// What one worker thread has. It never leaves its thread.
 pub(crate) struct WorkerContext {
     shared: Arc<Shared>,
@@ -173,14 +177,15 @@ impl WorkerContext {
                 Step::Batch(mut dispatched) => {
                     ran = true;
                     let queue = dispatched.queue;
-                    let several = dispatched.batch.len() > 1;
+                    let few = if dispatched.batch.has_tasks() { 1 } else { FEW_THREADS };
+                    let many = dispatched.batch.len() > few;
                     self.run(&mut dispatched);
                     let kept = match delivery {
                         Some(delivery) => delivery.leave(dispatched).err(),
                         None => Some(dispatched),
                     };
                     finished = kept.map(|dispatched| (queue, self.deliver(dispatched)));
-                    if several {
+                    if many {
                         // Those who were just answered may have more to ask: fuller batches.
                         yield_now();
                     }
