@@ -44,10 +44,11 @@ def model(x):
     return (x + 1) * 2
 
 
+@pytest.mark.parametrize("copies", [True, False], ids=["copies", "views"])
 @pytest.mark.parametrize("group", [False, True], ids=["alone", "in a group"])
-def test_a_response_on_the_device_is_complete(device, group):
+def test_a_response_on_the_device_is_complete(device, group, copies):
     x = torch.full((1, COUNT), 1.0)
-    with onelane.BatchQueue(model, "mps", output="device") as queue:
+    with onelane.BatchQueue(model, "mps", output="device", copy_outputs=copies) as queue:
         ys = [f.result(WITHIN_S) for f in queue.submit_many([x, x])] if group else [queue(x)]
         overwrite()
         for y in ys:

@@ -140,6 +140,10 @@ def _unsafe_view(self: SimTensor, size: Any) -> Any:
     return view(aten.view.default, (self, size), {})
 
 
+def _unsafe_split(self: SimTensor, sizes: Any, dim: int = 0) -> Any:
+    return view(aten.split_with_sizes.default, (self, sizes, dim), {})
+
+
 # --- Copies -----------------------------------------------------------------------------------
 
 
@@ -295,6 +299,7 @@ def _host(func: Any) -> Callable[..., Any]:
 
 _SPECIAL: dict[Any, Callable[..., Any]] = {
     aten._unsafe_view.default: _unsafe_view,
+    aten.unsafe_split_with_sizes.default: _unsafe_split,
     aten.copy_.default: _copy_,
     aten._to_copy.default: _to_copy,
     aten.clone.default: clone,
