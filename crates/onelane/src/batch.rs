@@ -33,8 +33,6 @@ pub(crate) struct Outcome {
 /// What a worker does with a batch, whatever its types.
 pub(crate) trait Batch: Send {
     fn len(&self) -> usize;
-    /// Whether a task waits for one of the answers, and not threads alone.
-    fn has_tasks(&self) -> bool;
     /// The numbers of its requests, once.
     fn take_numbers(&mut self) -> Vec<u64>;
     /// Computes all answers; runs without the lock and does not panic.
@@ -111,7 +109,6 @@ pub(crate) struct RequestBatch<E: Engine> {
     numbers: Vec<u64>,
     answers: Vec<Option<Result<E::Output, RequestError>>>,
     cost: usize,
-    has_tasks: bool,
     computed_cost: usize,
     padded_cost: usize,
     lost_engine: bool,
@@ -146,7 +143,6 @@ impl<E: Engine> RequestBatch<E> {
             numbers: Vec::with_capacity(capacity),
             answers: Vec::new(),
             cost: 0,
-            has_tasks: false,
             computed_cost: 0,
             padded_cost: 0,
             lost_engine: false,
@@ -168,13 +164,11 @@ impl<E: Engine> RequestBatch<E> {
         responder: Responder<E::Output>,
         number: u64,
         cost: usize,
-        may_sleep: bool,
     ) {
         self.items.push(item);
         self.responders.push(responder);
         self.numbers.push(number);
         self.cost = self.cost.saturating_add(cost);
-        self.has_tasks |= !may_sleep;
     }
 
     /// Runs the whole batch; a part that fails is halved until the requests at fault are alone.
@@ -288,10 +282,6 @@ impl<E: Engine> RequestBatch<E> {
 impl<E: Engine> Batch for RequestBatch<E> {
     fn len(&self) -> usize {
         self.responders.len()
-    }
-
-    fn has_tasks(&self) -> bool {
-        self.has_tasks
     }
 
     fn take_numbers(&mut self) -> Vec<u64> {

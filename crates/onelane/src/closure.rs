@@ -134,10 +134,6 @@ impl Batch for ClosureBatch {
         1
     }
 
-    fn has_tasks(&self) -> bool {
-        false
-    }
-
     fn take_numbers(&mut self) -> Vec<u64> {
         vec![self.seq]
     }

@@ -39,7 +39,6 @@ struct Waiting<E: Engine> {
     group: usize,
     cost: usize,
     class: Priority,
-    may_sleep: bool,
     arrival: Instant,
     deadline: Option<Instant>,
     links: [Links; 2],
@@ -123,7 +122,7 @@ impl<E: Engine> RequestList<E> {
     /// Appends a request to its group; answers it if that fails.
     fn push(&mut self, accepted: Accepted<E>, seq: u64, after: &mut After) -> bool {
         let Accepted { id, arrival, responder } = accepted;
-        let Arrival { input, key, hash, cost, class, at, deadline, may_sleep } = arrival;
+        let Arrival { input, key, hash, cost, class, at, deadline, .. } = arrival;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
         let group = match contain(|| self.group(key, hash, after)) {
@@ -146,7 +145,6 @@ impl<E: Engine> RequestList<E> {
             group,
             cost,
             class,
-            may_sleep,
             arrival: at,
             deadline,
             links,
@@ -331,14 +329,14 @@ impl<E: Engine> RequestList<E> {
     ) -> Box<dyn Batch> {
         let mut batch = RequestBatch::new(Arc::clone(&self.plan), accepted.len());
         for Accepted { id, arrival, responder } in accepted.drain(..) {
-            let Arrival { input, key, hash, cost, at, may_sleep, .. } = arrival;
+            let Arrival { input, key, hash, cost, at, .. } = arrival;
             match group {
                 Some(_) => discard_key::<E>(key, after),
                 None => group = Some(self.add_group(key, hash)),
             }
             waits(at);
             self.vacated.push(id.slot);
-            batch.push(input, responder, id.number, cost, may_sleep);
+            batch.push(input, responder, id.number, cost);
         }
         self.empty = accepted;
         self.inbox.lock().release(Need { requests: batch.len(), cost: batch.cost() });
@@ -437,10 +435,9 @@ impl<E: Engine> WaitingList for RequestList<E> {
                 break;
             }
             self.unlink(slot);
-            let taken = self.requests.take(slot);
-            let Waiting { input, responder, number, cost, arrival, may_sleep, .. } = taken;
+            let Waiting { input, responder, number, cost, arrival, .. } = self.requests.take(slot);
             waits(arrival);
-            batch.push(input, responder, number, cost, may_sleep);
+            batch.push(input, responder, number, cost);
             next = self.groups[index].lanes.iter().find_map(Fifo::head);
         }
         {

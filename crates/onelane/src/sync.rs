@@ -15,7 +15,7 @@ mod imp {
     use std::task::{Wake, Waker};
     use std::time::{Duration, Instant};
 
-    pub(crate) use std::thread::{JoinHandle, available_parallelism as processors, yield_now};
+    pub(crate) use std::thread::{JoinHandle, available_parallelism as processors};
     pub(crate) use std::thread_local;
 
     pub(crate) type MutexGuard<'a, T> = sync::MutexGuard<'a, T>;
@@ -100,7 +100,7 @@ mod imp {
             if Instant::now() >= end {
                 return false;
             }
-            yield_now();
+            std::thread::yield_now();
         }
     }
 
@@ -188,8 +188,6 @@ mod imp {
     }
 
     // The model knows no moments.
-
-    pub(crate) fn yield_now() {}
 
     pub(crate) fn is_over_at_once(_is_over: impl FnMut() -> bool) -> bool {
         false

@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::policy::QueueId;
 use crate::shared::Shared;
 use crate::state::Step;
-use crate::sync::{is_woken_at_once, thread_local, thread_waker, yield_now};
+use crate::sync::{is_woken_at_once, thread_local, thread_waker};
 use crate::waiting::RequestId;
 
 thread_local! {
@@ -25,9 +25,9 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
 }
 
-/// Of so many threads some ask again, on other processors, without the worker's making room for them
-/// (docs/performance.md has the figures).
-const FEW_THREADS: usize = 8;
+/// After a batch of so many the worker looks whether more comes before it parks. Of more who were answered
+/// some ask at once, and want its processor (docs/performance.md has the figures).
+const FEW: usize = 8;
 
 /// What one worker thread has. It never leaves its thread.
 pub(crate) struct WorkerContext {
@@ -163,7 +163,7 @@ impl WorkerContext {
 
     fn run_until_stopped(&self, delivery: Option<&DeliveryThread>) {
         let mut finished = None;
-        let mut ran = false;
+        let mut lingers = false;
         loop {
             let step = {
                 let mut locked = self.shared.lock();
@@ -175,26 +175,20 @@ impl WorkerContext {
             };
             match step {
                 Step::Batch(mut dispatched) => {
-                    ran = true;
+                    lingers = dispatched.batch.len() <= FEW;
                     let queue = dispatched.queue;
-                    let few = if dispatched.batch.has_tasks() { 1 } else { FEW_THREADS };
-                    let many = dispatched.batch.len() > few;
                     self.run(&mut dispatched);
                     let kept = match delivery {
                         Some(delivery) => delivery.leave(dispatched).err(),
                         None => Some(dispatched),
                     };
                     finished = kept.map(|dispatched| (queue, self.deliver(dispatched)));
-                    if many {
-                        // Those who were just answered may have more to ask: fuller batches.
-                        yield_now();
-                    }
                 }
                 Step::Errand(errand) => {
                     let _ = contain(|| errand(self));
                 }
                 Step::Sleep(until) => {
-                    if !(std::mem::take(&mut ran) && is_woken_at_once()) {
+                    if !(std::mem::take(&mut lingers) && is_woken_at_once()) {
                         self.shared.clock.park_until(until);
                     }
                 }
