@@ -15,12 +15,11 @@ use crate::config::Delivery;
 use crate::contain::contain;
 use crate::shared::Shared;
 use crate::sync::{
-    JoinHandle, Mutex, is_woken_at_once, park, processors, spawn, thread_local, thread_waker,
+    JoinHandle, Mutex, is_processor_spare, is_woken_at_once, park, spawn, thread_local,
+    thread_waker,
 };
 
-/// From how many processors on one is to spare for a delivery thread, and from how many requests on
-/// a batch is worth waking it (docs/performance.md has the figures).
-const MANY_PROCESSORS: usize = 4;
+/// From how many requests on a batch is worth waking the thread (docs/performance.md has the figures).
 const LARGE_BATCH: usize = 8;
 
 /// The thread that delivers for one worker.
@@ -62,11 +61,10 @@ pub(crate) fn delivers_for(shared: &Arc<Shared>) -> bool {
 impl DeliveryThread {
     /// A thread for one worker, if `delivery` asks for one and it can be had.
     pub(crate) fn start(shared: &Arc<Shared>, delivery: Delivery, worker: usize) -> Option<Self> {
-        let many = || processors().is_ok_and(|count| count.get() >= MANY_PROCESSORS);
         let least = match delivery {
             Delivery::Worker => return None,
             // With several workers one hands over while another computes.
-            Delivery::Auto if shared.workers > 1 || !many() => return None,
+            Delivery::Auto if shared.workers > 1 || !is_processor_spare() => return None,
             Delivery::Auto => LARGE_BATCH,
             // A lone answer never pays for waking a thread.
             Delivery::Thread => 2,

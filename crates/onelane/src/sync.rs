@@ -15,7 +15,7 @@ mod imp {
     use std::task::{Wake, Waker};
     use std::time::{Duration, Instant};
 
-    pub(crate) use std::thread::{JoinHandle, available_parallelism as processors};
+    pub(crate) use std::thread::JoinHandle;
     pub(crate) use std::thread_local;
 
     pub(crate) type MutexGuard<'a, T> = sync::MutexGuard<'a, T>;
@@ -104,15 +104,22 @@ mod imp {
         }
     }
 
+    static PROCESSORS: LazyLock<usize> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
+
+    /// Whether there are so many processors that one is to spare (docs/performance.md has the figures).
+    pub(crate) fn is_processor_spare() -> bool {
+        *PROCESSORS >= 4
+    }
+
     /// How long a thread that was just answered takes to ask again, on another processor.
     const GLANCE: Duration = Duration::from_micros(10);
 
     /// Whether the calling thread is woken within a moment. It does not let go of its processor at first,
     /// unless there is no other: who yields may be back late.
     pub(crate) fn is_woken_at_once() -> bool {
-        static ALONE: LazyLock<bool> = LazyLock::new(|| processors().is_ok_and(|n| n.get() == 1));
         let parker = parker();
-        if !*ALONE {
+        if *PROCESSORS > 1 {
             let end = Instant::now() + GLANCE;
             while !parker.woken.load(Ordering::Relaxed) && Instant::now() < end {
                 std::hint::spin_loop();
@@ -145,7 +152,6 @@ mod imp {
 
     pub(crate) use loom::thread::JoinHandle;
     pub(crate) use loom::thread_local;
-    pub(crate) use std::thread::available_parallelism as processors;
 
     pub(crate) type MutexGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
 
@@ -187,7 +193,11 @@ mod imp {
         }
     }
 
-    // The model knows no moments.
+    // The model knows no moments and no processors.
+
+    pub(crate) fn is_processor_spare() -> bool {
+        false
+    }
 
     pub(crate) fn is_over_at_once(_is_over: impl FnMut() -> bool) -> bool {
         false

@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::policy::QueueId;
 use crate::shared::Shared;
 use crate::state::Step;
-use crate::sync::{is_woken_at_once, thread_local, thread_waker};
+use crate::sync::{is_processor_spare, is_woken_at_once, thread_local, thread_waker};
 use crate::waiting::RequestId;
 
 thread_local! {
@@ -25,8 +25,8 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
 }
 
-/// After a batch of so many the worker looks whether more comes before it parks. Of more who were answered
-/// some ask at once, and want its processor (docs/performance.md has the figures).
+/// After a batch of so many the worker looks whether more comes before it parks. More who were answered
+/// want its processor, unless there are others (docs/performance.md has the figures).
 const FEW: usize = 8;
 
 /// What one worker thread has. It never leaves its thread.
@@ -175,7 +175,7 @@ impl WorkerContext {
             };
             match step {
                 Step::Batch(mut dispatched) => {
-                    lingers = dispatched.batch.len() <= FEW;
+                    lingers = dispatched.batch.len() <= FEW || is_processor_spare();
                     let queue = dispatched.queue;
                     self.run(&mut dispatched);
                     let kept = match delivery {
