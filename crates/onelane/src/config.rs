@@ -29,7 +29,8 @@ pub struct BatchConfig {
     pub capacity: usize,
     /// The most cost that may wait; unlimited by default.
     pub capacity_cost: usize,
-    /// A waiting request is lifted one priority class for each such interval; 1 s by default.
+    /// A waiting request is lifted one priority class for each such interval, and so is who waits for
+    /// room in a full queue; 1 s by default.
     pub ageing: Duration,
     /// This queue's share of the device among the queues that have work; 1 by default.
     pub weight: u32,

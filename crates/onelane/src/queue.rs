@@ -98,8 +98,8 @@ impl<E: Engine> BatchQueue<E> {
     ///
     /// # Blocking
     /// Blocks while the queue is full; room goes to the most urgent, a class counting as much as one
-    /// `ageing` interval, then first come, first served. On a worker of the same executor it
-    /// makes room by running the queue's requests inline. In async code use [`infer`](Self::infer).
+    /// `ageing` interval, then first come, first served. On a worker of the same executor it makes
+    /// room by running the queue's requests inline. In async code use [`infer`](Self::infer).
     pub fn submit(&self, request: impl Into<Request<E::Item>>) -> Submitted<E> {
         self.submit_one(request.into(), Patience::Until(None))
     }
