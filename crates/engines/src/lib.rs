@@ -12,12 +12,15 @@
 //! | run rows through an MLP | [`MlpEngine`], [`MlpRow`] |
 //! | use the models without a queue | [`Bert`], [`Mlp`] |
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod bert;
 mod bucket;
 mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code, reason = "page-locked memory is had no other way")]
+mod cuda;
 mod device;
 mod embedding;
 mod embedding_engine;

@@ -7,6 +7,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use onelane::BatchItem;
 
 use crate::config::Activation;
+#[cfg(feature = "cuda")]
+use crate::cuda::PinnedMemory;
 use crate::ops;
 
 /// Width of a row, in and out.
@@ -50,6 +52,8 @@ impl BatchItem for MlpRow {
 pub struct Mlp {
     device: Device,
     layers: Layers,
+    #[cfg(feature = "cuda")]
+    pinned: Option<PinnedMemory>,
 }
 
 /// Weights, in the form that is quickest on the device.
@@ -115,7 +119,14 @@ impl Mlp {
                     .collect::<Result<_>>()?,
             ),
         };
-        Ok(Self { device: device.clone(), layers })
+        // Whatever thread calls first, the weights are there.
+        device.synchronize()?;
+        Ok(Self {
+            #[cfg(feature = "cuda")]
+            pinned: PinnedMemory::new(device),
+            device: device.clone(),
+            layers,
+        })
     }
 
     /// Runs rows through the model: one upload, one download, host data out.
@@ -126,9 +137,34 @@ impl Mlp {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let y = match &self.layers {
+        let width = MLP_WIDTH + self.ones();
+        #[cfg(feature = "cuda")]
+        if let Some(pinned) = &self.pinned
+            && PinnedMemory::pays(rows.len() * width)
+        {
+            let fill = |packed: &mut [f32]| pack(rows, packed.chunks_exact_mut(width));
+            let read = |back: &[f32]| back.chunks_exact(MLP_WIDTH).map(<[f32]>::to_vec).collect();
+            return pinned.round_trip((rows.len(), width), fill, |x| self.apply(x), read);
+        }
+        let mut packed = vec![0.0; rows.len() * width];
+        pack(rows, packed.chunks_exact_mut(width));
+        let x = Tensor::from_vec(packed, (rows.len(), width), &self.device)?;
+        // Reading back waits for the device.
+        self.apply(x)?.to_vec2()
+    }
+
+    /// How many numbers stand behind each row.
+    fn ones(&self) -> usize {
+        match self.layers {
+            Layers::Apart(_) => 0,
+            Layers::Joined(_) => ONES,
+        }
+    }
+
+    /// The layers, on packed rows.
+    fn apply(&self, mut x: Tensor) -> Result<Tensor> {
+        match &self.layers {
             Layers::Apart(layers) => {
-                let mut x = self.upload(rows, 0)?;
                 let last = layers.len() - 1;
                 for (i, (weight, bias)) in layers.iter().enumerate() {
                     x = x.matmul(weight)?;
@@ -138,29 +174,25 @@ impl Mlp {
                         ops::bias_activation(x, bias, Activation::Relu)?
                     };
                 }
-                x
             }
             Layers::Joined(layers) => {
-                let mut x = self.upload(rows, ONES)?;
                 for (i, layer) in layers.iter().enumerate() {
                     x = if i == 0 { x } else { x.relu()? }.matmul(layer)?;
                 }
-                x
             }
-        };
-        // Reading back waits for the device.
-        y.to_vec2()
-    }
-
-    /// The rows on the device, each with a 1 and zeros behind it if it is to have `ones`.
-    fn upload(&self, rows: &[MlpRow], ones: usize) -> Result<Tensor> {
-        let width = MLP_WIDTH + ones;
-        let mut packed = Vec::with_capacity(rows.len() * width);
-        for row in rows {
-            packed.extend_from_slice(row.values());
-            packed.extend((0..ones).map(one));
         }
-        Tensor::from_vec(packed, (rows.len(), width), &self.device)
+        Ok(x)
+    }
+}
+
+/// Writes rows one after the other, and what stands behind each.
+fn pack<'a>(rows: &[MlpRow], packed: impl Iterator<Item = &'a mut [f32]>) {
+    for (row, packed) in rows.iter().zip(packed) {
+        let (numbers, behind) = packed.split_at_mut(MLP_WIDTH);
+        numbers.copy_from_slice(row.values());
+        for (at, number) in behind.iter_mut().enumerate() {
+            *number = one(at);
+        }
     }
 }
 
