@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -9,9 +10,12 @@ import pytest
 
 import onelane
 from common import Hold
+from onelane import _collate
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -162,6 +166,53 @@ def test_views_share_one_copy_of_their_batch(device, wrap):
         assert len(storages(part for part in parts if len(part))) == 1
         assert parts[0].untyped_storage().nbytes() == 6 * 2 * 4
     assert not storages(batches[0][1]) & (storages(batches[1][1]) | storages([buffer]))
+
+
+class Copied(TorchDispatchMode):
+    """Notes the most elements copied by one operation, which PyTorch may share out."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (
+            torch.ops.aten.clone,
+            torch.ops.aten.copy_,
+            torch.ops.aten.cat,
+        ):
+            self.most = max(self.most, result.numel())
+        return result
+
+
+# PyTorch's `at::internal::GRAIN_SIZE`: an operation on fewer elements stays on its thread.
+GRAIN_SIZE = 32768
+
+
+@pytest.mark.parametrize("shape", [(256, 512), (65, 512), (70_000, 2), (100_000,), (3, 20_000)])
+def test_a_large_batch_is_copied_without_the_threads_of_pytorch(shape):
+    whole = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    rows = [1] * shape[0]
+    with Copied() as copied:
+        duplicate = _collate._duplicate(torch, whole)
+        together = _collate._concatenate(torch, list(whole.split(rows)), rows)
+    assert torch.equal(duplicate, whole)
+    assert torch.equal(together, whole)
+    assert not storages([duplicate, together]) & storages([whole])
+    assert 0 < copied.most < GRAIN_SIZE
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 0), (2, 40_000)])
+def test_what_does_not_come_in_pieces_is_copied_as_well(shape):
+    for whole in (
+        torch.rand(shape),
+        torch.rand(shape[::-1]).permute(tuple(reversed(range(len(shape))))),
+    ):
+        duplicate = _collate._duplicate(torch, whole)
+        assert torch.equal(duplicate, whole)
+        duplicate.fill_(7)
+        assert not (whole == 7).any()
 
 
 def test_a_write_to_one_view_is_nothing_to_the_others(device):

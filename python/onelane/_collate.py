@@ -105,6 +105,20 @@ def _concatenate(torch: Any, tensors: list[Any], rows: list[int], out: Any = Non
     return out
 
 
+def _duplicate(torch: Any, whole: Any) -> Any:
+    """Copy a tensor, in pieces that are copied by this thread alone if a few are enough."""
+    count = whole.shape[0] if whole.ndim else 1
+    piece = (_PARALLEL - 1) * count // max(whole.numel(), 1)
+    in_pieces = piece < count <= piece * _PIECES
+    if not in_pieces or whole.device.type != "cpu" or not whole.is_contiguous():
+        return whole.clone()
+    copy = torch.empty_like(whole)
+    for start in range(0, count, piece):
+        end = min(start + piece, count)
+        copy[start:end].copy_(whole[start:end])
+    return copy
+
+
 class Staging:
     """Page-locked host buffers of one worker, used again for each batch.
 
@@ -214,7 +228,7 @@ def _parts(
             return _parts(target, output, rows, cut)
     moved, copied = _moved(target, output)
     if not target.copy_outputs:
-        views = _views(moved if copied else moved.clone(), rows)
+        views = _views(moved if copied else _duplicate(torch, moved), rows)
         return views if cut is None else [cut(part, i) for i, part in enumerate(views)]
     if cut is not None and rows is not None:
         views = moved[: sum(rows)].split(rows)
