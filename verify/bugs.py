@@ -303,6 +303,22 @@ MUTANTS = [
         test("simulation"),
     ),
     Mutant(
+        "a deadline counts from when the line has let a request in",
+        "7",
+        "submit.rs",
+        "let since = place.as_ref().map(|place| place.since);",
+        "let since = None;",
+        test("line", "a_deadline_runs"),
+    ),
+    Mutant(
+        "the last in line is told of room",
+        "6",
+        "line.rs",
+        "if let Some((_, waker)) = self.waiting.first_key_value() {\n            after.wake",
+        "if let Some((_, waker)) = self.waiting.last_key_value() {\n            after.wake",
+        test("simulation"),
+    ),
+    Mutant(
         "deadlines are not looked at before a batch is taken",
         "7",
         "state.rs",

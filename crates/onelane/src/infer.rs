@@ -33,8 +33,9 @@ impl<I> std::fmt::Debug for InferError<I> {
 }
 
 enum InferState<E: Engine> {
-    /// The request is there until it has been accepted or refused.
-    Submitting(Option<Request<E::Item>>, Option<PlaceInLine>),
+    /// The request is there until it has been accepted or refused. The place is boxed: it is large, and
+    /// mostly there is room.
+    Submitting(Option<Request<E::Item>>, Option<Box<PlaceInLine>>),
     Waiting(Pending<E::Output>),
     Done,
 }

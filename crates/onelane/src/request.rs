@@ -90,14 +90,16 @@ impl<I> Request<I> {
 
     /// Sets the instant after which the request must no longer start. A request that is still
     /// waiting then resolves to [`RequestError::DeadlineExceeded`](crate::RequestError) without
-    /// having been computed; one that is running is delivered.
+    /// having been computed; one that is running is delivered. One that still waits for room in a
+    /// full queue resolves to it as soon as there is room.
     #[must_use]
     pub fn deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(Deadline::At(deadline));
         self
     }
 
-    /// Like [`deadline`](Self::deadline), counted from the call of submit.
+    /// Like [`deadline`](Self::deadline), counted from the call of submit, or from the first
+    /// poll of [`infer`](crate::BatchQueue::infer).
     #[must_use]
     pub fn deadline_after(mut self, after: Duration) -> Self {
         self.deadline = Some(Deadline::After(after));

@@ -91,6 +91,8 @@ impl<E: Engine> Ticket<E> {
 pub(crate) struct PlaceInLine {
     shared: Arc<Shared>,
     queue: QueueId,
+    /// When room was asked for first.
+    since: Instant,
     turn: Option<Turn>,
 }
 
@@ -110,7 +112,7 @@ impl<E: Engine> BatchQueue<E> {
         if let Some(heavy) = self.too_heavy(cost) {
             return Err(self.refuse_heavy(request, 1, heavy));
         }
-        let (pending, ticket) = self.ticket(&request, cost, None);
+        let (pending, ticket) = self.ticket(&request, cost, None, None);
         match self.room(ticket.asking(request.priority), patience) {
             Ok(room) => {
                 let (id, company) = self.go_in(room, |inbox| self.put(inbox, request, ticket));
@@ -137,7 +139,7 @@ impl<E: Engine> BatchQueue<E> {
         let tickets: Vec<_> = requests
             .iter()
             .zip(costs)
-            .map(|(request, cost)| self.ticket(request, cost, None))
+            .map(|(request, cost)| self.ticket(request, cost, None, None))
             .collect();
         // The group goes in when its least urgent request may.
         let class = requests.iter().map(|request| request.priority).max().unwrap_or_default();
@@ -162,15 +164,16 @@ impl<E: Engine> BatchQueue<E> {
     }
 
     /// What can be prepared for a request before the lock is taken. A task leaves the waker that the
-    /// answer is to wake; a thread may sleep for it.
+    /// answer is to wake; a thread may sleep for it. `since`: when it was submitted, if not just now.
     #[inline]
     fn ticket(
         &self,
         request: &Request<E::Item>,
         cost: usize,
         waker: Option<&Waker>,
+        since: Option<Instant>,
     ) -> (Pending<E::Output>, Ticket<E>) {
-        let at = self.shared().clock.now();
+        let at = since.unwrap_or_else(|| self.shared().clock.now());
         let key = request.input.key();
         let hash = self.hash(&key);
         let may_sleep = waker.is_none();
@@ -220,7 +223,7 @@ impl<E: Engine> BatchQueue<E> {
             return Err(self.refuse(requests, refusal));
         };
         let waker = thread_waker();
-        let mut place = self.place_in_line();
+        let mut place = self.place_in_line(asking.since);
         let shared = self.shared();
         loop {
             match self.poll_room(asking, &mut place.turn, Some(&waker)) {
@@ -275,8 +278,8 @@ impl<E: Engine> BatchQueue<E> {
         refusal
     }
 
-    fn place_in_line(&self) -> PlaceInLine {
-        PlaceInLine { shared: Arc::clone(self.shared()), queue: self.id(), turn: None }
+    fn place_in_line(&self, since: Instant) -> PlaceInLine {
+        PlaceInLine { shared: Arc::clone(self.shared()), queue: self.id(), since, turn: None }
     }
 
     /// Puts requests for which there is room into the inbox, and wakes a worker if the bell says so.
@@ -326,7 +329,7 @@ impl<E: Engine> BatchQueue<E> {
     pub(crate) fn poll_submit(
         &self,
         request: &mut Option<Request<E::Item>>,
-        place: &mut Option<PlaceInLine>,
+        place: &mut Option<Box<PlaceInLine>>,
         waker: &Waker,
     ) -> Poll<TaskSubmitted<E>> {
         let asked = request.as_ref().expect(SUBMITTED);
@@ -335,7 +338,8 @@ impl<E: Engine> BatchQueue<E> {
             let request = request.take().expect(SUBMITTED);
             return Poll::Ready(Err(self.refuse_heavy(request, 1, heavy)));
         }
-        let (pending, ticket) = self.ticket(asked, cost, Some(waker));
+        let since = place.as_ref().map(|place| place.since);
+        let (pending, ticket) = self.ticket(asked, cost, Some(waker), since);
         match self.poll_room_for_task(ticket.asking(asked.priority), place, waker) {
             Poll::Ready(Ok(way_in)) => {
                 let (id, _) = self.go_in(way_in, |inbox| {
@@ -360,7 +364,7 @@ impl<E: Engine> BatchQueue<E> {
     fn poll_room_for_task(
         &self,
         asking: Asking,
-        place: &mut Option<PlaceInLine>,
+        place: &mut Option<Box<PlaceInLine>>,
         waker: &Waker,
     ) -> Poll<Result<WayIn<'_, E>, Refusal>> {
         loop {
@@ -379,7 +383,7 @@ impl<E: Engine> BatchQueue<E> {
                 }
             }
             match place {
-                None => *place = Some(self.place_in_line()),
+                None => *place = Some(Box::new(self.place_in_line(asking.since))),
                 Some(_) => return Poll::Pending,
             }
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::*;
 use onelane::testing::{FakeItem, VirtualClock, within_a_minute};
-use onelane::{BatchConfig, Priority, Request, SubmitError};
+use onelane::{BatchConfig, InferError, Priority, Request, RequestError, SubmitError};
 
 /// There is room for the light requests, but a heavy one waits for more: they go behind it.
 #[test]
@@ -141,6 +141,35 @@ fn the_line_goes_by_urgency_and_age() {
             assert_eq!(batches(&seen), [[1], [order[0]], [order[1]]]);
         });
     }
+}
+
+/// A deadline counts from the submission, not from when the line has let the request in.
+#[test]
+fn a_deadline_runs_in_line_too() {
+    within_a_minute(|| {
+        let clock = VirtualClock::new();
+        let config = BatchConfig::default().capacity(1).max_batch_size(1);
+        let (queue, gate, seen) = gated(&executor_on(&clock), config);
+        let others = [occupy(&queue, &gate), queue.submit(FakeItem::new(1)).unwrap()];
+        let ms = Duration::from_millis(1);
+        let timed = |value| Request::new(FakeItem::new(value)).deadline_after(10 * ms);
+        let context = &mut Context::from_waker(Waker::noop());
+        let mut late = pin!(queue.infer(timed(2)));
+        assert!(late.as_mut().poll(context).is_pending());
+        clock.advance(9 * ms);
+        let mut in_time = pin!(queue.infer(timed(3)));
+        assert!(in_time.as_mut().poll(context).is_pending());
+        clock.advance(ms);
+        gate.open(1);
+        gate.wait_for_arrivals(2);
+        assert!(late.as_mut().poll(context).is_pending(), "there is room for it");
+        gate.open_for_good();
+        let late = block_on(late);
+        assert!(matches!(late, Err(InferError::Failed(RequestError::DeadlineExceeded))));
+        assert_eq!(block_on(in_time).unwrap(), 3);
+        wait_all(others);
+        assert_eq!(batches(&seen), [[1], [3]]);
+    });
 }
 
 /// Room that is there goes to the most urgent newcomer, though others stand in line for more of it or

@@ -7,17 +7,31 @@
 //! `cargo test -p onelane --test simulation` runs it first; `PROPTEST_CASES` sets how many there are.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use onelane::testing::{FakeEngine, FakeItem, Gate, VirtualClock, within_a_minute};
 use onelane::{
-    BatchConfig, BatchQueue, Delivery, DeviceExecutor, EngineError, ExecutorConfig, Priority,
-    QueueStats, Request, RequestError, ResponseHandle, Shutdown, SubmitError,
+    BatchConfig, BatchQueue, Delivery, DeviceExecutor, EngineError, ExecutorConfig, Infer,
+    InferError, Priority, QueueStats, Request, RequestError, ResponseHandle, Shutdown, SubmitError,
 };
 use proptest::prelude::*;
 
 const MS: Duration = Duration::from_millis(1);
+
+/// Waits for what must come soon; a failure that is seen early can be shrunk.
+fn soon(what: &str, has_come: impl Fn() -> bool) {
+    let limit = Duration::from_secs(if cfg!(miri) { 600 } else { 10 });
+    let begun = Instant::now();
+    while !has_come() {
+        assert!(begun.elapsed() < limit, "{what}: not in {limit:?}");
+        std::thread::yield_now();
+    }
+}
 
 /// What the engine makes of a request; part of its value, so that the engine can see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +72,8 @@ struct New {
 enum Step {
     Submit(New),
     Group(Vec<New>),
+    /// Submits for a task, which stands in line if there is no room.
+    Infer(New),
     /// Submits requests one by one, advances, and lets the running batch end: the first who looks into
     /// the inbox is the worker.
     Burst(Vec<New>, u64),
@@ -123,6 +139,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => news().prop_map(Step::Submit),
         2 => prop::collection::vec(news(), 0..6).prop_map(Step::Group),
+        4 => news().prop_map(Step::Infer),
         2 => (alike(), 0..30_u64).prop_map(|(news, ms)| Step::Burst(news, ms)),
         2 => any::<prop::sample::Index>().prop_map(Step::Cancel),
         2 => (1..30_u64).prop_map(Step::Advance),
@@ -160,6 +177,17 @@ struct Known {
     deadline: Option<Duration>,
 }
 
+/// A request that stands in line for room.
+#[derive(Clone, Debug)]
+struct Standing {
+    known: Known,
+    /// The least goes first.
+    turn: Turn,
+}
+
+/// A class that is never lifted, the instant that counts, the order of coming.
+type Turn = (usize, Duration, u64);
+
 /// What the reference expects a request to come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -188,6 +216,9 @@ struct Counters {
 struct Reference {
     settings: Settings,
     now: Duration,
+    line: Vec<Standing>,
+    /// How many have stood in it.
+    stood: u64,
     /// In order of acceptance.
     waiting: Vec<Known>,
     running: Option<Vec<Known>>,
@@ -207,6 +238,35 @@ impl Reference {
         let held: usize = self.waiting.iter().map(|known| known.cost).sum();
         self.waiting.len() + requests <= self.settings.capacity
             && held.saturating_add(cost) <= self.settings.capacity_cost
+    }
+
+    /// The turn of who comes now.
+    fn turn(&self, class: usize) -> Turn {
+        match self.ageing() {
+            Some(ageing) => (0, self.now + MS * ageing * class as u32, self.stood),
+            None => (class, self.now, self.stood),
+        }
+    }
+
+    /// Whether who comes now need not stand in line.
+    fn may_pass(&self, class: usize, requests: usize, cost: usize) -> bool {
+        let turn = self.turn(class);
+        self.line.iter().all(|other| turn < other.turn) && self.room_for(requests, cost)
+    }
+
+    /// Who stands in line and may go in.
+    fn next_in_line(&self) -> Option<u64> {
+        let first = self.line.iter().min_by_key(|standing| standing.turn)?;
+        self.room_for(1, first.known.cost).then_some(first.known.value)
+    }
+
+    fn accept(&mut self, known: impl IntoIterator<Item = Known>) {
+        let before = self.waiting.len();
+        self.waiting.extend(known);
+        self.counters.submitted += (self.waiting.len() - before) as u64;
+        if self.running.is_none() {
+            self.dispatch();
+        }
     }
 
     /// The worker is free: what it does next.
@@ -289,6 +349,10 @@ impl Reference {
     }
 
     fn cancel(&mut self, value: u64) {
+        if let Some(at) = self.line.iter().position(|standing| standing.known.value == value) {
+            self.line.remove(at);
+            return;
+        }
         let before = self.waiting.len();
         self.waiting.retain(|known| known.value != value);
         if self.waiting.len() < before {
@@ -309,6 +373,38 @@ impl Reference {
 
 type Batches = Arc<Mutex<Vec<Vec<u64>>>>;
 
+/// A request whose answer is not looked at yet.
+enum Open {
+    Handle(ResponseHandle<u64>),
+    Task(Task),
+}
+
+struct Task {
+    future: Infer<'static, FakeEngine>,
+    woken: Arc<Woken>,
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+impl Task {
+    fn poll(&mut self) -> Poll<Result<u64, InferError<FakeItem>>> {
+        self.woken.0.store(false, SeqCst);
+        let waker = Waker::from(Arc::clone(&self.woken));
+        Pin::new(&mut self.future).poll(&mut Context::from_waker(&waker))
+    }
+
+    fn wait_until_woken(&self) {
+        soon("the first in line is told that there is room", || self.woken.0.load(SeqCst));
+    }
+}
+
 /// The real thing, driven step by step.
 struct Simulation {
     clock: VirtualClock,
@@ -316,7 +412,7 @@ struct Simulation {
     queue: BatchQueue<FakeEngine>,
     gate: Gate,
     seen: Batches,
-    handles: BTreeMap<u64, ResponseHandle<u64>>,
+    handles: BTreeMap<u64, Open>,
     reference: Reference,
     next: u64,
 }
@@ -368,6 +464,8 @@ impl Simulation {
         let reference = Reference {
             settings: settings.clone(),
             now: Duration::ZERO,
+            line: Vec::new(),
+            stood: 0,
             waiting: Vec::new(),
             running: None,
             dropped: HashSet::new(),
@@ -403,7 +501,10 @@ impl Simulation {
         let too_heavy = known.iter().any(|known| known.cost > settings.max_batch_cost)
             || total > settings.capacity_cost
             || count > settings.capacity;
-        let room = self.reference.room_for(count, total);
+        // A group without requests is of the default class.
+        let default = Priority::ALL.iter().position(|&class| class == Priority::default());
+        let class = news.iter().map(|new| new.class).max().or(default).unwrap();
+        let room = self.reference.may_pass(class, count, total);
         let submitted = if group {
             self.queue.try_submit_group(requests)
         } else {
@@ -421,13 +522,9 @@ impl Simulation {
             Ok(handles) => {
                 assert!(room && !too_heavy, "{count} of cost {total} were accepted");
                 assert_eq!(handles.len(), count);
-                self.reference.counters.submitted += count as u64;
                 let values = known.iter().map(|known| known.value);
-                self.handles.extend(values.zip(handles));
-                self.reference.waiting.extend(known);
-                if self.reference.running.is_none() {
-                    self.reference.dispatch();
-                }
+                self.handles.extend(values.zip(handles.into_iter().map(Open::Handle)));
+                self.reference.accept(known);
             }
             Err(refused) => {
                 assert!(!room || too_heavy, "{refused}");
@@ -440,8 +537,67 @@ impl Simulation {
         }
     }
 
+    /// Submits for a task.
+    fn infer(&mut self, new: &New) {
+        let (request, known) = self.make(new);
+        let settings = &self.reference.settings;
+        let too_heavy = known.cost > settings.max_batch_cost || known.cost > settings.capacity_cost;
+        let passes = self.reference.may_pass(known.class, 1, known.cost);
+        let future = self.queue.infer(request).into_owned();
+        let mut task = Task { future, woken: Arc::default() };
+        let before = self.queue.stats().submitted;
+        let polled = task.poll();
+        if too_heavy {
+            let refused = matches!(polled, Poll::Ready(Err(InferError::Refused(_))));
+            assert!(refused, "too heavy, and not refused");
+            self.reference.counters.refused += 1;
+            return;
+        }
+        assert!(polled.is_pending());
+        let accepted = self.queue.stats().submitted > before;
+        assert_eq!(accepted, passes, "accepted, or not, past {:?}", self.reference.line);
+        self.handles.insert(known.value, Open::Task(task));
+        if accepted {
+            self.reference.accept([known]);
+        } else {
+            let turn = self.reference.turn(known.class);
+            self.reference.stood += 1;
+            self.reference.line.push(Standing { known, turn });
+        }
+    }
+
+    /// Lets those in line look for room, the last first: the first goes in if there is some, for which
+    /// it has been woken, and nobody else.
+    fn serve_line(&mut self) {
+        loop {
+            let next = self.reference.next_in_line();
+            let submitted = self.queue.stats().submitted;
+            for standing in self.reference.line.iter().rev() {
+                let value = standing.known.value;
+                let Some(Open::Task(task)) = self.handles.get_mut(&value) else {
+                    panic!("only tasks stand in line");
+                };
+                if next == Some(value) {
+                    task.wait_until_woken();
+                } else {
+                    assert!(task.poll().is_pending());
+                    assert_eq!(self.queue.stats().submitted, submitted, "{value} went in");
+                }
+            }
+            let Some(value) = next else { return };
+            let Some(Open::Task(task)) = self.handles.get_mut(&value) else { unreachable!() };
+            assert!(task.poll().is_pending());
+            assert_eq!(self.queue.stats().submitted, submitted + 1, "{value} did not go in");
+            let at = self.reference.line.iter().position(|other| other.known.value == value);
+            let Standing { known, .. } = self.reference.line.remove(at.unwrap());
+            self.reference.accept([known]);
+            self.settle();
+        }
+    }
+
     fn step(&mut self, step: &Step) {
         match step {
+            Step::Infer(new) => self.infer(new),
             Step::Submit(new) => self.submit(std::slice::from_ref(new), false),
             Step::Group(news) => self.submit(news, true),
             Step::Burst(news, ms) => {
@@ -466,6 +622,7 @@ impl Simulation {
             Step::Run => self.run(),
         }
         self.settle();
+        self.serve_line();
         self.check();
     }
 
@@ -491,9 +648,7 @@ impl Simulation {
             stats.running == expected.running
                 && (expected.running > 0 || stats.waiting == expected.waiting)
         };
-        while !reached(self.queue.stats()) {
-            std::thread::yield_now();
-        }
+        soon("the worker is where the reference is", || reached(self.queue.stats()));
     }
 
     fn check(&self) {
@@ -535,8 +690,22 @@ impl Simulation {
         }
         self.device.shutdown(mode, Duration::from_secs(50)).unwrap();
         assert_eq!(*self.seen.lock().unwrap(), self.reference.batches);
-        for (value, handle) in std::mem::take(&mut self.handles) {
-            let end = match handle.wait() {
+        for (value, open) in std::mem::take(&mut self.handles) {
+            let answer_to_it = match open {
+                Open::Handle(handle) => handle.wait(),
+                Open::Task(mut task) => match task.poll() {
+                    Poll::Ready(Ok(given)) => Ok(given),
+                    Poll::Ready(Err(InferError::Failed(error))) => Err(error),
+                    Poll::Ready(Err(InferError::Refused(SubmitError::Closed(back)))) => {
+                        let in_line = |other: &Standing| other.known.value == value;
+                        assert!(self.reference.line.iter().any(in_line), "{value} was refused");
+                        assert_eq!(back.into_input().value, value);
+                        continue;
+                    }
+                    other => panic!("{value} is not answered: {other:?}"),
+                },
+            };
+            let end = match answer_to_it {
                 Ok(given) => {
                     assert_eq!(given, answer(value), "the answer of another request");
                     End::Response
@@ -564,6 +733,7 @@ proptest! {
         failure_persistence: Some(Box::new(
             prop::test_runner::FileFailurePersistence::WithSource("proptest-regressions"),
         )),
+        max_shrink_time: 120_000,
         ..ProptestConfig::default()
     })]
 
