@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run check fmt clippy doc macos mutants-apply test test-rust test-model test-python ci clean
+.PHONY: help run check fmt clippy doc macos cuda mutants-apply test test-rust test-model test-python ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -12,7 +12,7 @@ help: ## list the targets
 run: ## the main job: ten tests, eight threads, one worker
 	cargo run --release -- correctness --parallel --threads 8 --use-batching --workers 1
 
-check: fmt clippy doc macos mutants-apply ## formatting, lints, documentation, the macOS type-check
+check: fmt clippy doc macos cuda mutants-apply ## formatting, lints, documentation, macOS and CUDA type-checks
 
 fmt: ## formatting
 	cargo fmt --all --check
@@ -28,6 +28,14 @@ macos: ## type-check of everything that runs on a Mac
 	rustup target add aarch64-apple-darwin
 	cargo check --target aarch64-apple-darwin --features metal --locked \
 	    -p onelane -p onelane-engines -p onelane-suite -p onelane-cli
+
+# Nor a CUDA toolkit: a stand-in for its compiler leaves empty kernels, in a folder of their own, so that
+# no build takes them for real ones.
+cuda: ## type-check and lints of the CUDA code
+	PATH="$(CURDIR)/.ci/cuda/bin:$$PATH" NVCC="$(CURDIR)/.ci/cuda/bin/nvcc" CUDA_COMPUTE_CAP=90 \
+	CUDA_HOME="$(CURDIR)/.ci/cuda" CUDA_PATH="$(CURDIR)/.ci/cuda" \
+	    cargo clippy --target-dir target/cuda-check --features cuda --locked \
+	    -p onelane-engines -p onelane-suite -p onelane-cli -- -D warnings
 
 mutants-apply: ## that each deliberate bug still has its place in the code
 	@$(PYTHON) verify/mutants.py --list

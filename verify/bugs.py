@@ -212,7 +212,7 @@ MUTANTS = [
         "state.rs",
         "                if self.workers.any_asleep() && matches!",
         "                if !self.workers.any_asleep() && matches!",
-        test("ordering", "a_group_wakes"),
+        loom("two_requests_and_two_workers"),
     ),
     Mutant(
         "a dispatch does not tell the first in line",

@@ -10,7 +10,11 @@
 pub struct BucketConfig {
     lengths: Vec<usize>,
     rows: Vec<usize>,
+    round_up: bool,
 }
+
+/// Part of a run that may be empty before a batch is cut further, unless rounding up is asked for.
+const SLACK: f64 = 0.25;
 
 /// Buckets that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,14 +36,16 @@ impl BucketConfig {
         Self {
             lengths: [8, 12].into_iter().chain(steps).chain([512]).collect(),
             rows: vec![1, 2, 4, 8, 16, 32],
+            round_up: false,
         }
     }
 
-    /// One length to the octave (16, 32, ... 512) and 1, 8 or 32 rows: at most 18 shapes, 15 for a
-    /// model with a limit of 256 tokens. For devices that skip padding, where a coarse bucket costs
-    /// nothing and fills batches better.
+    /// One length to the octave (16, 32, ... 512) and 1, 8 or 32 rows, rounded up: at most 18 shapes, 15
+    /// for a model with a limit of 256 tokens. For devices that skip padding, where a coarse bucket
+    /// costs nothing and fills batches better; and for those so fast that a small model is launches
+    /// more than work (docs/performance.md has figures of one).
     pub fn coarse() -> Self {
-        Self { lengths: vec![16, 32, 64, 128, 256, 512], rows: vec![1, 8, 32] }
+        Self { lengths: vec![16, 32, 64, 128, 256, 512], rows: vec![1, 8, 32], round_up: true }
     }
 
     /// Sets the lengths in tokens, ascending. The model's limit is always the last bucket: longer
@@ -57,6 +63,14 @@ impl BucketConfig {
         self
     }
 
+    /// Whether a rest always goes in one run of the next row count, however much of that stays empty.
+    /// If not, it is cut further where more than a quarter would be empty.
+    #[must_use]
+    pub fn round_up(mut self, round_up: bool) -> Self {
+        self.round_up = round_up;
+        self
+    }
+
     /// Fits the buckets to a model that takes at most `limit` tokens.
     ///
     /// # Errors
@@ -69,7 +83,8 @@ impl BucketConfig {
             }
         }
         let shorter = self.lengths.iter().copied().filter(|&length| length < limit);
-        Ok(Buckets { lengths: shorter.chain([limit]).collect(), rows: self.rows.clone() })
+        let lengths = shorter.chain([limit]).collect();
+        Ok(Buckets { lengths, rows: self.rows.clone(), round_up: self.round_up })
     }
 }
 
@@ -78,6 +93,7 @@ impl BucketConfig {
 pub struct Buckets {
     lengths: Vec<usize>,
     rows: Vec<usize>,
+    round_up: bool,
 }
 
 /// One pass through the model.
@@ -116,6 +132,11 @@ impl Buckets {
     pub fn length_for(&self, tokens: usize) -> usize {
         let at = self.lengths.partition_point(|&length| length < tokens);
         self.lengths[at.min(self.lengths.len() - 1)]
+    }
+
+    /// Part of a run that may be empty before a batch is cut further.
+    pub(crate) fn slack(&self) -> f64 {
+        if self.round_up { 1.0 } else { SLACK }
     }
 
     /// Cuts a batch of `texts` in one bucket into runs: how many texts, and in what shape.
@@ -201,6 +222,18 @@ mod tests {
         assert_eq!(rows(11, 0.25), [8, 4]);
         assert_eq!(rows(70, 0.25), [32, 32, 8]);
         assert_eq!(rows(9, 1.0), [16]);
+    }
+
+    #[test]
+    fn coarse_buckets_round_up_unless_told_otherwise() {
+        let rows = |config: BucketConfig| -> Vec<usize> {
+            let buckets = config.fit(256).unwrap();
+            buckets.plan(22, 64, buckets.slack()).iter().map(|run| run.1.rows).collect()
+        };
+        assert_eq!(rows(BucketConfig::coarse()), [32]);
+        assert_eq!(rows(BucketConfig::coarse().round_up(false)), [8, 8, 8]);
+        assert_eq!(rows(BucketConfig::fine()), [16, 8]);
+        assert_eq!(rows(BucketConfig::fine().round_up(true)), [32]);
     }
 
     #[test]

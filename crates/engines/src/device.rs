@@ -158,6 +158,14 @@ impl DeviceName {
             Self::Cuda(n) => open_cuda(self, n),
         }
     }
+
+    /// Opens the device for one engine, which keeps it to itself.
+    pub(crate) fn open_for_engine(self) -> Result<Device, DeviceError> {
+        let device = self.open()?;
+        #[cfg(feature = "cuda")]
+        crate::cuda::keep_to_one_stream(&device);
+        Ok(device)
+    }
 }
 
 #[cfg(feature = "metal")]

@@ -32,7 +32,8 @@ pub enum Padding {
 #[non_exhaustive]
 pub struct EmbeddingConfig {
     /// Length buckets and row counts; `None` means [`BucketConfig::coarse`] where padding is
-    /// skipped and [`BucketConfig::fine`] where it is computed.
+    /// skipped and [`BucketConfig::fine`] where it is computed. A fast GPU may do better with coarse
+    /// ones.
     pub buckets: Option<BucketConfig>,
     /// What becomes of the empty places in a run.
     pub padding: Padding,
@@ -123,8 +124,10 @@ impl EmbeddingModel {
     /// [`LoadError`] when the device cannot be opened, or the weights are damaged, of another model,
     /// or too large for it.
     pub fn load(&self) -> Result<EmbeddingEngine, LoadError> {
-        let device = self.device.open()?;
+        let device = self.device.open_for_engine()?;
         let bert = Bert::load(&self.dir, self.config.clone(), &device)?;
+        // Whatever thread calls first, the weights are there.
+        device.synchronize()?;
         Ok(EmbeddingEngine::new(
             bert,
             self.tokeniser.buckets().clone(),

@@ -8,10 +8,6 @@ use crate::embedding::ShapeLog;
 use crate::error::engine_error;
 use crate::tokeniser::TokenisedText;
 
-/// Part of a run that may be empty before a batch is cut further. On a GPU a quarter more rows cost
-/// less than another pass through the layers.
-const SLACK: f64 = 0.25;
-
 /// Embeds texts; made by [`EmbeddingModel::load`](crate::EmbeddingModel::load).
 ///
 /// A text's embedding does not depend on what it is batched with: only texts of its bucket share
@@ -31,7 +27,7 @@ impl EmbeddingEngine {
     /// How a batch is cut: skipped padding costs nothing, so that then only size cuts.
     fn plan(&self, batch: &[TokenisedText]) -> Vec<(usize, Shape)> {
         let Some(first) = batch.first() else { return Vec::new() };
-        let slack = if self.skip_padding { 1.0 } else { SLACK };
+        let slack = if self.skip_padding { 1.0 } else { self.buckets.slack() };
         self.buckets.plan(batch.len(), first.bucket(), slack)
     }
 }

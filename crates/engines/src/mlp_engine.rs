@@ -34,10 +34,7 @@ impl MlpEngine {
     /// # Errors
     /// [`LoadError`] when the device cannot be opened or has no room.
     pub fn load(device: DeviceName, seed: u64) -> Result<Self, LoadError> {
-        let device = device.open()?;
-        #[cfg(feature = "cuda")]
-        crate::cuda::keep_to_one_stream(&device);
-        Ok(Self { mlp: Mlp::seeded(seed, &device)? })
+        Ok(Self { mlp: Mlp::seeded(seed, &device.open_for_engine()?)? })
     }
 }
 
