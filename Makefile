@@ -29,8 +29,8 @@ macos: ## type-check of everything that runs on a Mac
 	cargo check --target aarch64-apple-darwin --features metal --locked \
 	    -p onelane -p onelane-engines -p onelane-suite -p onelane-cli
 
-# Nor a CUDA toolkit: a stand-in for its compiler leaves empty kernels, in a folder of their own, so that
-# no build takes them for real ones.
+# No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels, in a folder of their
+# own, so that no build takes them for real ones.
 cuda: ## type-check and lints of the CUDA code
 	PATH="$(CURDIR)/.ci/cuda/bin:$$PATH" NVCC="$(CURDIR)/.ci/cuda/bin/nvcc" CUDA_COMPUTE_CAP=90 \
 	CUDA_HOME="$(CURDIR)/.ci/cuda" CUDA_PATH="$(CURDIR)/.ci/cuda" \

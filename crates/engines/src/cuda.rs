@@ -17,13 +17,14 @@ use candle_core::{CudaStorage, Device, Result, Storage, Tensor, bail};
 /// device before it returns.
 pub(crate) fn keep_to_one_stream(device: &Device) {
     if let Device::Cuda(device) = device {
-        // SAFETY: nobody else has this device object or a tensor of it, and each call ends with
-        // waiting for the device: whatever thread makes the next one, nothing is in progress.
+        // SAFETY: nobody else has this device object or a tensor of it. Loading, and each call that
+        // succeeds, ends with waiting for the device; one that fails leaves at most work on tensors of
+        // its own. So what the next call shares with it, the weights, is only read, whatever thread makes it.
         unsafe { device.disable_event_tracking() };
     }
 }
 
-/// From how many bytes on page-locked memory pays: the driver takes a smaller upload along with the
+/// Above so many bytes page-locked memory pays: the driver takes a smaller upload along with the
 /// command (docs/performance.md has the figures).
 const LARGE: usize = 64 << 10;
 

@@ -142,12 +142,12 @@ impl Mlp {
         if let Some(pinned) = &self.pinned
             && PinnedMemory::pays(rows.len() * width)
         {
-            let fill = |packed: &mut [f32]| pack(rows, packed.chunks_exact_mut(width));
+            let fill = |packed: &mut [f32]| pack(rows, width, packed);
             let read = |back: &[f32]| back.chunks_exact(MLP_WIDTH).map(<[f32]>::to_vec).collect();
             return pinned.round_trip((rows.len(), width), fill, |x| self.apply(x), read);
         }
         let mut packed = vec![0.0; rows.len() * width];
-        pack(rows, packed.chunks_exact_mut(width));
+        pack(rows, width, &mut packed);
         let x = Tensor::from_vec(packed, (rows.len(), width), &self.device)?;
         // Reading back waits for the device.
         self.apply(x)?.to_vec2()
@@ -185,9 +185,9 @@ impl Mlp {
     }
 }
 
-/// Writes rows one after the other, and what stands behind each.
-fn pack<'a>(rows: &[MlpRow], packed: impl Iterator<Item = &'a mut [f32]>) {
-    for (row, packed) in rows.iter().zip(packed) {
+/// Writes rows one after the other, each `width` numbers with what stands behind it.
+fn pack(rows: &[MlpRow], width: usize, packed: &mut [f32]) {
+    for (row, packed) in rows.iter().zip(packed.chunks_exact_mut(width)) {
         let (numbers, behind) = packed.split_at_mut(MLP_WIDTH);
         numbers.copy_from_slice(row.values());
         for (at, number) in behind.iter_mut().enumerate() {
