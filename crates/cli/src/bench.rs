@@ -129,6 +129,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
     workers: usize,
 
+    /// On CUDA: launches each operation, instead of recording what is done for a shape and replaying it
+    #[arg(long)]
+    no_cuda_graphs: bool,
+
     /// Who hands answers over
     #[arg(long, value_enum, default_value = "auto")]
     delivery: DeliveryKind,
@@ -235,7 +239,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let batch_ms = args.batch_time_ms.unwrap_or(default);
             args.run_workload(Null::new(Duration::from_secs_f64(batch_ms / 1e3)), files)
         }
-        (EngineKind::Mlp, &DeviceArg::Real(device)) => args.run_workload(Mlp::new(device)?, files),
+        (EngineKind::Mlp, &DeviceArg::Real(device)) => {
+            args.run_workload(Mlp::new(device, !args.no_cuda_graphs)?, files)
+        }
         (EngineKind::Mlp, DeviceArg::Simulated(profile)) => {
             let config = SimConfig::new(profile.clone()).seed(args.seed);
             args.run_workload(SimMlp::new(config)?, files)
@@ -281,6 +287,11 @@ impl Args {
         ensure!(
             self.engine != EngineKind::Null || self.device == DeviceArg::Real(DeviceName::Cpu),
             "--engine null runs on no device: leave --device out, or use --engine mlp"
+        );
+        ensure!(
+            !self.no_cuda_graphs || matches!(self.device, DeviceArg::Real(DeviceName::Cuda(_))),
+            "--no-cuda-graphs is for --device cuda, not {}",
+            self.device
         );
         let open = !self.rate.is_empty() || !self.load.is_empty();
         ensure!(
@@ -337,7 +348,7 @@ impl Args {
             count: self.text_count,
         };
         let model = self.model.as_deref().unwrap_or_else(|| ".".as_ref());
-        Texts::open(model, device, source)
+        Texts::open(model, device, source, !self.no_cuda_graphs)
     }
 
     /// A stage with room for every client, and for the bulk work twice over.
@@ -387,6 +398,9 @@ impl Args {
             notes: measured.notes,
             ok: true,
         };
+        if self.no_cuda_graphs {
+            report.notes.push("without CUDA graphs".to_owned());
+        }
         report.ok = report.faults().is_empty();
         if let (Some(file), Some(trace)) = (files.trace, trace) {
             file.write(trace.into_json().as_bytes())?;

@@ -12,6 +12,7 @@ use crate::cpu::{self, Heads, Sequence};
 use crate::error::LoadError;
 use crate::model_dir::ModelDir;
 use crate::ops::{self, Norm};
+use crate::pass::Passes;
 use crate::weights::Weights;
 
 /// Tokens that the ragged layout computes at a time: their activations stay in the cache, and the
@@ -56,6 +57,30 @@ pub struct Bert {
     positions: Tensor,
     embedding_norm: Norm,
     layers: Vec<Layer>,
+    passes: Passes<Shape>,
+}
+
+/// What [`pack`] writes for each token.
+const PARTS: usize = 4;
+
+/// Writes what a pass is given, all ids, then all positions, then the mask, then the weights of the
+/// mean: everything goes up at once, so all are floats, which hold integers up to 2^24.
+fn pack(texts: &[&[u32]], Shape { rows, length }: Shape, padding: u32, numbers: &mut [f32]) {
+    let (ids, rest) = numbers.split_at_mut(rows * length);
+    let (positions, rest) = rest.split_at_mut(rows * length);
+    let (mask, mean) = rest.split_at_mut(rows * length);
+    ids.fill(padding as f32);
+    mask.fill(MASKED);
+    mean.fill(0.0);
+    for row in positions.chunks_exact_mut(length) {
+        row.iter_mut().enumerate().for_each(|(at, position)| *position = at as f32);
+    }
+    for (row, text) in texts.iter().enumerate() {
+        let real = row * length..row * length + text.len();
+        ids[real.clone()].iter_mut().zip(*text).for_each(|(place, &id)| *place = id as f32);
+        mask[real.clone()].fill(0.0);
+        mean[real].fill(1.0 / text.len() as f32);
+    }
 }
 
 impl Bert {
@@ -86,9 +111,16 @@ impl Bert {
             layers: (0..config.num_hidden_layers)
                 .map(|i| loader.layer(&format!("encoder.layer.{i}")))
                 .collect::<std::result::Result<_, _>>()?,
+            passes: Passes::new(device),
             device: device.clone(),
             config,
         })
+    }
+
+    /// On CUDA, launches each operation of each batch: slower, and takes less memory.
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        Self { passes: self.passes.without_graphs(), ..self }
     }
 
     /// The sizes that it was built from.
@@ -132,7 +164,8 @@ impl Bert {
             })
             .collect();
         let layout = Layout::Ragged(sequences);
-        let x = self.encode(ids, positions, &layout)?;
+        let up = |numbers: Vec<u32>| Tensor::new(numbers, &self.device);
+        let x = self.encode(&up(ids)?, &up(positions)?, &layout)?;
         let (Layout::Ragged(sequences), (storage, _)) = (layout, x.storage_and_layout()) else {
             candle_core::bail!("the layout is ragged");
         };
@@ -158,39 +191,40 @@ impl Bert {
         if texts.len() > rows || texts.iter().any(|text| text.len() > length) {
             candle_core::bail!("{} texts do not fit into {rows} rows of {length}", texts.len());
         }
-        // Everything goes up at once: ids, and in floats the mask and the weights of the mean.
-        let mut ids = vec![self.config.pad_token_id; rows * length];
-        let mut mask = vec![MASKED; rows * length];
-        let mut mean = vec![0_f32; rows * length];
-        for (row, text) in texts.iter().enumerate() {
-            let real = row * length..row * length + text.len();
-            ids[real.clone()].copy_from_slice(text);
-            mask[real.clone()].fill(0.0);
-            mean[real].fill(1.0 / text.len() as f32);
-        }
-        let positions = (0..rows).flat_map(|_| 0..length as u32).collect();
-        let mask = Tensor::from_vec(mask, (rows, 1, 1, length), &self.device)?;
-        let mean = Tensor::from_vec(mean, (rows, 1, length), &self.device)?;
         let width = self.config.hidden_size;
-        let x =
-            self.encode(ids, positions, &Layout::Padded(mask))?.reshape((rows, length, width))?;
-        let mut embeddings = mean.matmul(&x)?.squeeze(1)?.to_vec2::<f32>()?;
-        embeddings.truncate(texts.len());
-        embeddings.iter_mut().for_each(|embedding| cpu::normalise(embedding));
-        Ok(embeddings)
+        self.passes.run(
+            shape,
+            PARTS * shape.tokens(),
+            |numbers| pack(texts, shape, self.config.pad_token_id, numbers),
+            |numbers| self.embed_packed(&numbers, shape),
+            |y| {
+                let mut embeddings: Vec<Vec<f32>> =
+                    y.chunks_exact(width).take(texts.len()).map(<[f32]>::to_vec).collect();
+                embeddings.iter_mut().for_each(|embedding| cpu::normalise(embedding));
+                embeddings
+            },
+        )
+    }
+
+    /// The mean hidden state of each row, (rows, 1, width), from what [`pack`] wrote.
+    fn embed_packed(&self, numbers: &Tensor, shape: Shape) -> Result<Tensor> {
+        let Shape { rows, length } = shape;
+        let part = |i| numbers.narrow(0, i * shape.tokens(), shape.tokens());
+        let (ids, positions) = (part(0)?.to_dtype(DType::U32)?, part(1)?.to_dtype(DType::U32)?);
+        let mask = part(2)?.reshape((rows, 1, 1, length))?;
+        let mean = part(3)?.reshape((rows, 1, length))?;
+        let x = self.encode(&ids, &positions, &Layout::Padded(mask))?;
+        mean.matmul(&x.reshape((rows, length, self.config.hidden_size))?)
     }
 
     /// The last hidden states, (tokens, width).
-    fn encode(&self, ids: Vec<u32>, positions: Vec<u32>, layout: &Layout) -> Result<Tensor> {
+    fn encode(&self, ids: &Tensor, positions: &Tensor, layout: &Layout) -> Result<Tensor> {
         let heads = Heads {
             count: self.config.num_attention_heads,
             size: self.config.hidden_size / self.config.num_attention_heads,
         };
-        let tokens = ids.len();
-        let ids = Tensor::from_vec(ids, tokens, &self.device)?;
-        let positions = Tensor::from_vec(positions, tokens, &self.device)?;
-        let words = self.words.index_select(&ids, 0)?;
-        let positions = self.positions.index_select(&positions, 0)?;
+        let words = self.words.index_select(ids, 0)?;
+        let positions = self.positions.index_select(positions, 0)?;
         let mut x = self.embedding_norm.add_forward(words, &positions)?;
         for layer in &self.layers {
             let qkv = x.matmul(&layer.qkv.weight)?;
@@ -264,5 +298,29 @@ impl Loader<'_> {
 
     fn transposed(&self, weight: &Tensor) -> Result<Tensor> {
         weight.t()?.contiguous()?.to_device(self.device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_the_pass_before_is_left() {
+        let shape = Shape { rows: 3, length: 4 };
+        let packed = |texts: &[&[u32]], before: f32| {
+            let mut numbers = vec![before; PARTS * shape.tokens()];
+            pack(texts, shape, 9, &mut numbers);
+            numbers
+        };
+        let texts: [&[u32]; 2] = [&[5, 6, 7], &[8]];
+        let numbers = packed(&texts, f32::NAN);
+        assert_eq!(numbers, packed(&texts, 0.0));
+        let [ids, positions, mask, mean] = [0, 1, 2, 3].map(|part| &numbers[part * 12..][..12]);
+        assert_eq!(ids, [5., 6., 7., 9., 8., 9., 9., 9., 9., 9., 9., 9.]);
+        assert_eq!(positions, [0., 1., 2., 3.].repeat(3));
+        let (no, third) = (MASKED, 1.0 / 3.0);
+        assert_eq!(mask, [0., 0., 0., no, 0., no, no, no, no, no, no, no]);
+        assert_eq!(mean, [third, third, third, 0., 1., 0., 0., 0., 0., 0., 0., 0.]);
     }
 }

@@ -42,8 +42,8 @@ impl BucketConfig {
 
     /// One length to the octave (16, 32, ... 512) and 1, 8 or 32 rows, rounded up: at most 18 shapes, 15
     /// for a model with a limit of 256 tokens. For devices that skip padding, where a coarse bucket
-    /// costs nothing and fills batches better; and for those so fast that a small model is launches
-    /// more than work (docs/performance.md has figures of one).
+    /// costs nothing and fills batches better; and for a GPU so fast that a small model is launches more
+    /// than work, if it does without CUDA graphs.
     pub fn coarse() -> Self {
         Self { lengths: vec![16, 32, 64, 128, 256, 512], rows: vec![1, 8, 32], round_up: true }
     }

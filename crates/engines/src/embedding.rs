@@ -28,15 +28,24 @@ pub enum Padding {
 }
 
 /// Settings of an embedding model.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EmbeddingConfig {
     /// Length buckets and row counts; `None` means [`BucketConfig::coarse`] where padding is
-    /// skipped and [`BucketConfig::fine`] where it is computed. A fast GPU may do better with coarse
-    /// ones.
+    /// skipped and [`BucketConfig::fine`] where it is computed. A fast GPU without CUDA graphs may do
+    /// better with coarse ones.
     pub buckets: Option<BucketConfig>,
     /// What becomes of the empty places in a run.
     pub padding: Padding,
+    /// On CUDA, whether what is done for a shape is recorded, and replayed from then on: faster from
+    /// the second batch of a shape on, and takes memory for each.
+    pub cuda_graphs: bool,
+}
+
+impl Default for EmbeddingConfig {
+    fn default() -> Self {
+        Self { buckets: None, padding: Padding::default(), cuda_graphs: true }
+    }
 }
 
 impl EmbeddingConfig {
@@ -51,6 +60,13 @@ impl EmbeddingConfig {
     #[must_use]
     pub fn padding(mut self, padding: Padding) -> Self {
         self.padding = padding;
+        self
+    }
+
+    /// Sets whether what is done for a shape is recorded.
+    #[must_use]
+    pub fn cuda_graphs(mut self, cuda_graphs: bool) -> Self {
+        self.cuda_graphs = cuda_graphs;
         self
     }
 }
@@ -80,6 +96,7 @@ pub struct EmbeddingModel {
     config: BertConfig,
     device: DeviceName,
     skip_padding: bool,
+    cuda_graphs: bool,
     tokeniser: Arc<Tokeniser>,
     shapes: ShapeLog,
 }
@@ -112,6 +129,7 @@ impl EmbeddingModel {
             config: bert,
             device,
             skip_padding,
+            cuda_graphs: config.cuda_graphs,
             tokeniser: Arc::new(tokeniser),
             shapes: ShapeLog::default(),
         })
@@ -126,6 +144,7 @@ impl EmbeddingModel {
     pub fn load(&self) -> Result<EmbeddingEngine, LoadError> {
         let device = self.device.open_for_engine()?;
         let bert = Bert::load(&self.dir, self.config.clone(), &device)?;
+        let bert = if self.cuda_graphs { bert } else { bert.without_graphs() };
         // Whatever thread calls first, the weights are there.
         device.synchronize()?;
         Ok(EmbeddingEngine::new(

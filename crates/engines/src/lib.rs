@@ -19,7 +19,7 @@ mod bucket;
 mod config;
 mod cpu;
 #[cfg(feature = "cuda")]
-#[allow(unsafe_code, reason = "page-locked memory is had no other way")]
+#[allow(unsafe_code, reason = "recorded passes are had no other way")]
 mod cuda;
 mod device;
 mod embedding;
@@ -30,6 +30,7 @@ mod mlp;
 mod mlp_engine;
 mod model_dir;
 mod ops;
+mod pass;
 mod tokeniser;
 mod weights;
 

@@ -7,9 +7,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use onelane::BatchItem;
 
 use crate::config::Activation;
-#[cfg(feature = "cuda")]
-use crate::cuda::PinnedMemory;
 use crate::ops;
+use crate::pass::Passes;
 
 /// Width of a row, in and out.
 pub const MLP_WIDTH: usize = 512;
@@ -50,10 +49,9 @@ impl BatchItem for MlpRow {
 
 /// An MLP of 512, 1024, 1024 and 512 units with ReLU between them, in f32.
 pub struct Mlp {
-    device: Device,
     layers: Layers,
-    #[cfg(feature = "cuda")]
-    pinned: Option<PinnedMemory>,
+    /// By rows.
+    passes: Passes<usize>,
 }
 
 /// Weights, in the form that is quickest on the device.
@@ -121,12 +119,13 @@ impl Mlp {
         };
         // Whatever thread calls first, the weights are there.
         device.synchronize()?;
-        Ok(Self {
-            #[cfg(feature = "cuda")]
-            pinned: PinnedMemory::new(device),
-            device: device.clone(),
-            layers,
-        })
+        Ok(Self { layers, passes: Passes::new(device) })
+    }
+
+    /// On CUDA, launches each operation of each batch: slower, and takes less memory.
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        Self { passes: self.passes.without_graphs(), ..self }
     }
 
     /// Runs rows through the model: one upload, one download, host data out.
@@ -137,20 +136,23 @@ impl Mlp {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let width = MLP_WIDTH + self.ones();
-        #[cfg(feature = "cuda")]
-        if let Some(pinned) = &self.pinned
-            && PinnedMemory::pays(rows.len() * width)
-        {
-            let fill = |packed: &mut [f32]| pack(rows, width, packed);
-            let read = |back: &[f32]| back.chunks_exact(MLP_WIDTH).map(<[f32]>::to_vec).collect();
-            return pinned.round_trip((rows.len(), width), fill, |x| self.apply(x), read);
+        let (width, shape) = (MLP_WIDTH + self.ones(), self.shape(rows.len()));
+        self.passes.run(
+            shape,
+            shape * width,
+            |packed| pack(rows, width, packed),
+            |x| self.apply(x.reshape((shape, width))?),
+            |y| y.chunks_exact(MLP_WIDTH).take(rows.len()).map(<[f32]>::to_vec).collect(),
+        )
+    }
+
+    /// How many rows a pass of so many has. On a GPU up to a quarter more: there are fewer passes to be
+    /// recorded then, and it hardly takes longer.
+    fn shape(&self, rows: usize) -> usize {
+        match self.layers {
+            Layers::Apart(_) => rows,
+            Layers::Joined(_) => rows.next_multiple_of((rows.next_power_of_two() / 8).max(1)),
         }
-        let mut packed = vec![0.0; rows.len() * width];
-        pack(rows, width, &mut packed);
-        let x = Tensor::from_vec(packed, (rows.len(), width), &self.device)?;
-        // Reading back waits for the device.
-        self.apply(x)?.to_vec2()
     }
 
     /// How many numbers stand behind each row.
@@ -219,6 +221,20 @@ fn join(weight: &[f32], bias: &[f32], ones: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_of_the_pass_before_is_in_a_row() {
+        let rows = [MlpRow(vec![0.5; MLP_WIDTH]), MlpRow(vec![0.25; MLP_WIDTH])];
+        let width = MLP_WIDTH + ONES;
+        let [dirty, clean] = [f32::NAN, 0.0].map(|before| {
+            let mut packed = vec![before; rows.len() * width];
+            pack(&rows, width, &mut packed);
+            packed
+        });
+        assert_eq!(dirty, clean);
+        assert_eq!(clean[width..][..MLP_WIDTH], [0.25; MLP_WIDTH]);
+        assert_eq!(clean[MLP_WIDTH..width], [1.0, 0.0, 0.0, 0.0]);
+    }
 
     #[test]
     fn weights_and_biases_in_one_matrix_are_the_same_model() {

@@ -36,6 +36,12 @@ impl MlpEngine {
     pub fn load(device: DeviceName, seed: u64) -> Result<Self, LoadError> {
         Ok(Self { mlp: Mlp::seeded(seed, &device.open_for_engine()?)? })
     }
+
+    /// As [`Mlp::without_graphs`].
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        Self { mlp: self.mlp.without_graphs() }
+    }
 }
 
 impl Engine for MlpEngine {

@@ -141,8 +141,10 @@ impl Texts {
         dir: &Path,
         device: onelane_engines::DeviceName,
         source: TextSource<'_>,
+        cuda_graphs: bool,
     ) -> anyhow::Result<Self> {
-        let model = EmbeddingModel::open(dir, device, EmbeddingConfig::default())?;
+        let config = EmbeddingConfig::default().cuda_graphs(cuda_graphs);
+        let model = EmbeddingModel::open(dir, device, config)?;
         let weights = std::fs::metadata(dir.join("model.safetensors"));
         let texts = source.read(&model)?;
         Ok(Self { model, texts, engine_bytes: weights.map_or(0, |file| file.len()) })

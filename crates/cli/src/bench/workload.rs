@@ -113,17 +113,18 @@ fn rows(count: usize) -> Vec<Vec<f32>> {
 /// The MLP of 512, 1024, 1024 and 512 units on a real device.
 pub struct Mlp {
     device: DeviceName,
+    cuda_graphs: bool,
     rows: Vec<MlpRow>,
 }
 
 impl Mlp {
-    /// One row a request.
+    /// One row a request. On CUDA, `cuda_graphs` says whether batches are recorded and replayed.
     ///
     /// # Errors
     /// When a row has another width than the model, which is a mistake in this file.
-    pub fn new(device: DeviceName) -> anyhow::Result<Self> {
+    pub fn new(device: DeviceName, cuda_graphs: bool) -> anyhow::Result<Self> {
         let rows = rows(64).into_iter().map(MlpRow::new).collect::<Result<_, _>>()?;
-        Ok(Self { device, rows })
+        Ok(Self { device, cuda_graphs, rows })
     }
 }
 
@@ -132,7 +133,8 @@ impl Workload for Mlp {
     type Engine = MlpEngine;
 
     fn load(&self) -> Result<MlpEngine, EngineError> {
-        Ok(MlpEngine::load(self.device, 42)?)
+        let engine = MlpEngine::load(self.device, 42)?;
+        Ok(if self.cuda_graphs { engine } else { engine.without_graphs() })
     }
 
     fn items(&self) -> &[MlpRow] {
@@ -252,7 +254,7 @@ mod tests {
             assert!(!workload.same(&together[0], &together[1]));
         }
         check(&Null::new(Duration::ZERO));
-        check(&Mlp::new(DeviceName::Cpu).unwrap());
+        check(&Mlp::new(DeviceName::Cpu, true).unwrap());
         check(&SimMlp::new(SimConfig::new(Profile::upstream_2_15())).unwrap());
     }
 
