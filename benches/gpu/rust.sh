@@ -39,6 +39,10 @@ bench tasks --strategy queue-1,queue,offline --tasks 64,256,1024 --seconds "$tim
 # The same without a thread beside the worker.
 bench worker-delivers --delivery worker --strategy queue,offline --threads 64,256,512 --tasks 64,256,1024 \
     --seconds "$time"
-# CUDA is thread-safe: one worker can hand a batch over while another computes the next.
-bench two-workers --workers 2 --strategy queue,offline --threads 8,64,256 --tasks 64,256,1024 \
-    --seconds "$time"
+# CUDA is thread-safe: what one worker does between two batches, and copying rows, others do meanwhile.
+for workers in 2 4; do
+    bench "$workers-workers" --workers "$workers" --strategy queue,offline --threads 8,64,256 \
+        --tasks 64,256,1024 --seconds "$time"
+done
+# The limit of candle as it comes.
+bench without-graphs --no-cuda-graphs --strategy queue,offline --threads 8,64,256 --tasks 256 --seconds "$time"

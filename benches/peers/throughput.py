@@ -20,10 +20,11 @@ Strategies:
     batched     the package `batched`, where it is installed
     onelane     onelane.BatchQueue, max_batch_size=256
     onelane-views  the same, copy_outputs=False: responses are views, as those of `handwritten`
+    onelane-graphs, onelane-graphs-views  these, cuda_graphs=True; on CUDA only
     offline     the limit: one thread, whole batches of 64 and 256, no queue
 
 All strategies take turns in one process, in another order each round. The figure to trust is the
-ratio: onelane (or onelane-views) to the other in the same round, the median over all rounds.
+ratio: onelane (each of its kinds) to the other in the same round, the median over all rounds.
 Models: `mlp` is 512-1024-1024-512, `linear` is 512-512, `identity` is no work at all, so that only
 the queue counts.
 """
@@ -215,10 +216,15 @@ class Onelane:
     """The batch queue."""
 
     copy_outputs = True
+    cuda_graphs = False
 
     def __init__(self, model: str, device: str) -> None:
         self.queue = onelane.BatchQueue(
-            Model(model).eval(), device, max_batch_size=LIMIT, copy_outputs=self.copy_outputs
+            Model(model).eval(),
+            device,
+            max_batch_size=LIMIT,
+            copy_outputs=self.copy_outputs,
+            cuda_graphs=self.cuda_graphs,
         )
         self.ask = self.queue
         self.ask_async = self.queue.infer
@@ -239,6 +245,18 @@ class OnelaneViews(Onelane):
     copy_outputs = False
 
 
+class OnelaneGraphs(Onelane):
+    """The batch queue, which records what the model does."""
+
+    cuda_graphs = True
+
+
+class OnelaneGraphsViews(OnelaneGraphs):
+    """Both."""
+
+    copy_outputs = False
+
+
 STRATEGIES: dict[str, Callable[[str, str], Any]] = {
     "direct": Direct,
     "lock": Lock,
@@ -247,9 +265,13 @@ STRATEGIES: dict[str, Callable[[str, str], Any]] = {
     "batched": Batched,
     "onelane": Onelane,
     "onelane-views": OnelaneViews,
+    "onelane-graphs": OnelaneGraphs,
+    "onelane-graphs-views": OnelaneGraphsViews,
 }
+# Those that only CUDA has.
+GRAPHS = ("onelane-graphs", "onelane-graphs-views")
 # Those that are compared to all others.
-OURS = ("onelane", "onelane-views")
+OURS = ("onelane", "onelane-views", *GRAPHS)
 
 
 def check(y: Tensor, expected: Tensor) -> None:
@@ -349,6 +371,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """All rates, by front and clients, then by strategy, one a round."""
     table: dict[str, dict[str, list[float]]] = {}
     names = [name for name in args.strategies.split(",") if name]
+    if not args.device.startswith("cuda"):
+        names = [name for name in names if name not in GRAPHS]
     for name in list(names):
         if name == "batched":
             try:

@@ -79,6 +79,13 @@ class BatchQueue(_onelane.Front):
     copy_outputs: False copies the output of a batch once, as a whole, and responses are views of
         that copy: cheaper where rows are many and small. A response that is kept then keeps the
         memory of its whole batch, and `torch.save` of it writes all of that.
+    cuda_graphs: True records what the model does for a batch of some shape, as a CUDA graph, and
+        replays it: one launch, where a small model's batch is more launches than work. Rows are
+        filled up, to a quarter more at most, with copies of the last one. What the model does must
+        depend on its inputs' shapes alone and on weights that stay where they are; one that waits
+        for the device (`.item()`) runs without, with a warning. For `collate="tensor"`,
+        `output="cpu"` and CUDA. The first batch of a shape takes longer, and each shape takes
+        memory.
     batch: False runs each request by itself, with any shapes in and out.
     unpack: whether a dict given alone becomes keyword arguments of the model, and a tuple
         positional ones.
@@ -102,6 +109,7 @@ class BatchQueue(_onelane.Front):
         output: Literal["cpu", "device"] = "cpu",
         *,
         copy_outputs: bool = True,
+        cuda_graphs: bool = False,
         batch: bool = True,
         factory: bool | None = None,
         unpack: bool = True,
@@ -114,12 +122,28 @@ class BatchQueue(_onelane.Front):
             raise ValueError(f"output={output!r}: use 'cpu' or 'device'")
         if not isinstance(copy_outputs, bool):
             raise TypeError(f"copy_outputs={copy_outputs!r}: use True or False")
+        if not isinstance(cuda_graphs, bool):
+            raise TypeError(f"cuda_graphs={cuda_graphs!r}: use True or False")
+        if cuda_graphs and (collate != "tensor" or not batch or output != "cpu"):
+            raise ValueError(
+                "cuda_graphs=True is for batches of tensors whose results leave the device: use "
+                "collate='tensor', batch=True and output='cpu' with it"
+            )
+        if cuda_graphs and not idempotent:
+            raise ValueError(
+                "cuda_graphs=True runs the model more than once to record what it does: that does "
+                "not go with idempotent=False"
+            )
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size}: use at least 1")
         if isinstance(device, DeviceExecutor):
             self._executor = device
         else:
             self._executor = executor(_devices.default() if device is None else device, workers)
+        if cuda_graphs and not self._executor.device.startswith("cuda"):
+            raise ValueError(
+                f"cuda_graphs=True: the device is {self._executor.device!r}, which has none"
+            )
         self._collator = _collator(collate, pad, batch, unpack)
         self._max_rows = max_batch_size
         self._keys = _Keys()
@@ -131,6 +155,7 @@ class BatchQueue(_onelane.Front):
             collator=self._collator,
             to_cpu=output == "cpu",
             copy_outputs=copy_outputs,
+            cuda_graphs=cuda_graphs,
         )
         self._core = _onelane.Queue(
             self._executor._core,

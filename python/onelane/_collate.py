@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from onelane import _devices, _tree
+from onelane import _devices, _modes, _tree
+from onelane._graphs import Graphs
 from onelane._pad import Pad
 from onelane.errors import NotBatchable
 
@@ -47,6 +48,10 @@ class Target(Protocol):
         """The `torch.device`; None if PyTorch is not used, or knows no such device."""
 
     @property
+    def graphs(self) -> Graphs | None:
+        """What the model is called through with host tensors, and returns host tensors."""
+
+    @property
     def to_cpu(self) -> bool:
         """Whether results leave as CPU copies."""
 
@@ -57,6 +62,10 @@ class Target(Protocol):
 
 class PlainTarget(Target, Protocol):
     """What batches of plain tensors run on."""
+
+    @property
+    def modes(self) -> _modes.Modes:
+        """Those of the requests."""
 
     @property
     def staging(self) -> Staging | None:
@@ -179,8 +188,10 @@ def _unpack(args: tuple[Any, ...], kwargs: dict[str, Any], unpack: bool) -> Any:
 
 
 def place(target: Target, tensor: Any) -> Any:
-    """Return the tensor on the target's device."""
-    return tensor if target.torch_device is None else tensor.to(target.torch_device)
+    """Return the tensor where the target's model wants it."""
+    if target.torch_device is None or target.graphs is not None:
+        return tensor
+    return tensor.to(target.torch_device)
 
 
 def from_numpy(torch: Any, array: Any) -> Any:
@@ -308,8 +319,6 @@ def split(
     return responses
 
 
-# What `_tree.flatten` says of `((x,), {})`.
-_ONE_TENSOR: _tree.Spec = (tuple, (tuple, ("leaf",)), ("dict", ()))
 _ONE_NAME = [""]
 
 
@@ -327,8 +336,8 @@ class TensorCollator:
             # The common case, and a quick one.
             x = args[0]
             if type(x) is self._torch.Tensor and x.ndim:
-                request = Input(args, {}, x.shape[0], spec=_ONE_TENSOR, names=_ONE_NAME)
-                return request, (_ONE_TENSOR, ((x.dtype, x.device, x.shape[1:]),), 0)
+                request = Input(args, {}, x.shape[0], spec=_tree.ONE_TENSOR, names=_ONE_NAME)
+                return request, (_tree.ONE_TENSOR, ((x.dtype, x.device, x.shape[1:]),), 0)
         args, kwargs = _unpack(args, kwargs, self._unpack)
         leaves: list[Any] = []
         names: list[str] = []
@@ -458,34 +467,47 @@ class TensorCollator:
         self, target: PlainTarget, tensors: list[Any], rows: list[int]
     ) -> tuple[list[Any], int]:
         """As `run`, of CPU tensors by themselves, each with so many rows."""
-        torch = self._torch
         count = sum(rows)
-        staging = target.staging
-        if any(tensor.requires_grad for tensor in tensors):
-            # The model may want gradients with respect to them.
-            whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-            output = target.call(place(target, whole))
-        elif staging is None:
-            whole = tensors[0] if len(tensors) == 1 else _concatenate(torch, tensors, rows)
-            output = target.call(place(target, whole))
-        else:
-            whole = staging.bring(tensors, rows)
-            output = target.call(whole)
-        del whole
-        if type(output) is not torch.Tensor or not output.ndim or output.shape[0] != count:
+        output = self._replay_plain(target, tensors, rows)
+        complete = output is not None
+        if output is None:
+            output = self._call_plain(target, tensors, rows)
+        if type(output) is not self._torch.Tensor or not output.ndim or output.shape[0] != count:
             bounds, start = [], 0
             for size in rows:
                 bounds.append((start, start + size))
                 start += size
             return split(target, output, bounds, count), count
-        if staging is not None and target.to_cpu and output.device.type != "cpu":
-            # Complete when it has synchronised.
-            return _parts(target, staging.take(output.detach()), rows), count
-        _devices.synchronize(target.device)
+        if not complete and target.staging is not None and target.to_cpu and not output.is_cpu:
+            output = target.staging.take(output.detach())
+            complete = True
+        if not complete:
+            _devices.synchronize(target.device)
         responses = _parts(target, output, rows)
         if not target.to_cpu:
             _devices.synchronize(target.device)
         return responses, count
+
+    def _replay_plain(self, target: PlainTarget, tensors: list[Any], rows: list[int]) -> Any:
+        """Return the output for a batch whose work is recorded; else None."""
+        if target.graphs is None or any(tensor.requires_grad for tensor in tensors):
+            return None
+
+        def write(place: Any) -> None:
+            _concatenate(self._torch, tensors, rows, place)
+
+        return target.graphs.of_one(target.modes, tensors[0], sum(rows), write)
+
+    def _call_plain(self, target: PlainTarget, tensors: list[Any], rows: list[int]) -> Any:
+        torch = self._torch
+        if any(tensor.requires_grad for tensor in tensors):
+            # The model may want gradients with respect to them.
+            whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        elif target.staging is not None:
+            return target.call(target.staging.bring(tensors, rows))
+        else:
+            whole = tensors[0] if len(tensors) == 1 else _concatenate(torch, tensors, rows)
+        return target.call(place(target, whole))
 
 
 class ListCollator:

@@ -53,6 +53,7 @@ class _Lane:
         # What `_collate.leave` asks of its target.
         self.device, self.to_cpu, self.copy_outputs = device.device, True, True
         self.torch_device: Any = None
+        self.graphs = None
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run `function` on the worker; what it returns comes back as it may leave the worker."""

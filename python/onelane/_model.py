@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from onelane import _devices, _modes
 from onelane._collate import Collator, Input, Staging, TensorCollator
+from onelane._graphs import CudaRecorder, Graphs
 
 
 class Payload(NamedTuple):
@@ -45,22 +46,25 @@ class Runner:
         self.device, self.to_cpu = build.device, build.to_cpu
         self.copy_outputs = build.copy_outputs
         self.torch_device = build.torch_device
-        self._modes: _modes.Modes = None
+        self.modes: _modes.Modes = None
         self.staging = None
+        self.graphs = None
         if self.torch_device is not None and self.torch_device.type == "cuda":
-            self.staging = Staging(sys.modules["torch"], self.torch_device)
+            torch = sys.modules["torch"]
+            self.staging = Staging(torch, self.torch_device)
+            if build.cuda_graphs:
+                self.graphs = Graphs(CudaRecorder(torch, self.torch_device), model)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model in the modes of the request."""
-        if self._modes is None:
-            return self._model(*args, **kwargs)
-        with _modes.applied(self._modes):
-            return self._model(*args, **kwargs)
+        """Call the model in the modes of the requests."""
+        if self.graphs is not None:
+            return self.graphs(self.modes, args, kwargs)
+        return _modes.call(self.modes, self._model, args, kwargs)
 
     def __call__(self, payloads: list[Payload]) -> tuple[list[Any], int]:
         """Run one batch; its requests agree about modes, and the first one's context is used."""
         first = payloads[0]
-        self._modes = first.modes
+        self.modes = first.modes
         inputs = [payload.input for payload in payloads]
         return first.context.run(self._collator.run, self, inputs)
 
@@ -72,7 +76,7 @@ class Runner:
         context: contextvars.Context | None,
     ) -> tuple[list[Any], int]:
         """Run one batch of plain tensors, which agree about modes."""
-        self._modes = modes
+        self.modes = modes
         context = contextvars.Context() if context is None else context
         assert isinstance(self._collator, TensorCollator)
         return context.run(self._collator.run_plain, self, tensors, rows)
@@ -97,10 +101,11 @@ class Build:
         collator: Collator,
         to_cpu: bool,
         copy_outputs: bool,
+        cuda_graphs: bool,
     ) -> None:
         self._model, self._factory = model, factory
         self.device, self.collator = device, collator
-        self.to_cpu, self.copy_outputs = to_cpu, copy_outputs
+        self.to_cpu, self.copy_outputs, self.cuda_graphs = to_cpu, copy_outputs, cuda_graphs
         self.torch_device = _devices.torch_device(device)
         self._used = False
 

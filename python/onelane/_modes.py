@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # (grad enabled, inference mode, ((device type, autocast dtype, cache enabled), ...)). Hashable: it
@@ -51,3 +51,11 @@ def applied(modes: Modes) -> contextlib.AbstractContextManager[object]:
 
 
 _AS_IT_IS = contextlib.nullcontext()
+
+
+def call(modes: Modes, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a function in these modes."""
+    if modes is None:
+        return function(*args, **kwargs)
+    with applied(modes):
+        return function(*args, **kwargs)

@@ -54,6 +54,10 @@ def flatten(value: Any, leaves: list[Any], names: list[str], name: str = "") -> 
     return ("value", type(value), value)
 
 
+# What `flatten` says of `((x,), {})`.
+ONE_TENSOR: Spec = (tuple, (tuple, ("leaf",)), ("dict", ()))
+
+
 def unflatten(spec: Spec, leaves: Iterator[Any]) -> Any:
     """Put tensors back into what `flatten` has described. Mappings come back as dicts."""
     kind = spec[0]
@@ -166,7 +170,7 @@ class Split:
                 _rebuild_mapping(value, {key: parts[i] for key, parts in columns.items()})
                 for i in range(count)
             ]
-        if isinstance(value, list) and not any(_is_batch(part) for part in value):
+        if is_values(value):
             if len(value) != self.rows:
                 raise self._error(name, f"a list of {len(value)} values")
             return [value[a] if self.item else value[a:b] for a, b in self.bounds]
@@ -198,9 +202,12 @@ class Split:
         )
 
 
-def _is_batch(value: Any) -> bool:
-    """Whether a list with such a value in it is a structure of outputs, not one value a row."""
-    return is_tensor(value) or is_array(value) or isinstance(value, (Mapping, tuple, list))
+def is_values(value: Any) -> bool:
+    """Whether an output is a list of plain values, one a row, and not a structure of outputs."""
+    return isinstance(value, list) and not any(
+        is_tensor(part) or is_array(part) or isinstance(part, (Mapping, tuple, list))
+        for part in value
+    )
 
 
 def _join(name: str, key: Any) -> str:
