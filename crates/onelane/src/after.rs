@@ -26,6 +26,15 @@ impl After {
         }
     }
 
+    /// Does what there is, but for the waker that came last: the next one may be the same.
+    pub(crate) fn run_ahead(&mut self) {
+        if self.wakers.len() > 1 {
+            let last = self.wakers.pop();
+            self.run();
+            self.wakers.extend(last);
+        }
+    }
+
     pub(crate) fn wake_all(&mut self, wakers: impl IntoIterator<Item = Waker>) {
         self.wakers.extend(wakers);
     }

@@ -330,6 +330,8 @@ impl<E: Engine> Batch for RequestBatch<E> {
         self.answers.resize_with(self.responders.len(), || None);
         for (responder, answer) in self.responders.drain(..).zip(self.answers.drain(..)) {
             responder.answer(answer.unwrap_or(Err(RequestError::WorkerDied)), after);
+            // A task goes on while the others' answers are stored.
+            after.run_ahead();
         }
     }
 

@@ -7,7 +7,8 @@
 //! had been filed at once.
 //!
 //! Invariants:
-//! - room is the queue's capacity less what is in here and what is filed and waits;
+//! - room is the queue's capacity less what is in here, what is filed and waits, and what the list has
+//!   not told of: who finds no room asks the executor, which does;
 //! - while the queue is closed, has failed, or somebody waits in line for room, it is shut, and it is
 //!   opened and shut under the executor's lock: who finds it shut asks there;
 //! - while a worker sleeps, the bell is set: whoever puts something in takes it, and wakes one.
@@ -21,10 +22,10 @@ use crate::event::{Event, MAX_SHARERS};
 use crate::queue_state::Need;
 use crate::request::Priority;
 use crate::response::{Company, Responder};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Hint, Mutex, MutexGuard};
 use crate::waiting::RequestId;
 
-/// What a submitting thread prepares before it takes the lock.
+/// A request on its way in.
 pub(crate) struct Arrival<E: Engine> {
     pub(crate) input: E::Item,
     pub(crate) key: <E::Item as BatchItem>::Key,
@@ -33,36 +34,47 @@ pub(crate) struct Arrival<E: Engine> {
     pub(crate) class: Priority,
     pub(crate) at: Instant,
     pub(crate) deadline: Option<Instant>,
-    /// A thread may sleep for the answer.
-    pub(crate) may_sleep: bool,
-}
-
-/// A request with its name and the duty to answer it.
-pub(crate) struct Accepted<E: Engine> {
-    pub(crate) id: RequestId,
-    pub(crate) arrival: Arrival<E>,
+    /// The duty to answer it.
     pub(crate) responder: Responder<E::Output>,
 }
 
+/// A request that was accepted; its number is that of the one before and one more.
+pub(crate) struct Accepted<E: Engine> {
+    pub(crate) arrival: Arrival<E>,
+    pub(crate) slot: u32,
+}
+
+/// What requests that have left the queue leave behind for newcomers.
+#[derive(Default)]
+pub(crate) struct Freed {
+    pub(crate) slots: Vec<u32>,
+    pub(crate) room: Need,
+}
+
 /// Requests that have been accepted, and not yet filed.
+///
+/// All who submit and the worker write to it: it begins where a cache line begins, and what each request
+/// needs comes first.
+#[repr(C, align(128))]
 pub(crate) struct Inbox<E: Engine> {
-    max_batch_size: usize,
     state: Mutex<InboxState<E>>,
+    max_batch_size: usize,
+    /// Nothing is filed and waits, and no batch computes.
+    idle: Hint,
 }
 
 /// What is behind the inbox's lock.
+#[repr(C)]
 pub(crate) struct InboxState<E: Engine> {
     accepted: Vec<Accepted<E>>,
-    /// Slots that were used and are free again; how many there are in all.
-    vacant: Vec<usize>,
-    slots: usize,
     /// Of the request that came last.
     number: u64,
     room: Need,
     open: bool,
     bell: bool,
-    /// Nothing is filed and waits, and no batch computes.
-    idle: bool,
+    /// How many slots there are in all; those that were used and are free again.
+    slots: u32,
+    vacant: Vec<u32>,
     latest: Option<Latest>,
 }
 
@@ -77,18 +89,18 @@ struct Latest {
 impl<E: Engine> Inbox<E> {
     pub(crate) fn new(config: &BatchConfig) -> Self {
         Self {
-            max_batch_size: config.max_batch_size,
             state: Mutex::new(InboxState {
                 accepted: Vec::new(),
-                vacant: Vec::new(),
-                slots: 0,
                 number: 0,
                 room: Need { requests: config.capacity, cost: config.capacity_cost },
                 open: true,
                 bell: true,
-                idle: true,
+                slots: 0,
+                vacant: Vec::new(),
                 latest: None,
             }),
+            max_batch_size: config.max_batch_size,
+            idle: Hint::new(true),
         }
     }
 
@@ -102,21 +114,30 @@ impl<E: Engine> Inbox<E> {
         (state.open && state.reserve(need)).then_some(state)
     }
 
-    /// Puts a request in for which there is room.
+    /// Says whether nothing is filed and waits, and no batch computes.
+    pub(crate) fn set_idle(&self, idle: bool) {
+        self.idle.set(idle);
+    }
+
+    /// Puts a request in for which there is room. `may_sleep`: a thread may sleep for the answer.
     #[inline]
     pub(crate) fn put(
         &self,
         state: &mut InboxState<E>,
         arrival: Arrival<E>,
-        responder: Responder<E::Output>,
+        may_sleep: bool,
     ) -> (RequestId, Company) {
-        let sleeps = arrival.may_sleep;
-        let alone = sleeps && state.idle && state.accepted.is_empty();
-        let limit = self.max_batch_size.min(MAX_SHARERS);
-        let event = if sleeps { state.event(arrival.hash, arrival.class, limit) } else { None };
-        let id = state.name();
-        state.accepted.push(Accepted { id, arrival, responder });
-        (id, Company { event, alone })
+        let company = if may_sleep {
+            let alone = self.idle.get() && state.accepted.is_empty();
+            let limit = self.max_batch_size.min(MAX_SHARERS);
+            Company { event: state.event(arrival.hash, arrival.class, limit), alone }
+        } else {
+            Company::default()
+        };
+        let slot = state.slot();
+        state.number += 1;
+        state.accepted.push(Accepted { arrival, slot });
+        (RequestId { slot: slot as usize, number: state.number }, company)
     }
 }
 
@@ -131,18 +152,16 @@ impl<E: Engine> InboxState<E> {
         fits
     }
 
-    /// Gives room back.
-    pub(crate) fn release(&mut self, left: Need) {
-        self.room.requests += left.requests;
-        self.room.cost += left.cost;
+    /// Takes back what requests have left behind.
+    pub(crate) fn take_back(&mut self, freed: &mut Freed) {
+        let Need { requests, cost } = std::mem::take(&mut freed.room);
+        self.room.requests += requests;
+        self.room.cost += cost;
+        self.vacant.append(&mut freed.slots);
     }
 
     pub(crate) fn set_open(&mut self, open: bool) {
         self.open = open;
-    }
-
-    pub(crate) fn set_idle(&mut self, idle: bool) {
-        self.idle = idle;
     }
 
     pub(crate) fn set_bell(&mut self, bell: bool) {
@@ -158,25 +177,20 @@ impl<E: Engine> InboxState<E> {
         self.accepted.is_empty()
     }
 
-    /// A name for a newcomer, with a slot that nobody has.
-    fn name(&mut self) -> RequestId {
-        let slot = self.vacant.pop().unwrap_or_else(|| {
-            self.slots += 1;
+    /// A slot that nobody has.
+    fn slot(&mut self) -> u32 {
+        self.vacant.pop().unwrap_or_else(|| {
+            self.slots = self.slots.checked_add(1).expect("fewer than four thousand million wait");
             self.slots - 1
-        });
-        self.number += 1;
-        RequestId { slot, number: self.number }
+        })
     }
 
-    /// Takes slots back.
-    pub(crate) fn vacate(&mut self, slots: &mut Vec<usize>) {
-        self.vacant.append(slots);
-    }
-
-    /// Takes out what is in here, leaving an empty list in its place.
-    pub(crate) fn swap(&mut self, empty: &mut Vec<Accepted<E>>) {
+    /// Takes out what is in here, leaving an empty list in its place. Returns the number of the request
+    /// before the first of them.
+    pub(crate) fn swap(&mut self, empty: &mut Vec<Accepted<E>>) -> u64 {
         std::mem::swap(&mut self.accepted, empty);
         self.latest = None;
+        self.number - empty.len() as u64
     }
 
     /// The event of the batch that a newcomer is likely to be in. Who comes first may stay alone,

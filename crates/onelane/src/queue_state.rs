@@ -55,7 +55,7 @@ pub(crate) struct QueueState {
 }
 
 /// How many requests, and what cost, ask for room at once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Need {
     pub(crate) requests: usize,
     pub(crate) cost: usize,

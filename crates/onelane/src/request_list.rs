@@ -17,7 +17,7 @@ use crate::contain::contain;
 use crate::engine::{BatchItem, Engine};
 use crate::error::RequestError;
 use crate::fifo::{Fifo, Linked, Links};
-use crate::inbox::{Accepted, Arrival, Inbox};
+use crate::inbox::{Accepted, Arrival, Freed, Inbox};
 use crate::policy::Head;
 use crate::queue_state::Need;
 use crate::request::Priority;
@@ -85,8 +85,9 @@ pub(crate) struct RequestList<E: Engine> {
     max_batch_cost: usize,
     max_wait: Duration,
     requests: Slots<Waiting<E>>,
-    /// Slots that are free again, and that the inbox has not been told of.
-    vacated: Vec<usize>,
+    /// What the inbox has not been told of: it is when it is emptied next, or when somebody who finds no
+    /// room in it asks here.
+    freed: Freed,
     groups: Slab<Group<<E::Item as BatchItem>::Key>>,
     by_key: HashTable<usize>,
     lines: [Fifo; 3],
@@ -110,7 +111,7 @@ impl<E: Engine> RequestList<E> {
             max_batch_cost: config.max_batch_cost,
             max_wait: config.max_wait,
             requests: Slots::new(),
-            vacated: Vec::new(),
+            freed: Freed::default(),
             groups: Slab::new(),
             by_key: HashTable::new(),
             lines: [Fifo::new(LINE); 3],
@@ -120,9 +121,9 @@ impl<E: Engine> RequestList<E> {
     }
 
     /// Appends a request to its group; answers it if that fails.
-    fn push(&mut self, accepted: Accepted<E>, seq: u64, after: &mut After) -> bool {
-        let Accepted { id, arrival, responder } = accepted;
-        let Arrival { input, key, hash, cost, class, at, deadline, .. } = arrival;
+    fn push(&mut self, accepted: Accepted<E>, number: u64, seq: u64, after: &mut After) -> bool {
+        let Accepted { arrival, slot } = accepted;
+        let Arrival { input, key, hash, cost, class, at, deadline, responder } = arrival;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
         let group = match contain(|| self.group(key, hash, after)) {
@@ -130,12 +131,12 @@ impl<E: Engine> RequestList<E> {
             Err(message) => {
                 responder.answer(Err(RequestError::Panicked(message)), after);
                 after.discard(input);
-                self.vacated.push(id.slot);
-                self.inbox.lock().release(Need { requests: 1, cost });
+                self.freed.slots.push(slot);
+                self.free(1, cost);
                 return false;
             }
         };
-        let RequestId { slot, number } = id;
+        let slot = slot as usize;
         let links = Default::default();
         let entry = Waiting {
             input,
@@ -159,9 +160,15 @@ impl<E: Engine> RequestList<E> {
         group.ready_at = [group.ready_at, ready_at].into_iter().flatten().min();
         self.cost += cost;
         if let Some(deadline) = deadline {
-            self.deadlines.insert((deadline, id));
+            self.deadlines.insert((deadline, RequestId { slot, number }));
         }
         true
+    }
+
+    /// Notes the room of requests that do not wait any more.
+    fn free(&mut self, requests: usize, cost: usize) {
+        self.freed.room.requests += requests;
+        self.freed.room.cost += cost;
     }
 
     /// The group of a key, and of a new key a new one.
@@ -213,7 +220,7 @@ impl<E: Engine> RequestList<E> {
         if let Some(deadline) = deadline {
             self.deadlines.remove(&(deadline, RequestId { slot, number }));
         }
-        self.vacated.push(slot);
+        self.freed.slots.push(to_u32(slot));
     }
 
     /// Forgets a group that holds nothing; its key is the caller's to drop.
@@ -253,11 +260,21 @@ impl<E: Engine> RequestList<E> {
     }
 }
 
+fn to_u32(slot: usize) -> u32 {
+    u32::try_from(slot).expect("slots are numbered in four bytes")
+}
+
 /// A key is a user's to drop.
 fn discard_key<E: Engine>(key: <E::Item as BatchItem>::Key, after: &mut After) {
     if std::mem::needs_drop::<<E::Item as BatchItem>::Key>() {
         after.discard(key);
     }
+}
+
+/// What was in the inbox; the number of the request before the first.
+struct FromInbox<E: Engine> {
+    accepted: Vec<Accepted<E>>,
+    number: u64,
 }
 
 /// Accepted requests that make one batch as they are.
@@ -269,28 +286,26 @@ struct OneBatch {
 /// From the inbox into the list, or straight into a batch.
 impl<E: Engine> RequestList<E> {
     /// Takes everything out of the inbox.
-    fn empty_inbox(&mut self, bell: bool) -> Vec<Accepted<E>> {
+    fn empty_inbox(&mut self, bell: bool) -> FromInbox<E> {
         let mut accepted = std::mem::take(&mut self.empty);
         let mut inbox = self.inbox.lock();
-        inbox.swap(&mut accepted);
-        inbox.vacate(&mut self.vacated);
+        let number = inbox.swap(&mut accepted);
+        inbox.take_back(&mut self.freed);
         inbox.set_bell(bell);
+        drop(inbox);
         if !accepted.is_empty() {
-            inbox.set_idle(false);
+            self.inbox.set_idle(false);
         }
-        accepted
+        FromInbox { accepted, number }
     }
 
-    fn file_these(
-        &mut self,
-        mut accepted: Vec<Accepted<E>>,
-        seq: &mut u64,
-        after: &mut After,
-    ) -> Filed {
+    fn file_these(&mut self, these: FromInbox<E>, seq: &mut u64, after: &mut After) -> Filed {
+        let FromInbox { mut accepted, mut number } = these;
         let mut filed = Filed { requests: accepted.len(), failed: 0 };
         for accepted in accepted.drain(..) {
+            number += 1;
             *seq += 1;
-            filed.failed += usize::from(!self.push(accepted, *seq, after));
+            filed.failed += usize::from(!self.push(accepted, number, *seq, after));
         }
         self.empty = accepted;
         filed
@@ -323,23 +338,25 @@ impl<E: Engine> RequestList<E> {
     fn take_these(
         &mut self,
         OneBatch { mut group }: OneBatch,
-        mut accepted: Vec<Accepted<E>>,
+        these: FromInbox<E>,
         waits: &mut dyn FnMut(Instant),
         after: &mut After,
     ) -> Box<dyn Batch> {
+        let FromInbox { mut accepted, mut number } = these;
         let mut batch = RequestBatch::new(Arc::clone(&self.plan), accepted.len());
-        for Accepted { id, arrival, responder } in accepted.drain(..) {
-            let Arrival { input, key, hash, cost, at, .. } = arrival;
+        for Accepted { arrival, slot } in accepted.drain(..) {
+            let Arrival { input, key, hash, cost, at, responder, .. } = arrival;
             match group {
                 Some(_) => discard_key::<E>(key, after),
                 None => group = Some(self.add_group(key, hash)),
             }
             waits(at);
-            self.vacated.push(id.slot);
-            batch.push(input, responder, id.number, cost);
+            self.freed.slots.push(slot);
+            number += 1;
+            batch.push(input, responder, number, cost);
         }
         self.empty = accepted;
-        self.inbox.lock().release(Need { requests: batch.len(), cost: batch.cost() });
+        self.free(batch.len(), batch.cost());
         batch.group = group.expect("one batch is of one request at least");
         self.groups[batch.group].running += 1;
         Box::new(batch)
@@ -348,8 +365,8 @@ impl<E: Engine> RequestList<E> {
 
 impl<E: Engine> WaitingList for RequestList<E> {
     fn file(&mut self, seq: &mut u64, bell: bool, after: &mut After) -> Filed {
-        let accepted = self.empty_inbox(bell);
-        self.file_these(accepted, seq, after)
+        let these = self.empty_inbox(bell);
+        self.file_these(these, seq, after)
     }
 
     fn file_or_take(
@@ -359,16 +376,18 @@ impl<E: Engine> WaitingList for RequestList<E> {
         waits: &mut dyn FnMut(Instant),
         after: &mut After,
     ) -> (Filed, Option<Box<dyn Batch>>) {
-        let accepted = self.empty_inbox(bell);
-        if let Some(one_batch) = self.one_batch(&accepted) {
-            let filed = Filed { requests: accepted.len(), failed: 0 };
-            return (filed, Some(self.take_these(one_batch, accepted, waits, after)));
+        let these = self.empty_inbox(bell);
+        if let Some(one_batch) = self.one_batch(&these.accepted) {
+            let filed = Filed { requests: these.accepted.len(), failed: 0 };
+            return (filed, Some(self.take_these(one_batch, these, waits, after)));
         }
-        (self.file_these(accepted, seq, after), None)
+        (self.file_these(these, seq, after), None)
     }
 
     fn reserve(&mut self, need: Need) -> bool {
-        self.inbox.lock().reserve(need)
+        let mut inbox = self.inbox.lock();
+        inbox.take_back(&mut self.freed);
+        inbox.reserve(need)
     }
 
     fn set_open(&mut self, open: bool) {
@@ -376,7 +395,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
     }
 
     fn set_idle(&mut self, idle: bool) {
-        self.inbox.lock().set_idle(idle);
+        self.inbox.set_idle(idle);
     }
 
     fn listen(&mut self) -> bool {
@@ -384,7 +403,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
         let empty = inbox.is_empty();
         if empty {
             inbox.set_bell(true);
-            inbox.set_idle(self.requests.is_empty());
+            self.inbox.set_idle(self.requests.is_empty());
         }
         empty
     }
@@ -440,11 +459,8 @@ impl<E: Engine> WaitingList for RequestList<E> {
             batch.push(input, responder, number, cost);
             next = self.groups[index].lanes.iter().find_map(Fifo::head);
         }
-        {
-            let mut inbox = self.inbox.lock();
-            inbox.release(Need { requests: batch.len(), cost: batch.cost() });
-            inbox.set_idle(false);
-        }
+        self.free(batch.len(), batch.cost());
+        self.inbox.set_idle(false);
         let group = &mut self.groups[index];
         group.running += 1;
         group.ready_at = None;
@@ -464,7 +480,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
         }
         self.unlink(id.slot);
         let entry = self.requests.take(id.slot);
-        self.inbox.lock().release(Need { requests: 1, cost: entry.cost });
+        self.free(1, entry.cost);
         let key = self.tidy(entry.group);
         Some(Box::new(RemovedRequest { entry, key }))
     }

@@ -316,8 +316,8 @@ impl<E: Engine> BatchQueue<E> {
     ) -> (RequestId, Company) {
         let Ticket { at, key, hash, cost, deadline, responder, may_sleep } = ticket;
         let Request { input, priority: class, .. } = request;
-        let arrival = Arrival { input, key, hash, cost, class, at, deadline, may_sleep };
-        self.inbox().put(inbox, arrival, responder)
+        let arrival = Arrival { input, key, hash, cost, class, at, deadline, responder };
+        self.inbox().put(inbox, arrival, may_sleep)
     }
 }
 

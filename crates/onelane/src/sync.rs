@@ -48,6 +48,24 @@ mod imp {
         }
     }
 
+    /// What is looked at without a lock, to choose how to wait: nothing else depends on it.
+    #[derive(Debug)]
+    pub(crate) struct Hint(AtomicBool);
+
+    impl Hint {
+        pub(crate) const fn new(value: bool) -> Self {
+            Self(AtomicBool::new(value))
+        }
+
+        pub(crate) fn get(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        pub(crate) fn set(&self, value: bool) {
+            self.0.store(value, Ordering::Relaxed);
+        }
+    }
+
     /// A thread that can be unparked, and whether it has been since it last looked.
     struct Parker {
         thread: std::thread::Thread,
@@ -193,7 +211,22 @@ mod imp {
         }
     }
 
-    // The model knows no moments and no processors.
+    // The model knows no moments and no processors, so there is one way to wait.
+
+    #[derive(Debug)]
+    pub(crate) struct Hint;
+
+    impl Hint {
+        pub(crate) const fn new(_value: bool) -> Self {
+            Self
+        }
+
+        pub(crate) fn get(&self) -> bool {
+            false
+        }
+
+        pub(crate) fn set(&self, _value: bool) {}
+    }
 
     pub(crate) fn is_processor_spare() -> bool {
         false
