@@ -199,12 +199,12 @@ MUTANTS = [
         test("simulation"),
     ),
     Mutant(
-        "the last of a batch is not woken",
+        "of two tasks of a batch one is not woken",
         "1",
         "after.rs",
         "            self.wakers.extend(last);",
         "            drop(last);",
-        test("simulation"),
+        test("delivery", "each_task_of_a_batch"),
     ),
     Mutant(
         "whoever cancels does not look into the inbox",

@@ -51,6 +51,36 @@ fn pair(
     handles
 }
 
+/// Promise 1: those who wait apart are woken apart, and nobody is forgotten for another.
+#[test]
+fn each_task_of_a_batch_is_woken_once() {
+    for delivery in [Delivery::Worker, Delivery::Thread] {
+        within_a_minute(move || {
+            let device = device_with(delivery);
+            let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo()))
+                .unwrap();
+            // The worker is held until all wakers have been left.
+            let gate = Gate::new();
+            let held = gate.clone();
+            let held = device.submit(move || held.pass()).unwrap();
+            gate.wait_for_arrivals(1);
+            let group = [1, 2, 3].map(|value| Request::new(FakeItem::new(value)));
+            let mut handles = queue.submit_group(group.into()).unwrap();
+            let woken = Arc::new(Mutex::new([0; 3]));
+            for (task, handle) in handles.iter_mut().enumerate() {
+                let woken = Arc::clone(&woken);
+                let waker = Waker::from(Arc::new(Work(move || woken.lock().unwrap()[task] += 1)));
+                let polled = Pin::new(handle).poll(&mut Context::from_waker(&waker));
+                assert!(matches!(polled, Poll::Pending));
+            }
+            gate.open_for_good();
+            held.wait().unwrap();
+            device.shutdown(Shutdown::Drain, Duration::from_secs(60)).unwrap();
+            assert_eq!(*woken.lock().unwrap(), [1; 3]);
+        });
+    }
+}
+
 /// A waker's work: notes its thread, and waits at the gate.
 fn note_and_wait(noted: &Arc<Mutex<Vec<ThreadId>>>, gate: &Gate) -> impl Fn() + use<> {
     let (noted, gate) = (Arc::clone(noted), gate.clone());
