@@ -14,14 +14,14 @@
 //! - while a worker sleeps, the bell is set: whoever puts something in takes it, and wakes one.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::event::{Event, MAX_SHARERS};
 use crate::queue_state::Need;
 use crate::request::Priority;
-use crate::response::{Company, Responder};
+use crate::response::{Company, Look, Responder};
 use crate::sync::{Hint, Mutex, MutexGuard};
 use crate::waiting::RequestId;
 
@@ -61,7 +61,17 @@ pub(crate) struct Inbox<E: Engine> {
     max_batch_size: usize,
     /// Nothing is filed and waits, and no batch computes.
     idle: Hint,
+    /// The last batch took less than [`BRIEF`], and less than [`QUICK`].
+    brief: Hint,
+    quick: Hint,
 }
+
+/// To look for an answer for a moment takes as long: one that takes longer is not worth it.
+const BRIEF: Duration = Duration::from_micros(50);
+
+/// About what it costs a thread to sleep and be woken. Where an engine takes less, those who wait together
+/// are answered sooner if they let each other run (docs/performance.md has the figures).
+const QUICK: Duration = Duration::from_micros(5);
 
 /// What is behind the inbox's lock.
 #[repr(C)]
@@ -101,6 +111,8 @@ impl<E: Engine> Inbox<E> {
             }),
             max_batch_size: config.max_batch_size,
             idle: Hint::new(true),
+            brief: Hint::new(true),
+            quick: Hint::new(false),
         }
     }
 
@@ -119,6 +131,23 @@ impl<E: Engine> Inbox<E> {
         self.idle.set(idle);
     }
 
+    /// Says how long the last batch took.
+    pub(crate) fn set_pace(&self, service: Duration) {
+        self.brief.set(service < BRIEF);
+        self.quick.set(service < QUICK);
+    }
+
+    /// How long a thread looks for the answer to what it puts in now.
+    fn look(&self, state: &InboxState<E>) -> Look {
+        if self.brief.get() && self.idle.get() && state.accepted.is_empty() {
+            Look::Moment
+        } else if self.quick.get() {
+            Look::Turns
+        } else {
+            Look::Never
+        }
+    }
+
     /// Puts a request in for which there is room. `may_sleep`: a thread may sleep for the answer.
     #[inline]
     pub(crate) fn put(
@@ -128,9 +157,9 @@ impl<E: Engine> Inbox<E> {
         may_sleep: bool,
     ) -> (RequestId, Company) {
         let company = if may_sleep {
-            let alone = self.idle.get() && state.accepted.is_empty();
+            let look = self.look(state);
             let limit = self.max_batch_size.min(MAX_SHARERS);
-            Company { event: state.event(arrival.hash, arrival.class, limit), alone }
+            Company { event: state.event(arrival.hash, arrival.class, limit), look }
         } else {
             Company::default()
         };

@@ -222,7 +222,7 @@ impl QueueState {
             running.ended = true;
         }
         let idle = self.has_caught_up();
-        self.list.set_idle(idle);
+        self.list.set_pace(idle, service);
         let outcome = batch.outcome();
         batch.settle(&mut *self.list, after);
         self.virtual_time += service / self.config.weight;

@@ -394,8 +394,9 @@ impl<E: Engine> WaitingList for RequestList<E> {
         self.inbox.lock().set_open(open);
     }
 
-    fn set_idle(&mut self, idle: bool) {
+    fn set_pace(&mut self, idle: bool, service: Duration) {
         self.inbox.set_idle(idle);
+        self.inbox.set_pace(service);
     }
 
     fn listen(&mut self) -> bool {

@@ -17,7 +17,7 @@ use crate::error::RequestError;
 use crate::event::Event;
 use crate::policy::QueueId;
 use crate::shared::Shared;
-use crate::sync::{Mutex, is_over_at_once, thread_waker};
+use crate::sync::{Mutex, is_over_at_once, let_others_run, thread_waker};
 use crate::waiting::RequestId;
 use crate::worker::{Help, WorkerContext};
 
@@ -133,8 +133,29 @@ pub(crate) struct Pending<T: Send + 'static> {
 pub(crate) struct Company {
     /// Shared with the requests that it is likely to run with.
     pub(crate) event: Option<Arc<Event>>,
-    /// Nothing else waited or ran when it was submitted: the answer may come at once.
-    pub(crate) alone: bool,
+    pub(crate) look: Look,
+}
+
+/// How long a thread looks for its answer before it sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Look {
+    #[default]
+    Never,
+    /// Until those who want its processor have had a turn. The engine takes next to no time, so the answer
+    /// is likely to be there then.
+    Turns,
+    /// As long as sleeping would take. Nothing else waited or ran when the request was submitted.
+    Moment,
+}
+
+impl Look {
+    fn until(self, is_over: impl FnMut() -> bool) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Turns => let_others_run(is_over),
+            Self::Moment => is_over_at_once(is_over),
+        }
+    }
 }
 
 impl<T: Send + 'static> Pending<T> {
@@ -270,8 +291,8 @@ impl<T: Send + 'static> ResponseHandle<T> {
         let event = self.company.event.take_if(|_| !timed);
         let waker = event.as_ref().map_or_else(thread_waker, Event::waker);
         let clock = &self.shared.clock;
-        if self.company.alone && WorkerContext::current(&self.shared).is_none() {
-            is_over_at_once(|| !self.pending.slot.is_open());
+        if WorkerContext::current(&self.shared).is_none() {
+            std::mem::take(&mut self.company.look).until(|| !self.pending.slot.is_open());
         }
         loop {
             // CORRECTNESS: the waker is in the slot before each sleep, and the answer is stored

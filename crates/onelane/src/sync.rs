@@ -62,7 +62,10 @@ mod imp {
         }
 
         pub(crate) fn set(&self, value: bool) {
-            self.0.store(value, Ordering::Relaxed);
+            // Those who look have it in their caches: it is not written for nothing.
+            if self.get() != value {
+                self.0.store(value, Ordering::Relaxed);
+            }
         }
     }
 
@@ -120,6 +123,17 @@ mod imp {
             }
             std::thread::yield_now();
         }
+    }
+
+    /// How often a thread lets others run before it sleeps (docs/performance.md has the figures).
+    const TURNS: usize = 2;
+
+    /// Lets others run, and says whether `is_over` then.
+    pub(crate) fn let_others_run(mut is_over: impl FnMut() -> bool) -> bool {
+        (0..TURNS).any(|_| {
+            std::thread::yield_now();
+            is_over()
+        })
     }
 
     static PROCESSORS: LazyLock<usize> =
@@ -233,6 +247,10 @@ mod imp {
     }
 
     pub(crate) fn is_over_at_once(_is_over: impl FnMut() -> bool) -> bool {
+        false
+    }
+
+    pub(crate) fn let_others_run(_is_over: impl FnMut() -> bool) -> bool {
         false
     }
 

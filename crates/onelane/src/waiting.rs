@@ -3,7 +3,7 @@
 //! Everything here happens under the executor's lock.
 
 use std::any::Any;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::after::After;
 use crate::batch::Batch;
@@ -58,8 +58,8 @@ pub(crate) trait WaitingList: Any + Send {
     }
     /// Says whether requests may be put into the inbox without asking.
     fn set_open(&mut self, _open: bool) {}
-    /// Says whether nothing waits and nothing computes.
-    fn set_idle(&mut self, _idle: bool) {}
+    /// Says, after a batch, whether nothing waits and nothing computes, and how long the batch took.
+    fn set_pace(&mut self, _idle: bool, _service: Duration) {}
     /// Sets the bell, unless there is something in the inbox.
     fn listen(&mut self) -> bool {
         true
