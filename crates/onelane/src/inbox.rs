@@ -85,6 +85,8 @@ pub(crate) struct InboxState<E: Engine> {
     /// How many slots there are in all; those that were used and are free again.
     slots: u32,
     vacant: Vec<u32>,
+    /// The request that came last is a thread's, not a task's.
+    from_thread: bool,
     latest: Option<Latest>,
 }
 
@@ -107,6 +109,7 @@ impl<E: Engine> Inbox<E> {
                 bell: true,
                 slots: 0,
                 vacant: Vec::new(),
+                from_thread: false,
                 latest: None,
             }),
             max_batch_size: config.max_batch_size,
@@ -137,6 +140,12 @@ impl<E: Engine> Inbox<E> {
         self.quick.set(service < QUICK);
     }
 
+    /// Whether a worker that finds nothing here lets others run before it sleeps: threads that were just
+    /// answered ask again at once. A task's runtime would keep the processor.
+    pub(crate) fn is_worth_a_turn(&self, state: &InboxState<E>) -> bool {
+        state.from_thread && self.quick.get()
+    }
+
     /// How long a thread looks for the answer to what it puts in now.
     fn look(&self, state: &InboxState<E>) -> Look {
         if self.brief.get() && self.idle.get() && state.accepted.is_empty() {
@@ -163,6 +172,7 @@ impl<E: Engine> Inbox<E> {
         } else {
             Company::default()
         };
+        state.from_thread = may_sleep;
         let slot = state.slot();
         state.number += 1;
         state.accepted.push(Accepted { arrival, slot });

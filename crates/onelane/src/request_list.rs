@@ -23,7 +23,7 @@ use crate::queue_state::Need;
 use crate::request::Priority;
 use crate::response::Responder;
 use crate::slots::Slots;
-use crate::waiting::{Filed, Removed, RequestId, WaitingList};
+use crate::waiting::{Filed, Listening, Removed, RequestId, WaitingList};
 
 const LINE: usize = 0;
 const LANE: usize = 1;
@@ -399,14 +399,13 @@ impl<E: Engine> WaitingList for RequestList<E> {
         self.inbox.set_pace(service);
     }
 
-    fn listen(&mut self) -> bool {
+    fn listen(&mut self) -> Option<Listening> {
         let mut inbox = self.inbox.lock();
-        let empty = inbox.is_empty();
-        if empty {
+        inbox.is_empty().then(|| {
             inbox.set_bell(true);
             self.inbox.set_idle(self.requests.is_empty());
-        }
-        empty
+            Listening { worth_a_turn: self.inbox.is_worth_a_turn(&inbox) }
+        })
     }
 
     fn len(&self) -> usize {

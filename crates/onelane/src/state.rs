@@ -31,7 +31,10 @@ pub(crate) enum Step {
     Errand(Errand),
     Batch(Dispatched),
     /// Sleep until woken, or until this instant. The waker has been stored.
-    Sleep(Option<Instant>),
+    Sleep {
+        until: Option<Instant>,
+        worth_a_turn: bool,
+    },
     Stop,
 }
 
@@ -277,15 +280,17 @@ impl State {
         // CORRECTNESS: stored under the lock under which nothing was found to do; what comes later
         // finds it here, or finds a bell set.
         self.workers.sleeps(worker, waker());
-        let mut quiet = true;
+        let (mut quiet, mut worth_a_turn) = (true, false);
         for queue in self.queues.values_mut() {
-            quiet &= queue.list.listen();
+            let listening = queue.list.listen();
+            quiet &= listening.is_some();
+            worth_a_turn |= listening.is_some_and(|listening| listening.worth_a_turn);
         }
         if !quiet {
             // Something has come meanwhile: look again.
             self.workers.wake_one(after);
         }
-        Step::Sleep(until)
+        Step::Sleep { until, worth_a_turn }
     }
 
     /// Takes a batch straight out of an inbox, where there is nothing to choose from: one queue, nothing

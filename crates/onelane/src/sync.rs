@@ -160,12 +160,22 @@ mod imp {
         is_over_at_once(|| parker.woken.swap(false, Ordering::Acquire))
     }
 
+    /// Lets others run, and says whether the calling thread was woken.
+    pub(crate) fn is_woken_in_turn() -> bool {
+        let parker = parker();
+        let_others_run(|| parker.woken.swap(false, Ordering::Acquire))
+    }
+
+    // Who has slept goes and sees what it was woken for: the next look is for what comes after.
+
     pub(crate) fn park() {
         std::thread::park();
+        parker().woken.store(false, Ordering::Relaxed);
     }
 
     pub(crate) fn park_timeout(timeout: Duration) {
         std::thread::park_timeout(timeout);
+        parker().woken.store(false, Ordering::Relaxed);
     }
 
     pub(crate) fn spawn(
@@ -255,6 +265,10 @@ mod imp {
     }
 
     pub(crate) fn is_woken_at_once() -> bool {
+        false
+    }
+
+    pub(crate) fn is_woken_in_turn() -> bool {
         false
     }
 

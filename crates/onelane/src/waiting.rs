@@ -33,6 +33,13 @@ pub(crate) struct Filed {
     pub(crate) failed: usize,
 }
 
+/// The bell is set.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Listening {
+    /// It is likely to ring as soon as others have had a turn on the worker's processor.
+    pub(crate) worth_a_turn: bool,
+}
+
 /// What the executor asks of the waiting requests of a queue, whatever their types.
 ///
 /// A list with an inbox is asked about what it has filed; the defaults are of one without.
@@ -61,8 +68,8 @@ pub(crate) trait WaitingList: Any + Send {
     /// Says, after a batch, whether nothing waits and nothing computes, and how long the batch took.
     fn set_pace(&mut self, _idle: bool, _service: Duration) {}
     /// Sets the bell, unless there is something in the inbox.
-    fn listen(&mut self) -> bool {
-        true
+    fn listen(&mut self) -> Option<Listening> {
+        Some(Listening::default())
     }
     fn len(&self) -> usize;
     /// The sum of the costs of what waits.

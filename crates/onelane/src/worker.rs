@@ -17,7 +17,9 @@ use crate::engine::Engine;
 use crate::policy::QueueId;
 use crate::shared::Shared;
 use crate::state::Step;
-use crate::sync::{is_processor_spare, is_woken_at_once, thread_local, thread_waker};
+use crate::sync::{
+    is_processor_spare, is_woken_at_once, is_woken_in_turn, thread_local, thread_waker,
+};
 use crate::waiting::RequestId;
 
 thread_local! {
@@ -163,7 +165,8 @@ impl WorkerContext {
 
     fn run_until_stopped(&self, delivery: Option<&DeliveryThread>) {
         let mut finished = None;
-        let mut lingers = false;
+        // How many requests were in the batch that has just run.
+        let mut ran = None;
         loop {
             let step = {
                 let mut locked = self.shared.lock();
@@ -175,7 +178,7 @@ impl WorkerContext {
             };
             match step {
                 Step::Batch(mut dispatched) => {
-                    lingers = dispatched.batch.len() <= FEW || is_processor_spare();
+                    ran = Some(dispatched.batch.len());
                     let queue = dispatched.queue;
                     self.run(&mut dispatched);
                     let kept = match delivery {
@@ -187,8 +190,12 @@ impl WorkerContext {
                 Step::Errand(errand) => {
                     let _ = contain(|| errand(self));
                 }
-                Step::Sleep(until) => {
-                    if !(std::mem::take(&mut lingers) && is_woken_at_once()) {
+                Step::Sleep { until, worth_a_turn } => {
+                    let is_woken = |ran| {
+                        (ran <= FEW || is_processor_spare()) && is_woken_at_once()
+                            || worth_a_turn && is_woken_in_turn()
+                    };
+                    if !ran.take().is_some_and(is_woken) {
                         self.shared.clock.park_until(until);
                     }
                 }
