@@ -249,3 +249,74 @@ impl<E: Engine> InboxState<E> {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::response::Pending;
+    use crate::testing::{FakeEngine, FakeItem};
+
+    /// How long the submitter of one more request looks for its answer.
+    fn look_after_put(inbox: &Inbox<FakeEngine>, may_sleep: bool) -> Look {
+        let (_pending, responder) = Pending::pair(None, None);
+        let arrival = Arrival {
+            input: FakeItem::new(1),
+            key: 0,
+            hash: 0,
+            cost: 1,
+            class: Priority::Normal,
+            at: Instant::now(),
+            deadline: None,
+            responder,
+        };
+        inbox.put(&mut inbox.lock(), arrival, may_sleep).1.look
+    }
+
+    fn with_pace(idle: bool, service_us: u64) -> Inbox<FakeEngine> {
+        let inbox = Inbox::new(&BatchConfig::default());
+        inbox.set_idle(idle);
+        inbox.set_pace(Duration::from_micros(service_us));
+        inbox
+    }
+
+    #[test]
+    fn a_thread_looks_as_long_as_that_pays() {
+        for (idle, service_us, look) in [
+            (true, 0, Look::Moment),
+            (true, 49, Look::Moment),
+            (true, 50, Look::Never),
+            (false, 4, Look::Turns),
+            (false, 5, Look::Never),
+        ] {
+            let inbox = with_pace(idle, service_us);
+            assert_eq!(look_after_put(&inbox, true), look, "{idle}, {service_us} us");
+        }
+    }
+
+    #[test]
+    fn who_is_not_the_first_does_not_look_for_a_moment() {
+        for (service_us, look) in [(0, Look::Turns), (49, Look::Never)] {
+            let inbox = with_pace(true, service_us);
+            look_after_put(&inbox, true);
+            assert_eq!(look_after_put(&inbox, true), look, "{service_us} us");
+        }
+    }
+
+    #[test]
+    fn a_queue_that_has_not_run_is_looked_at() {
+        let inbox = Inbox::new(&BatchConfig::default());
+        assert_eq!(look_after_put(&inbox, true), Look::Moment);
+    }
+
+    #[test]
+    fn a_worker_waits_a_turn_for_threads_of_a_quick_engine_alone() {
+        for (from_thread, service_us, worth_a_turn) in
+            [(true, 4, true), (true, 5, false), (false, 0, false)]
+        {
+            let inbox = with_pace(false, service_us);
+            look_after_put(&inbox, from_thread);
+            let state = inbox.lock();
+            assert_eq!(inbox.is_worth_a_turn(&state), worth_a_turn, "{from_thread}, {service_us}");
+        }
+    }
+}
