@@ -82,8 +82,8 @@ MUTANTS = [
         "a worker goes to sleep on what has just come",
         "1, 3",
         "state.rs",
-        "            quiet &= queue.list.listen();",
-        "            queue.list.listen();",
+        "            quiet &= listening.is_some();",
+        "            let _ = listening.is_some();",
         loom("submit_worker_complete"),
     ),
     Mutant(
