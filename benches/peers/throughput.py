@@ -40,7 +40,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -367,10 +367,31 @@ def offline(model: str, device: str, rows: int, seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
+def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """The type of an argument that names some of `known`, with commas between."""
+
+    def parse(text: str) -> list[str]:
+        names = [name for name in text.split(",") if name]
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            wrong = f"unknown: {', '.join(unknown)}" if unknown else "names nothing"
+            raise argparse.ArgumentTypeError(f"{wrong}; use some of {','.join(known)}")
+        return names
+
+    return parse
+
+
+def counts(text: str) -> list[int]:
+    """The type of an argument that is some numbers of clients, with commas between."""
+    if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers from 1 on, as in 1,8,64")
+    return [int(part) for part in text.split(",")]
+
+
 def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """All rates, by front and clients, then by strategy, one a round."""
     table: dict[str, dict[str, list[float]]] = {}
-    names = [name for name in args.strategies.split(",") if name]
+    names = list(args.strategies)
     if not args.device.startswith("cuda"):
         names = [name for name in names if name not in GRAPHS]
     for name in list(names):
@@ -381,8 +402,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
                 print("the package `batched` is not installed: left out", file=sys.stderr)
                 names.remove(name)
     for turn in range(args.runs):
-        for front in args.fronts.split(","):
-            for clients in (int(n) for n in args.clients.split(",")):
+        for front in args.fronts:
+            for clients in args.clients:
                 row = table.setdefault(f"{front} {clients}", {})
                 for at in range(len(names)):
                     name = names[(at + turn) % len(names)]
@@ -404,9 +425,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="mlp", choices=("mlp", "linear", "identity"))
-    parser.add_argument("--clients", "--threads", default="1,8,64", help="numbers of clients")
-    parser.add_argument("--fronts", default="threads,groups,tasks")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument(
+        "--clients", "--threads", type=counts, default="1,8,64", help="numbers of clients"
+    )
+    parser.add_argument("--fronts", type=names_of(FRONTS), default=",".join(FRONTS))
+    parser.add_argument("--strategies", type=names_of(STRATEGIES), default=",".join(STRATEGIES))
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--torch-threads", type=int, default=0, help="0: as PyTorch has it")
