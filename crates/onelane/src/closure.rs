@@ -91,7 +91,7 @@ impl WaitingList for ClosureList {
 
     fn heads(&self, visit: &mut dyn FnMut(Head)) {
         if let Some((&seq, &(arrival, _))) = self.waiting.first_key_value() {
-            visit(Head { slot: 0, class: Priority::Normal, arrival, seq, ready_at: arrival });
+            visit(Head { seat: 0, class: Priority::Normal, arrival, seq, ready_at: arrival });
         }
     }
 
@@ -113,7 +113,7 @@ impl WaitingList for ClosureList {
 
     fn any(&self) -> Option<RequestId> {
         let (&number, _) = self.waiting.first_key_value()?;
-        Some(RequestId { slot: 0, number })
+        Some(RequestId { seat: 0, number })
     }
 }
 

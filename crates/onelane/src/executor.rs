@@ -158,8 +158,8 @@ impl DeviceExecutor {
         let refused = match state.admit(CLOSURES, asking, &mut None, None, after) {
             Room::Granted => {
                 let task = Box::new(Task::new(closure, responder));
-                let request = state.push_closure(task, now, after);
-                let pending = pending.wait_at(CLOSURES, request);
+                let number = state.push_closure(task, now, after);
+                let pending = pending.wait_in(CLOSURES, number);
                 return Ok(ResponseHandle::new(shared, pending, Company::default()));
             }
             Room::Failed(why) => SubmitError::Failed(closure, why),

@@ -3,21 +3,21 @@
 
 use std::num::NonZeroU32;
 
-use crate::slots::Slots;
+use slab::Slab;
 
-/// A slot, one added. With `None` it takes four bytes where an `Option<usize>` takes sixteen; each
+/// A seat, one added. With `None` it takes four bytes where an `Option<usize>` takes sixteen; each
 /// entry has four, and the fewer bytes wait, the more of them stay in the processor's caches.
 #[derive(Clone, Copy, Debug)]
 struct At(NonZeroU32);
 
 impl At {
     #[inline]
-    fn new(slot: usize) -> Self {
-        let number = u32::try_from(slot + 1).ok().and_then(NonZeroU32::new);
+    fn new(seat: usize) -> Self {
+        let number = u32::try_from(seat + 1).ok().and_then(NonZeroU32::new);
         Self(number.expect("fewer than four thousand million requests wait"))
     }
 
-    fn slot(self) -> usize {
+    fn seat(self) -> usize {
         self.0.get() as usize - 1
     }
 }
@@ -38,7 +38,7 @@ pub(crate) trait Linked<const LISTS: usize> {
 /// Access for implementors of [`Linked`].
 impl Links {
     pub(crate) fn following(&self) -> Option<usize> {
-        self.next.map(At::slot)
+        self.next.map(At::seat)
     }
 }
 
@@ -61,41 +61,41 @@ impl Fifo {
 
     pub(crate) fn push_back<T: Linked<N>, const N: usize>(
         &mut self,
-        slots: &mut Slots<T>,
-        slot: usize,
+        seats: &mut Slab<T>,
+        seat: usize,
     ) {
-        slots[slot].links()[self.list] = Links { previous: self.tail.map(At::new), next: None };
+        seats[seat].links()[self.list] = Links { previous: self.tail.map(At::new), next: None };
         match self.tail {
-            Some(tail) => slots[tail].links()[self.list].next = Some(At::new(slot)),
-            None => self.head = Some(slot),
+            Some(tail) => seats[tail].links()[self.list].next = Some(At::new(seat)),
+            None => self.head = Some(seat),
         }
-        self.tail = Some(slot);
+        self.tail = Some(seat);
     }
 
-    /// Takes `slot`, which stands in this list, out of it.
+    /// Takes `seat`, which stands in this list, out of it.
     pub(crate) fn unlink<T: Linked<N>, const N: usize>(
         &mut self,
-        slots: &mut Slots<T>,
-        slot: usize,
+        seats: &mut Slab<T>,
+        seat: usize,
     ) {
-        let Links { previous, next } = std::mem::take(&mut slots[slot].links()[self.list]);
+        let Links { previous, next } = std::mem::take(&mut seats[seat].links()[self.list]);
         match previous {
-            Some(previous) => slots[previous.slot()].links()[self.list].next = next,
-            None => self.head = next.map(At::slot),
+            Some(previous) => seats[previous.seat()].links()[self.list].next = next,
+            None => self.head = next.map(At::seat),
         }
         match next {
-            Some(next) => slots[next.slot()].links()[self.list].previous = previous,
-            None => self.tail = previous.map(At::slot),
+            Some(next) => seats[next.seat()].links()[self.list].previous = previous,
+            None => self.tail = previous.map(At::seat),
         }
     }
 
-    /// The slots in order.
+    /// The seats in order.
     pub(crate) fn iter<'a, T: Linked<N>, const N: usize>(
         &self,
-        slots: &'a Slots<T>,
+        seats: &'a Slab<T>,
     ) -> impl Iterator<Item = usize> + use<'a, T, N> {
         let list = self.list;
-        std::iter::successors(self.head, move |&slot| slots[slot].next(list))
+        std::iter::successors(self.head, move |&seat| seats[seat].next(list))
     }
 }
 
@@ -117,17 +117,17 @@ mod tests {
     #[test]
     fn an_entry_leaves_both_lists_from_anywhere() {
         for victim in 0..4 {
-            let mut slots = Slots::new();
+            let mut seats = Slab::new();
             let mut lists = [Fifo::new(0), Fifo::new(1)];
-            for slot in 0..4 {
-                slots.put(slot, Node(slot, Default::default()));
+            for seat in 0..4 {
+                seats.insert(Node(seat, Default::default()));
                 for list in &mut lists {
-                    list.push_back(&mut slots, slot);
+                    list.push_back(&mut seats, seat);
                 }
             }
             for list in &mut lists {
-                list.unlink(&mut slots, victim);
-                let left: Vec<usize> = list.iter(&slots).map(|slot| slots[slot].0).collect();
+                list.unlink(&mut seats, victim);
+                let left: Vec<usize> = list.iter(&seats).map(|seat| seats[seat].0).collect();
                 let expected: Vec<usize> = (0..4).filter(|&v| v != victim).collect();
                 assert_eq!(left, expected);
             }

@@ -23,9 +23,8 @@ use crate::queue_state::Need;
 use crate::request::Priority;
 use crate::response::{Company, Look, Responder};
 use crate::sync::{Hint, Mutex, MutexGuard};
-use crate::waiting::RequestId;
 
-/// A request on its way in.
+/// A request on its way in. Once it is accepted, its number is that of the one before and one more.
 pub(crate) struct Arrival<E: Engine> {
     pub(crate) input: E::Item,
     pub(crate) key: <E::Item as BatchItem>::Key,
@@ -36,19 +35,6 @@ pub(crate) struct Arrival<E: Engine> {
     pub(crate) deadline: Option<Instant>,
     /// The duty to answer it.
     pub(crate) responder: Responder<E::Output>,
-}
-
-/// A request that was accepted; its number is that of the one before and one more.
-pub(crate) struct Accepted<E: Engine> {
-    pub(crate) arrival: Arrival<E>,
-    pub(crate) slot: u32,
-}
-
-/// What requests that have left the queue leave behind for newcomers.
-#[derive(Default)]
-pub(crate) struct Freed {
-    pub(crate) slots: Vec<u32>,
-    pub(crate) room: Need,
 }
 
 /// Requests that have been accepted, and not yet filed.
@@ -73,18 +59,16 @@ const BRIEF: Duration = Duration::from_micros(50);
 /// are answered sooner if they let each other run (docs/performance.md has the figures).
 const QUICK: Duration = Duration::from_micros(5);
 
-/// What is behind the inbox's lock.
+/// What is behind the inbox's lock. What each request of a task writes ends with the lock's cache line: two
+/// more runtimes' threads wait for each line (docs/performance.md, log).
 #[repr(C)]
 pub(crate) struct InboxState<E: Engine> {
-    accepted: Vec<Accepted<E>>,
+    accepted: Vec<Arrival<E>>,
     /// Of the request that came last.
     number: u64,
     room: Need,
     open: bool,
     bell: bool,
-    /// How many slots there are in all; those that were used and are free again.
-    slots: u32,
-    vacant: Vec<u32>,
     /// The request that came last is a thread's, not a task's.
     from_thread: bool,
     latest: Option<Latest>,
@@ -107,8 +91,6 @@ impl<E: Engine> Inbox<E> {
                 room: Need { requests: config.capacity, cost: config.capacity_cost },
                 open: true,
                 bell: true,
-                slots: 0,
-                vacant: Vec::new(),
                 from_thread: false,
                 latest: None,
             }),
@@ -157,14 +139,15 @@ impl<E: Engine> Inbox<E> {
         }
     }
 
-    /// Puts a request in for which there is room. `may_sleep`: a thread may sleep for the answer.
+    /// Puts a request in for which there is room, and says its number. `may_sleep`: a thread may sleep for
+    /// the answer.
     #[inline]
     pub(crate) fn put(
         &self,
         state: &mut InboxState<E>,
         arrival: Arrival<E>,
         may_sleep: bool,
-    ) -> (RequestId, Company) {
+    ) -> (u64, Company) {
         let company = if may_sleep {
             let look = self.look(state);
             let limit = self.max_batch_size.min(MAX_SHARERS);
@@ -173,10 +156,9 @@ impl<E: Engine> Inbox<E> {
             Company::default()
         };
         state.from_thread = may_sleep;
-        let slot = state.slot();
         state.number += 1;
-        state.accepted.push(Accepted { arrival, slot });
-        (RequestId { slot: slot as usize, number: state.number }, company)
+        state.accepted.push(arrival);
+        (state.number, company)
     }
 }
 
@@ -191,12 +173,11 @@ impl<E: Engine> InboxState<E> {
         fits
     }
 
-    /// Takes back what requests have left behind.
-    pub(crate) fn take_back(&mut self, freed: &mut Freed) {
-        let Need { requests, cost } = std::mem::take(&mut freed.room);
+    /// Takes back the room that requests have left.
+    pub(crate) fn take_back(&mut self, freed: &mut Need) {
+        let Need { requests, cost } = std::mem::take(freed);
         self.room.requests += requests;
         self.room.cost += cost;
-        self.vacant.append(&mut freed.slots);
     }
 
     pub(crate) fn set_open(&mut self, open: bool) {
@@ -216,17 +197,9 @@ impl<E: Engine> InboxState<E> {
         self.accepted.is_empty()
     }
 
-    /// A slot that nobody has.
-    fn slot(&mut self) -> u32 {
-        self.vacant.pop().unwrap_or_else(|| {
-            self.slots = self.slots.checked_add(1).expect("fewer than four thousand million wait");
-            self.slots - 1
-        })
-    }
-
     /// Takes out what is in here, leaving an empty list in its place. Returns the number of the request
     /// before the first of them.
-    pub(crate) fn swap(&mut self, empty: &mut Vec<Accepted<E>>) -> u64 {
+    pub(crate) fn swap(&mut self, empty: &mut Vec<Arrival<E>>) -> u64 {
         std::mem::swap(&mut self.accepted, empty);
         self.latest = None;
         self.number - empty.len() as u64

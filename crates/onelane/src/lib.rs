@@ -86,7 +86,6 @@ mod request;
 mod request_list;
 mod response;
 mod shared;
-mod slots;
 mod state;
 mod stats;
 mod submit;

@@ -20,7 +20,7 @@ pub(crate) type QueueId = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     /// Where the request is in its queue's waiting list.
-    pub(crate) slot: usize,
+    pub(crate) seat: usize,
     pub(crate) class: Priority,
     pub(crate) arrival: Instant,
     /// Order of acceptance in the executor; settles equal arrivals.
@@ -106,7 +106,7 @@ mod tests {
     /// A candidate of `queue` that arrived `age` before `now`.
     fn candidate(queue: QueueId, class: Priority, age: Duration, now: Instant) -> Candidate {
         let arrival = now - age;
-        let head = Head { slot: 0, class, arrival, seq: 0, ready_at: arrival };
+        let head = Head { seat: 0, class, arrival, seq: 0, ready_at: arrival };
         Candidate { queue, head, ageing: SECOND, virtual_time: Duration::ZERO }
     }
 

@@ -17,12 +17,11 @@ use crate::contain::contain;
 use crate::engine::{BatchItem, Engine};
 use crate::error::RequestError;
 use crate::fifo::{Fifo, Linked, Links};
-use crate::inbox::{Accepted, Arrival, Freed, Inbox};
+use crate::inbox::{Arrival, Inbox};
 use crate::policy::Head;
 use crate::queue_state::Need;
 use crate::request::Priority;
 use crate::response::Responder;
-use crate::slots::Slots;
 use crate::waiting::{Filed, Listening, Removed, RequestId, WaitingList};
 
 const LINE: usize = 0;
@@ -80,14 +79,14 @@ pub(crate) struct RequestList<E: Engine> {
     plan: Arc<Plan<E>>,
     inbox: Arc<Inbox<E>>,
     /// What the inbox gets in exchange for what is in it.
-    empty: Vec<Accepted<E>>,
+    empty: Vec<Arrival<E>>,
     max_batch_size: usize,
     max_batch_cost: usize,
     max_wait: Duration,
-    requests: Slots<Waiting<E>>,
+    requests: Slab<Waiting<E>>,
     /// What the inbox has not been told of: it is when it is emptied next, or when somebody who finds no
     /// room in it asks here.
-    freed: Freed,
+    freed: Need,
     groups: Slab<Group<<E::Item as BatchItem>::Key>>,
     by_key: HashTable<usize>,
     lines: [Fifo; 3],
@@ -110,8 +109,8 @@ impl<E: Engine> RequestList<E> {
             max_batch_size: config.max_batch_size,
             max_batch_cost: config.max_batch_cost,
             max_wait: config.max_wait,
-            requests: Slots::new(),
-            freed: Freed::default(),
+            requests: Slab::new(),
+            freed: Need::default(),
             groups: Slab::new(),
             by_key: HashTable::new(),
             lines: [Fifo::new(LINE); 3],
@@ -121,8 +120,7 @@ impl<E: Engine> RequestList<E> {
     }
 
     /// Appends a request to its group; answers it if that fails.
-    fn push(&mut self, accepted: Accepted<E>, number: u64, seq: u64, after: &mut After) -> bool {
-        let Accepted { arrival, slot } = accepted;
+    fn push(&mut self, arrival: Arrival<E>, number: u64, seq: u64, after: &mut After) -> bool {
         let Arrival { input, key, hash, cost, class, at, deadline, responder } = arrival;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
@@ -131,14 +129,15 @@ impl<E: Engine> RequestList<E> {
             Err(message) => {
                 responder.answer(Err(RequestError::Panicked(message)), after);
                 after.discard(input);
-                self.freed.slots.push(slot);
                 self.free(1, cost);
                 return false;
             }
         };
-        let slot = slot as usize;
         let links = Default::default();
-        let entry = Waiting {
+        let place = self.requests.vacant_entry();
+        let seat = place.key();
+        responder.sits_at(seat);
+        place.insert(Waiting {
             input,
             responder,
             number,
@@ -149,26 +148,25 @@ impl<E: Engine> RequestList<E> {
             arrival: at,
             deadline,
             links,
-        };
-        self.requests.put(slot, entry);
-        self.lines[class.index()].push_back(&mut self.requests, slot);
+        });
+        self.lines[class.index()].push_back(&mut self.requests, seat);
         let ready_at = (!self.max_wait.is_zero()).then(|| self.ready_at(at, deadline));
         let group = &mut self.groups[group];
-        group.lanes[class.index()].push_back(&mut self.requests, slot);
+        group.lanes[class.index()].push_back(&mut self.requests, seat);
         group.len += 1;
         group.cost += cost;
         group.ready_at = [group.ready_at, ready_at].into_iter().flatten().min();
         self.cost += cost;
         if let Some(deadline) = deadline {
-            self.deadlines.insert((deadline, RequestId { slot, number }));
+            self.deadlines.insert((deadline, RequestId { seat, number }));
         }
         true
     }
 
     /// Notes the room of requests that do not wait any more.
     fn free(&mut self, requests: usize, cost: usize) {
-        self.freed.room.requests += requests;
-        self.freed.room.cost += cost;
+        self.freed.requests += requests;
+        self.freed.cost += cost;
     }
 
     /// The group of a key, and of a new key a new one.
@@ -209,18 +207,17 @@ impl<E: Engine> RequestList<E> {
     }
 
     /// Takes a request out of its line, its lane and all sums; the request itself is then taken.
-    fn unlink(&mut self, slot: usize) {
-        let Waiting { class, group, cost, deadline, number, .. } = self.requests[slot];
-        self.lines[class.index()].unlink(&mut self.requests, slot);
+    fn unlink(&mut self, seat: usize) {
+        let Waiting { class, group, cost, deadline, number, .. } = self.requests[seat];
+        self.lines[class.index()].unlink(&mut self.requests, seat);
         let group = &mut self.groups[group];
-        group.lanes[class.index()].unlink(&mut self.requests, slot);
+        group.lanes[class.index()].unlink(&mut self.requests, seat);
         group.len -= 1;
         group.cost -= cost;
         self.cost -= cost;
         if let Some(deadline) = deadline {
-            self.deadlines.remove(&(deadline, RequestId { slot, number }));
+            self.deadlines.remove(&(deadline, RequestId { seat, number }));
         }
-        self.freed.slots.push(to_u32(slot));
     }
 
     /// Forgets a group that holds nothing; its key is the caller's to drop.
@@ -242,9 +239,9 @@ impl<E: Engine> RequestList<E> {
         group.ceiling.map_or(self.max_batch_size, |ceiling| ceiling.min(self.max_batch_size))
     }
 
-    fn head(&self, slot: usize, ready_at: Instant) -> Head {
-        let entry = &self.requests[slot];
-        Head { slot, class: entry.class, arrival: entry.arrival, seq: entry.seq, ready_at }
+    fn head(&self, seat: usize, ready_at: Instant) -> Head {
+        let entry = &self.requests[seat];
+        Head { seat, class: entry.class, arrival: entry.arrival, seq: entry.seq, ready_at }
     }
 
     /// A batch of `group` is done: remembers what it taught.
@@ -260,10 +257,6 @@ impl<E: Engine> RequestList<E> {
     }
 }
 
-fn to_u32(slot: usize) -> u32 {
-    u32::try_from(slot).expect("slots are numbered in four bytes")
-}
-
 /// A key is a user's to drop.
 fn discard_key<E: Engine>(key: <E::Item as BatchItem>::Key, after: &mut After) {
     if std::mem::needs_drop::<<E::Item as BatchItem>::Key>() {
@@ -273,7 +266,7 @@ fn discard_key<E: Engine>(key: <E::Item as BatchItem>::Key, after: &mut After) {
 
 /// What was in the inbox; the number of the request before the first.
 struct FromInbox<E: Engine> {
-    accepted: Vec<Accepted<E>>,
+    accepted: Vec<Arrival<E>>,
     number: u64,
 }
 
@@ -302,10 +295,10 @@ impl<E: Engine> RequestList<E> {
     fn file_these(&mut self, these: FromInbox<E>, seq: &mut u64, after: &mut After) -> Filed {
         let FromInbox { mut accepted, mut number } = these;
         let mut filed = Filed { requests: accepted.len(), failed: 0 };
-        for accepted in accepted.drain(..) {
+        for arrival in accepted.drain(..) {
             number += 1;
             *seq += 1;
-            filed.failed += usize::from(!self.push(accepted, number, *seq, after));
+            filed.failed += usize::from(!self.push(arrival, number, *seq, after));
         }
         self.empty = accepted;
         filed
@@ -313,8 +306,8 @@ impl<E: Engine> RequestList<E> {
 
     /// Whether these are one batch, whatever else could be chosen: of one key and class, not more than
     /// go together, and nothing about their time matters.
-    fn one_batch(&self, accepted: &[Accepted<E>]) -> Option<OneBatch> {
-        let Accepted { arrival: first, .. } = accepted.first()?;
+    fn one_batch(&self, accepted: &[Arrival<E>]) -> Option<OneBatch> {
+        let first = accepted.first()?;
         if !self.max_wait.is_zero() {
             return None;
         }
@@ -322,7 +315,7 @@ impl<E: Engine> RequestList<E> {
         let alike = || {
             let group = self.known_group(&first.key, first.hash);
             let limit = group.map_or(self.max_batch_size, |group| self.limit(&self.groups[group]));
-            let alike = accepted.iter().all(|Accepted { arrival: other, .. }| {
+            let alike = accepted.iter().all(|other| {
                 cost = cost.saturating_add(other.cost);
                 other.deadline.is_none()
                     && other.class == first.class
@@ -344,14 +337,13 @@ impl<E: Engine> RequestList<E> {
     ) -> Box<dyn Batch> {
         let FromInbox { mut accepted, mut number } = these;
         let mut batch = RequestBatch::new(Arc::clone(&self.plan), accepted.len());
-        for Accepted { arrival, slot } in accepted.drain(..) {
+        for arrival in accepted.drain(..) {
             let Arrival { input, key, hash, cost, at, responder, .. } = arrival;
             match group {
                 Some(_) => discard_key::<E>(key, after),
                 None => group = Some(self.add_group(key, hash)),
             }
             waits(at);
-            self.freed.slots.push(slot);
             number += 1;
             batch.push(input, responder, number, cost);
         }
@@ -417,7 +409,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
     }
 
     fn contains(&self, id: RequestId) -> bool {
-        self.requests.get(id.slot).is_some_and(|entry| entry.number == id.number)
+        self.requests.get(id.seat).is_some_and(|entry| entry.number == id.number)
     }
 
     fn heads(&self, visit: &mut dyn FnMut(Head)) {
@@ -425,36 +417,37 @@ impl<E: Engine> WaitingList for RequestList<E> {
             // The oldest of a class in the queue is the oldest of its class in its group, so three
             // heads stand for all groups.
             for line in &self.lines {
-                if let Some(slot) = line.head() {
-                    visit(self.head(slot, self.requests[slot].arrival));
+                if let Some(seat) = line.head() {
+                    visit(self.head(seat, self.requests[seat].arrival));
                 }
             }
             return;
         }
         for (_, group) in &self.groups {
             let full = group.len >= self.limit(group) || group.cost >= self.max_batch_cost;
-            for slot in group.lanes.iter().filter_map(Fifo::head) {
-                let arrival = self.requests[slot].arrival;
+            for seat in group.lanes.iter().filter_map(Fifo::head) {
+                let arrival = self.requests[seat].arrival;
                 let ready_at = if full { arrival } else { group.ready_at.unwrap_or(arrival) };
-                visit(self.head(slot, ready_at));
+                visit(self.head(seat, ready_at));
             }
         }
     }
 
     fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
-        let index = self.requests[head.slot].group;
+        let index = self.requests[head.seat].group;
         let limit = self.limit(&self.groups[index]).min(self.groups[index].len);
         let mut batch = RequestBatch::new(Arc::clone(&self.plan), limit);
         batch.group = index;
         // The head that has the claim goes in whatever its class; then the most urgent first.
-        let mut next = Some(head.slot);
-        while let Some(slot) = next {
-            let fits = batch.cost().saturating_add(self.requests[slot].cost);
+        let mut next = Some(head.seat);
+        while let Some(seat) = next {
+            let fits = batch.cost().saturating_add(self.requests[seat].cost);
             if batch.len() == limit || (batch.len() > 0 && fits > self.max_batch_cost) {
                 break;
             }
-            self.unlink(slot);
-            let Waiting { input, responder, number, cost, arrival, .. } = self.requests.take(slot);
+            self.unlink(seat);
+            let Waiting { input, responder, number, cost, arrival, .. } =
+                self.requests.remove(seat);
             waits(arrival);
             batch.push(input, responder, number, cost);
             next = self.groups[index].lanes.iter().find_map(Fifo::head);
@@ -467,7 +460,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
         if !self.max_wait.is_zero() {
             let lanes = self.groups[index].lanes;
             let left = lanes.iter().flat_map(|lane| lane.iter(&self.requests));
-            let ready = left.map(|slot| &self.requests[slot]);
+            let ready = left.map(|seat| &self.requests[seat]);
             self.groups[index].ready_at =
                 ready.map(|entry| self.ready_at(entry.arrival, entry.deadline)).min();
         }
@@ -478,8 +471,8 @@ impl<E: Engine> WaitingList for RequestList<E> {
         if !self.contains(id) {
             return None;
         }
-        self.unlink(id.slot);
-        let entry = self.requests.take(id.slot);
+        self.unlink(id.seat);
+        let entry = self.requests.remove(id.seat);
         self.free(1, entry.cost);
         let key = self.tidy(entry.group);
         Some(Box::new(RemovedRequest { entry, key }))
@@ -490,8 +483,8 @@ impl<E: Engine> WaitingList for RequestList<E> {
     }
 
     fn any(&self) -> Option<RequestId> {
-        let slot = self.lines.iter().find_map(Fifo::head)?;
-        Some(RequestId { slot, number: self.requests[slot].number })
+        let seat = self.lines.iter().find_map(Fifo::head)?;
+        Some(RequestId { seat, number: self.requests[seat].number })
     }
 }
 

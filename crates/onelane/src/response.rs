@@ -17,8 +17,8 @@ use crate::error::RequestError;
 use crate::event::Event;
 use crate::policy::QueueId;
 use crate::shared::Shared;
-use crate::sync::{Mutex, is_over_at_once, let_others_run, thread_waker};
-use crate::waiting::RequestId;
+use crate::sync::{Mutex, Seat, is_over_at_once, let_others_run, thread_waker};
+use crate::waiting::Asked;
 use crate::worker::{Help, WorkerContext};
 
 enum SlotState<T> {
@@ -31,12 +31,16 @@ enum SlotState<T> {
 }
 
 /// Where one answer goes; the one allocation of a request.
-pub(crate) struct Slot<T>(Mutex<SlotState<T>>);
+pub(crate) struct Slot<T> {
+    state: Mutex<SlotState<T>>,
+    /// Where the request waits, once it has been filed.
+    seat: Seat,
+}
 
 impl<T> Slot<T> {
     /// Takes the answer, or leaves `waker` to be woken by it.
     fn poll(&self, waker: &Waker) -> Poll<Result<T, RequestError>> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         match &mut *state {
             SlotState::Open(left) => {
                 if !left.as_ref().is_some_and(|left| left.will_wake(waker)) {
@@ -57,13 +61,13 @@ impl<T> Slot<T> {
 
 impl<T> Slot<T> {
     fn is_open(&self) -> bool {
-        matches!(*self.0.lock(), SlotState::Open(_))
+        matches!(*self.state.lock(), SlotState::Open(_))
     }
 
     /// Nobody asks any more. Says whether there was no answer yet.
     fn finish(&self) -> bool {
         // What was left here is a user's, and dropped when the lock is free.
-        let left = std::mem::replace(&mut *self.0.lock(), SlotState::Finished);
+        let left = std::mem::replace(&mut *self.state.lock(), SlotState::Finished);
         matches!(left, SlotState::Open(_))
     }
 }
@@ -79,15 +83,22 @@ impl<T: Send + 'static> Responder<T> {
         }
     }
 
+    /// Says where the request waits; under the executor's lock.
+    pub(crate) fn sits_at(&self, seat: usize) {
+        if let Some(slot) = &self.0 {
+            slot.seat.set(seat);
+        }
+    }
+
     /// Whether nobody waits for the answer any more.
     pub(crate) fn is_abandoned(&self) -> bool {
         let slot = self.0.as_ref();
-        slot.is_none_or(|slot| matches!(*slot.0.lock(), SlotState::Finished))
+        slot.is_none_or(|slot| matches!(*slot.state.lock(), SlotState::Finished))
     }
 }
 
 fn fill<T: Send + 'static>(slot: &Slot<T>, answer: Result<T, RequestError>, after: &mut After) {
-    let mut state = slot.0.lock();
+    let mut state = slot.state.lock();
     match &mut *state {
         SlotState::Open(waker) => {
             let waker = waker.take();
@@ -115,7 +126,7 @@ impl<T: Send + 'static> Drop for Responder<T> {
 #[derive(Clone, Copy)]
 struct Address {
     queue: QueueId,
-    request: RequestId,
+    number: u64,
 }
 
 /// The asking side of one request, without the executor that it waits in.
@@ -162,7 +173,7 @@ impl<T: Send + 'static> Pending<T> {
     /// The asking side, with the waker that the answer is to wake, and the responder that answers it;
     /// not yet in any list.
     pub(crate) fn pair(waker: Option<Waker>, deadline: Option<Instant>) -> (Self, Responder<T>) {
-        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(waker))));
+        let slot = Arc::new(Slot { state: Mutex::new(SlotState::Open(waker)), seat: Seat::new() });
         let responder = Responder(Some(Arc::clone(&slot)));
         (Self { slot, deadline, address: None, collected: false }, responder)
     }
@@ -172,9 +183,9 @@ impl<T: Send + 'static> Pending<T> {
         self.slot.finish();
     }
 
-    /// Says where the request waits.
-    pub(crate) fn wait_at(self, queue: QueueId, request: RequestId) -> Self {
-        Self { address: Some(Address { queue, request }), ..self }
+    /// Says in which queue the request waits, and its number there.
+    pub(crate) fn wait_in(self, queue: QueueId, number: u64) -> Self {
+        Self { address: Some(Address { queue, number }), ..self }
     }
 
     /// One look at the slot. A deadline that has passed and, on a worker, everything that can be
@@ -189,9 +200,10 @@ impl<T: Send + 'static> Pending<T> {
                 self.collected = true;
                 return Poll::Ready(answer);
             }
-            let Some(Address { queue, request }) = self.address else {
+            let Some(Address { queue, number }) = self.address else {
                 return Poll::Pending;
             };
+            let request = Asked { number, seat: &self.slot.seat };
             if self.deadline.take_if(|deadline| *deadline <= shared.clock.now()).is_some() {
                 let mut locked = shared.lock();
                 let (state, after) = locked.parts();
@@ -226,7 +238,8 @@ impl<T: Send + 'static> Pending<T> {
         }
         self.collected = true;
         let open = self.slot.finish();
-        if let (true, Some(Address { queue, request })) = (open, self.address) {
+        if let (true, Some(Address { queue, number })) = (open, self.address) {
+            let request = Asked { number, seat: &self.slot.seat };
             let mut locked = shared.lock();
             let (state, after) = locked.parts();
             state.give_up(queue, request, RequestError::Cancelled, after);

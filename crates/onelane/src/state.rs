@@ -22,7 +22,7 @@ use crate::line::Turn;
 use crate::policy::{Choice, Decision, Head, QueueId};
 use crate::queue_state::{Asking, Phase, QueueState, Room, Running, remember};
 use crate::stats::{Health, Stats};
-use crate::waiting::{RequestId, WaitingList};
+use crate::waiting::{Asked, RequestId, WaitingList};
 use crate::worker::{Place, WorkerContext};
 use crate::worker_state::{Errand, Workers};
 
@@ -144,13 +144,13 @@ impl State {
         queue.admit(asking, place, waker, after)
     }
 
-    /// Files a closure for which there was room.
+    /// Files a closure for which there was room, and says its number.
     pub(crate) fn push_closure(
         &mut self,
         closure: Box<dyn Closure>,
         at: Instant,
         after: &mut After,
-    ) -> RequestId {
+    ) -> u64 {
         self.next_seq += 1;
         let queue = self.queues.get_mut(&CLOSURES).expect("there was room in it under this lock");
         if queue.is_idle() {
@@ -159,7 +159,7 @@ impl State {
         queue.list_mut::<ClosureList>().push(closure, at, self.next_seq);
         queue.stats.counters.submitted += 1;
         self.workers.wake_one(after);
-        RequestId { slot: 0, number: self.next_seq }
+        self.next_seq
     }
 
     /// Gives a place in line back; the next in turn may go.
@@ -184,12 +184,12 @@ impl State {
     pub(crate) fn give_up(
         &mut self,
         id: QueueId,
-        request: RequestId,
+        request: Asked<'_>,
         error: RequestError,
         after: &mut After,
     ) -> bool {
         self.file(id, after);
-        self.dismiss(id, request, error, after)
+        self.dismiss(id, request.id(), error, after)
     }
 
     /// Removes a waiting request and answers it with `error`. Says whether it still waited.
@@ -410,12 +410,12 @@ impl State {
 
     // Waiting inline, on a worker.
 
-    pub(crate) fn place(&mut self, id: QueueId, request: RequestId, after: &mut After) -> Place {
+    pub(crate) fn place(&mut self, id: QueueId, request: Asked<'_>, after: &mut After) -> Place {
         self.file(id, after);
         let Some(queue) = self.queues.get(&id) else {
             return Place::Answered;
         };
-        if queue.list.contains(request) {
+        if queue.list.contains(request.id()) {
             return Place::Waiting;
         }
         match queue.running.iter().find(|running| running.requests.contains(&request.number)) {

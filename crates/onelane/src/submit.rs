@@ -16,7 +16,6 @@ use crate::request::{Priority, Request};
 use crate::response::{Company, Pending, Responder, ResponseHandle};
 use crate::shared::{Locked, Shared};
 use crate::sync::{MutexGuard, thread_waker};
-use crate::waiting::RequestId;
 use crate::worker::{Help, WorkerContext};
 
 /// What becomes of a submitted request: its response handle, or the request back.
@@ -115,8 +114,8 @@ impl<E: Engine> BatchQueue<E> {
         let (pending, ticket) = self.ticket(&request, cost, None, None);
         match self.room(ticket.asking(request.priority), patience) {
             Ok(room) => {
-                let (id, company) = self.go_in(room, |inbox| self.put(inbox, request, ticket));
-                let pending = pending.wait_at(self.id(), id);
+                let (number, company) = self.go_in(room, |inbox| self.put(inbox, request, ticket));
+                let pending = pending.wait_in(self.id(), number);
                 Ok(ResponseHandle::new(self.shared(), pending, company))
             }
             Err(refusal) => Err(refusal.with(request)),
@@ -151,8 +150,8 @@ impl<E: Engine> BatchQueue<E> {
                 let handles = self.go_in(room, |inbox| {
                     let pairs = requests.into_iter().zip(tickets);
                     let handles = pairs.map(|(request, (pending, ticket))| {
-                        let (id, company) = self.put(inbox, request, ticket);
-                        let pending = pending.wait_at(self.id(), id);
+                        let (number, company) = self.put(inbox, request, ticket);
+                        let pending = pending.wait_in(self.id(), number);
                         ResponseHandle::new(shared, pending, company)
                     });
                     handles.collect()
@@ -313,7 +312,7 @@ impl<E: Engine> BatchQueue<E> {
         inbox: &mut InboxState<E>,
         request: Request<E::Item>,
         ticket: Ticket<E>,
-    ) -> (RequestId, Company) {
+    ) -> (u64, Company) {
         let Ticket { at, key, hash, cost, deadline, responder, may_sleep } = ticket;
         let Request { input, priority: class, .. } = request;
         let arrival = Arrival { input, key, hash, cost, class, at, deadline, responder };
@@ -342,10 +341,10 @@ impl<E: Engine> BatchQueue<E> {
         let (pending, ticket) = self.ticket(asked, cost, Some(waker), since);
         match self.poll_room_for_task(ticket.asking(asked.priority), place, waker) {
             Poll::Ready(Ok(way_in)) => {
-                let (id, _) = self.go_in(way_in, |inbox| {
+                let (number, _) = self.go_in(way_in, |inbox| {
                     self.put(inbox, request.take().expect(SUBMITTED), ticket)
                 });
-                Poll::Ready(Ok(pending.wait_at(self.id(), id)))
+                Poll::Ready(Ok(pending.wait_in(self.id(), number)))
             }
             // Its slot has the waker of a task that is not to be woken.
             Poll::Ready(Err(refusal)) => {

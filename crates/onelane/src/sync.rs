@@ -10,7 +10,7 @@
 #[allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the place")]
 mod imp {
     use std::cell::OnceCell;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::sync::{self, Arc, LazyLock, PoisonError};
     use std::task::{Wake, Waker};
     use std::time::{Duration, Instant};
@@ -66,6 +66,26 @@ mod imp {
             if self.get() != value {
                 self.0.store(value, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// Where something is in a list. Set and read under the list's lock, so the atomic orders nothing.
+    #[derive(Debug)]
+    pub(crate) struct Seat(AtomicU32);
+
+    impl Seat {
+        /// Nowhere yet.
+        pub(crate) const fn new() -> Self {
+            Self(AtomicU32::new(u32::MAX))
+        }
+
+        pub(crate) fn get(&self) -> usize {
+            self.0.load(Ordering::Relaxed) as usize
+        }
+
+        pub(crate) fn set(&self, seat: usize) {
+            let seat = u32::try_from(seat).expect("fewer than four thousand million wait");
+            self.0.store(seat, Ordering::Relaxed);
         }
     }
 
@@ -188,6 +208,7 @@ mod imp {
 
 #[cfg(all(test, loom))]
 mod imp {
+    use std::sync::atomic::Ordering;
     use std::sync::{Arc, PoisonError};
     use std::task::{Wake, Waker};
     use std::time::Duration;
@@ -250,6 +271,24 @@ mod imp {
         }
 
         pub(crate) fn set(&self, _value: bool) {}
+    }
+
+    /// It is under a lock that is modelled.
+    #[derive(Debug)]
+    pub(crate) struct Seat(std::sync::atomic::AtomicUsize);
+
+    impl Seat {
+        pub(crate) const fn new() -> Self {
+            Self(std::sync::atomic::AtomicUsize::new(usize::MAX))
+        }
+
+        pub(crate) fn get(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        pub(crate) fn set(&self, seat: usize) {
+            self.0.store(seat, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn is_processor_spare() -> bool {

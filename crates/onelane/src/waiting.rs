@@ -10,13 +10,28 @@ use crate::batch::Batch;
 use crate::error::RequestError;
 use crate::policy::Head;
 use crate::queue_state::Need;
+use crate::sync::Seat;
 
-/// Names a request in its queue: its slot while it waits, and its number, so that a reused slot is not
-/// mistaken for it.
+/// Names a request in its queue: its seat while it waits, and its number, so that who sits there later is
+/// not mistaken for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RequestId {
-    pub(crate) slot: usize,
+    pub(crate) seat: usize,
     pub(crate) number: u64,
+}
+
+/// What who asked for a request knows of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) number: u64,
+    pub(crate) seat: &'a Seat,
+}
+
+impl Asked<'_> {
+    /// Its name, once what is in the inbox has been filed.
+    pub(crate) fn id(self) -> RequestId {
+        RequestId { seat: self.seat.get(), number: self.number }
+    }
 }
 
 /// A request that was removed before it was computed.

@@ -20,7 +20,7 @@ use crate::state::Step;
 use crate::sync::{
     is_processor_spare, is_woken_at_once, is_woken_in_turn, thread_local, thread_waker,
 };
-use crate::waiting::RequestId;
+use crate::waiting::Asked;
 
 thread_local! {
     #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
@@ -106,14 +106,16 @@ impl WorkerContext {
 
     /// Does, inline, what a request of `queue` needs to be answered; without a request, makes room
     /// in the queue.
-    pub(crate) fn help(&self, queue: QueueId, request: Option<RequestId>) -> Help {
+    pub(crate) fn help(&self, queue: QueueId, request: Option<Asked<'_>>) -> Help {
         let now = self.shared.clock.now();
         let mut locked = self.shared.lock();
         let (state, after) = locked.parts();
         match request.map_or(Place::Waiting, |request| state.place(queue, request, after)) {
             Place::Answered => Help::Progress,
             Place::Running(other) if other != self.index => {
-                let waits = |request| state.workers.block_on(self.index, other, queue, request);
+                let waits = |asked: Asked<'_>| {
+                    state.workers.block_on(self.index, other, queue, asked.number)
+                };
                 if request.is_some_and(waits) { Help::Elsewhere } else { Help::Stuck }
             }
             Place::Running(_) => Help::Stuck,

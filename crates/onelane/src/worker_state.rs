@@ -6,7 +6,6 @@ use std::task::Waker;
 
 use crate::after::After;
 use crate::policy::QueueId;
-use crate::waiting::RequestId;
 use crate::worker::WorkerContext;
 
 /// Something that has to run on one certain worker: build an engine, drop one.
@@ -18,8 +17,8 @@ struct WorkerState {
     errands: VecDeque<Errand>,
     /// Set while the worker sleeps; whoever takes it must wake it.
     asleep: Option<Waker>,
-    /// The worker and the request that this one waits for, inline, in the middle of a batch.
-    blocked_on: Option<(usize, QueueId, RequestId)>,
+    /// The worker and the number of the request that this one waits for, inline, in the middle of a batch.
+    blocked_on: Option<(usize, QueueId, u64)>,
 }
 
 /// The workers of an executor.
@@ -92,7 +91,7 @@ impl Workers {
         worker: usize,
         other: usize,
         queue: QueueId,
-        request: RequestId,
+        request: u64,
     ) -> bool {
         // CORRECTNESS: a worker waits for one thing at a time, so the edges form paths, and a
         // deadlock is a cycle, closed by its last edge, seen here under the lock.
@@ -112,8 +111,8 @@ impl Workers {
 
     /// Whoever waits for one of these requests of a queue waits no longer.
     pub(crate) fn unblock(&mut self, queue: QueueId, requests: &[u64]) {
-        let answered = |(_, other, request): (usize, QueueId, RequestId)| {
-            other == queue && requests.contains(&request.number)
+        let answered = |(_, other, request): (usize, QueueId, u64)| {
+            other == queue && requests.contains(&request)
         };
         for worker in &mut self.0 {
             if worker.blocked_on.is_some_and(answered) {
