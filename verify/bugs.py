@@ -210,8 +210,8 @@ MUTANTS = [
         "whoever cancels does not look into the inbox",
         "7",
         "state.rs",
-        "        self.file(id, after);\n        self.dismiss(id, request, error, after)",
-        "        self.dismiss(id, request, error, after)",
+        "        self.file(id, after);\n        self.dismiss(id, request.id(), error, after)",
+        "        self.dismiss(id, request.id(), error, after)",
         test("cancel"),
     ),
     Mutant(
@@ -422,11 +422,11 @@ MUTANTS = [
         test("shutdown", "drain_runs_what_was_accepted"),
     ),
     Mutant(
-        "two requests get one slot",
-        "1, 4",
-        "inbox.rs",
-        "            self.slots = self.slots.checked_add(1)",
-        "            self.slots = Some(self.slots.max(1))",
+        "a request's handle is not told its seat",
+        "4",
+        "request_list.rs",
+        "        responder.sits_at(seat);",
+        "        responder.sits_at(seat / 2);",
         test("simulation"),
     ),
     Mutant(
