@@ -104,9 +104,13 @@ pub struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = at_least_one)]
     threads: Vec<usize>,
 
-    /// Numbers of async tasks, on as many threads as there are cores; queues only
+    /// Numbers of async tasks; queues only
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = at_least_one)]
     tasks: Vec<usize>,
+
+    /// How many threads the tasks share; as many as there are cores by default
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    task_threads: Option<usize>,
 
     /// Open load in requests per second
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = positive, allow_negative_numbers = true)]
@@ -224,6 +228,11 @@ fn not_negative(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Hardware threads of this machine.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -293,6 +302,10 @@ impl Args {
             "--no-cuda-graphs is for --device cuda, not {}",
             self.device
         );
+        ensure!(
+            self.task_threads.is_none() || !self.tasks.is_empty(),
+            "--task-threads is for --tasks: say how many of them"
+        );
         let open = !self.rate.is_empty() || !self.load.is_empty();
         ensure!(
             !open || self.strategy != [Strategy::Offline],
@@ -305,6 +318,7 @@ impl Args {
                 (self.trace.is_some(), "--trace"),
                 (!self.load.is_empty(), "--load"),
                 (!self.tasks.is_empty(), "--tasks"),
+                (self.task_threads.is_some(), "--task-threads"),
                 (self.requests.is_some(), "--requests"),
             ] {
                 ensure!(!given, "{flag} is not for --scenario {name}");
@@ -330,6 +344,10 @@ impl Args {
 
     fn time(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
+    }
+
+    fn task_threads(&self) -> usize {
+        self.task_threads.unwrap_or_else(cores)
     }
 
     fn simulated(&self) -> bool {
@@ -391,7 +409,8 @@ impl Args {
             workers: self.workers,
             delivery: format!("{:?}", self.delivery).to_lowercase(),
             rounds: self.rounds,
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cores: cores(),
+            task_threads: (!self.tasks.is_empty()).then(|| self.task_threads()),
             capacity_per_second: measured.capacity,
             closed: measured.closed,
             open: measured.open,
@@ -440,6 +459,7 @@ impl Args {
                 Strategy::ALL.into_iter().filter(chosen).collect()
             },
             clients: threads.into_iter().map(Clients::Threads).chain(tasks).collect(),
+            task_threads: self.task_threads(),
             offers: rates.chain(self.load.iter().copied().map(Offer::Load)).collect(),
             open_threads: self.open_threads,
             rounds: self.rounds,

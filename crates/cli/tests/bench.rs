@@ -53,6 +53,21 @@ fn every_request_of_a_closed_loop_is_counted_once() {
 }
 
 #[test]
+fn tasks_share_as_many_threads_as_are_given() {
+    let load = "--tasks 20 --requests 100 --rounds 1 --strategy queue";
+    for (flag, threads) in [("--task-threads 3", Some(3)), ("", None)] {
+        let report = json(&format!("{load} {flag}"));
+        let cores = report["cores"].as_u64();
+        assert_eq!(report["task_threads"].as_u64(), threads.or(cores), "{report}");
+        assert_eq!(report["closed"][0]["requests"], 100, "{report}");
+    }
+    let (_, stdout, _) = bench(&format!("{load} --task-threads 3"));
+    assert!(stdout.contains(", tasks on 3 threads"), "{stdout}");
+    let (code, _, stderr) = bench("--threads 2 --task-threads 3");
+    assert_eq!((code, stderr.contains("--task-threads is for --tasks")), (2, true), "{stderr}");
+}
+
+#[test]
 fn every_arrival_under_open_load_ends_somehow() {
     let report = json("--rate 2000 --load 0.01 --seconds 0.2 --rounds 2 --open-threads 4");
     assert!(report["closed"].as_array().unwrap().is_empty(), "{report}");

@@ -253,17 +253,26 @@ fn joined(
     part.map_err(|error| anyhow::anyhow!("{strategy}: {error}"))
 }
 
-/// Runs async tasks on a batch queue, on as many threads as there are cores.
+/// Async tasks, and the threads that they share.
+#[derive(Clone, Copy, Debug)]
+pub struct Tasks {
+    /// How many clients.
+    pub count: usize,
+    /// On how many threads, if there are as many tasks.
+    pub threads: usize,
+}
+
+/// Runs async tasks on a batch queue.
 ///
 /// # Errors
 /// When a thread panicked, or the first request of a client, which is not counted, fails.
 pub fn tasks<W: Workload>(
     stage: &Stage<W>,
     strategy: Strategy,
-    count: usize,
+    Tasks { count, threads }: Tasks,
     limit: Limit,
 ) -> anyhow::Result<Run> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count);
+    let threads = threads.min(count);
     let clients = Clients::new(threads + 1, limit);
     let traced = stage.meter(strategy).is_tracing();
     let queue = stage.queue(strategy);
@@ -428,7 +437,8 @@ mod tests {
                 assert!(!alone || run.counts.batches == 500, "{strategy}");
             }
             for strategy in [Strategy::QueueOne, Strategy::Queue] {
-                let run = tasks(&stage, strategy, 40, Limit::Requests(500)).unwrap();
+                let forty = Tasks { count: 40, threads: 3 };
+                let run = tasks(&stage, strategy, forty, Limit::Requests(500)).unwrap();
                 assert_eq!(
                     (run.answered, run.latencies.count(), run.counts.items),
                     (500, 500, 500)

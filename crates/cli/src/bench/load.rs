@@ -5,7 +5,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use onelane::Priority;
 
-use super::closed::{self, Limit, Run};
+use super::closed::{self, Limit, Run, Tasks};
 use super::open::{self, Arrivals, Open};
 use super::report::{Closed, Figures, Loaded, median_ratio};
 use super::strategy::{Stage, Strategy};
@@ -54,6 +54,8 @@ pub struct Plan {
     pub strategies: Vec<Strategy>,
     /// Which closed loops.
     pub clients: Vec<Clients>,
+    /// Threads that async tasks share.
+    pub task_threads: usize,
     /// Which open loads.
     pub offers: Vec<Offer>,
     /// Threads of the strategies without a queue under open load.
@@ -144,7 +146,8 @@ pub fn measure<W: Workload>(
                     closed::threads(stage, strategy, count, plan.limit)?
                 }
                 (strategy, Clients::Tasks(count), _) => {
-                    closed::tasks(stage, strategy, count, plan.limit)?
+                    let tasks = Tasks { count, threads: plan.task_threads };
+                    closed::tasks(stage, strategy, tasks, plan.limit)?
                 }
             };
             if traced {

@@ -188,6 +188,7 @@ mod tests {
             delivery: "auto".to_owned(),
             rounds: 1,
             cores: 2,
+            task_threads: None,
             capacity_per_second: None,
             closed: vec![closed(1, "lock", 5.0), closed(8, "lock", 4.0), closed(1, "queue", 0.0)],
             open: Vec::new(),

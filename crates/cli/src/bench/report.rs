@@ -164,6 +164,9 @@ pub struct Report {
     pub rounds: usize,
     /// Hardware threads of this machine.
     pub cores: usize,
+    /// Threads that async tasks shared, if there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_threads: Option<usize>,
     /// What the batch queue did per second when it was never empty, if loads are parts of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity_per_second: Option<f64>,
@@ -188,8 +191,12 @@ impl Report {
             "auto" => String::new(),
             forced => format!("delivery by {forced}, "),
         };
+        let tasks = match self.task_threads {
+            Some(threads) if threads != self.cores => format!(", tasks on {threads} threads"),
+            _ => String::new(),
+        };
         format!(
-            "engine {}, device {}{simulated}, {workers}{delivery}batches of at most {}, {} rounds, {} cores",
+            "engine {}, device {}{simulated}, {workers}{delivery}batches of at most {}, {} rounds, {} cores{tasks}",
             self.engine, self.device, self.max_batch_size, self.rounds, self.cores
         )
     }
