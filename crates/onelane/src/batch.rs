@@ -47,6 +47,8 @@ pub(crate) trait Batch: Send {
     fn deliver(&mut self, after: &mut After);
     /// The answers have been handed over and the waiters woken.
     fn delivered(&mut self, worker: &WorkerContext);
+    /// Empty now, it goes back to its list, with the memory of its numbers; under the lock.
+    fn give_back(self: Box<Self>, numbers: Vec<u64>, list: &mut dyn WaitingList, after: &mut After);
 }
 
 /// A batch that was taken out of its list, to be run. It counts as running until the state is told that
@@ -134,13 +136,13 @@ impl Failure {
 }
 
 impl<E: Engine> RequestBatch<E> {
-    pub(crate) fn new(plan: Arc<Plan<E>>, capacity: usize) -> Self {
+    pub(crate) fn new(plan: Arc<Plan<E>>) -> Self {
         Self {
             plan,
             group: 0,
-            items: Vec::with_capacity(capacity),
-            responders: Vec::with_capacity(capacity),
-            numbers: Vec::with_capacity(capacity),
+            items: Vec::new(),
+            responders: Vec::new(),
+            numbers: Vec::new(),
             answers: Vec::new(),
             cost: 0,
             computed_cost: 0,
@@ -148,6 +150,20 @@ impl<E: Engine> RequestBatch<E> {
             lost_engine: false,
             ceiling: None,
         }
+    }
+
+    /// Makes it, empty as it is, another batch, of so many requests.
+    pub(crate) fn begin(&mut self, requests: usize) {
+        self.items.reserve(requests);
+        self.responders.reserve(requests);
+        self.numbers.reserve(requests);
+        (self.cost, self.computed_cost, self.padded_cost) = (0, 0, 0);
+        (self.lost_engine, self.ceiling) = (false, None);
+    }
+
+    /// Whether nothing of anybody's is left in it.
+    fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.responders.is_empty() && self.answers.is_empty()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -344,5 +360,23 @@ impl<E: Engine> Batch for RequestBatch<E> {
             let _ = contain(|| drop(lost));
         }
         worker.put_engine(self.plan.queue, engine);
+    }
+
+    fn give_back(
+        mut self: Box<Self>,
+        mut numbers: Vec<u64>,
+        list: &mut dyn WaitingList,
+        after: &mut After,
+    ) {
+        let list: &mut dyn Any = list;
+        match list.downcast_mut::<RequestList<E>>() {
+            Some(list) if self.is_empty() => {
+                numbers.clear();
+                self.numbers = numbers;
+                list.keep(self, after);
+            }
+            // What is left in it is a user's.
+            _ => after.discard(self),
+        }
     }
 }

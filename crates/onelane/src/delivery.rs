@@ -153,9 +153,7 @@ fn run_delivery(desk: &Desk, shared: Arc<Shared>) {
 fn hand_over(mut dispatched: Dispatched, shared: &Shared) {
     // Wakers are a user's, but each is contained by itself; this is for what we have not thought of.
     let _ = contain(|| dispatched.deliver());
-    let Dispatched { queue, number, batch } = dispatched;
-    let _ = contain(|| drop(batch));
     let mut locked = shared.lock();
     let (state, after) = locked.parts();
-    state.finish(queue, number, after);
+    state.finish(dispatched, after);
 }

@@ -80,6 +80,8 @@ pub(crate) struct RequestList<E: Engine> {
     inbox: Arc<Inbox<E>>,
     /// What the inbox gets in exchange for what is in it.
     empty: Vec<Arrival<E>>,
+    /// A batch that has been delivered: the next one needs no memory of its own.
+    spare: Option<Box<RequestBatch<E>>>,
     max_batch_size: usize,
     max_batch_cost: usize,
     max_wait: Duration,
@@ -106,6 +108,7 @@ impl<E: Engine> RequestList<E> {
             plan,
             inbox,
             empty: Vec::new(),
+            spare: None,
             max_batch_size: config.max_batch_size,
             max_batch_cost: config.max_batch_cost,
             max_wait: config.max_wait,
@@ -244,6 +247,22 @@ impl<E: Engine> RequestList<E> {
         Head { seat, class: entry.class, arrival: entry.arrival, seq: entry.seq, ready_at }
     }
 
+    /// An empty batch with room for so many requests.
+    fn empty_batch(&mut self, requests: usize) -> Box<RequestBatch<E>> {
+        let spare = self.spare.take();
+        let mut batch =
+            spare.unwrap_or_else(|| Box::new(RequestBatch::new(Arc::clone(&self.plan))));
+        batch.begin(requests);
+        batch
+    }
+
+    /// Takes a batch back that is empty.
+    pub(crate) fn keep(&mut self, batch: Box<RequestBatch<E>>, after: &mut After) {
+        if let Some(spare) = self.spare.replace(batch) {
+            after.discard(spare);
+        }
+    }
+
     /// A batch of `group` is done: remembers what it taught.
     pub(crate) fn finished(&mut self, index: usize, ceiling: Option<usize>, after: &mut After) {
         let group = &mut self.groups[index];
@@ -336,7 +355,7 @@ impl<E: Engine> RequestList<E> {
         after: &mut After,
     ) -> Box<dyn Batch> {
         let FromInbox { mut accepted, mut number } = these;
-        let mut batch = RequestBatch::new(Arc::clone(&self.plan), accepted.len());
+        let mut batch = self.empty_batch(accepted.len());
         for arrival in accepted.drain(..) {
             let Arrival { input, key, hash, cost, at, responder, .. } = arrival;
             match group {
@@ -351,7 +370,7 @@ impl<E: Engine> RequestList<E> {
         self.free(batch.len(), batch.cost());
         batch.group = group.expect("one batch is of one request at least");
         self.groups[batch.group].running += 1;
-        Box::new(batch)
+        batch
     }
 }
 
@@ -436,7 +455,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
     fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
         let index = self.requests[head.seat].group;
         let limit = self.limit(&self.groups[index]).min(self.groups[index].len);
-        let mut batch = RequestBatch::new(Arc::clone(&self.plan), limit);
+        let mut batch = self.empty_batch(limit);
         batch.group = index;
         // The head that has the claim goes in whatever its class; then the most urgent first.
         let mut next = Some(head.seat);
@@ -464,7 +483,7 @@ impl<E: Engine> WaitingList for RequestList<E> {
             self.groups[index].ready_at =
                 ready.map(|entry| self.ready_at(entry.arrival, entry.deadline)).min();
         }
-        Box::new(batch)
+        batch
     }
 
     fn remove(&mut self, id: RequestId) -> Option<Box<dyn Removed>> {

@@ -390,11 +390,16 @@ impl State {
     }
 
     /// The answers of a batch have been handed over.
-    pub(crate) fn finish(&mut self, id: QueueId, number: u64, after: &mut After) {
-        let Some(queue) = self.queues.get_mut(&id) else { return };
+    pub(crate) fn finish(&mut self, dispatched: Dispatched, after: &mut After) {
+        let Dispatched { queue: id, number, batch } = dispatched;
+        let Some(queue) = self.queues.get_mut(&id) else {
+            // It may hold the last of its queue, which is a user's.
+            return after.discard(batch);
+        };
         let at = queue.running(number).expect("a batch is noted while it runs");
-        let running = queue.running.remove(at);
-        self.workers.unblock(id, &running.requests);
+        let Running { requests, .. } = queue.running.remove(at);
+        self.workers.unblock(id, &requests);
+        batch.give_back(requests, &mut *queue.list, after);
         self.retire_if_empty(id, after);
     }
 

@@ -128,10 +128,10 @@ impl WorkerContext {
                 let mut dispatched = state.dispatch(queue, head, self.index, now, after);
                 drop(locked);
                 self.run(&mut dispatched);
-                let number = self.deliver(dispatched);
+                self.deliver(&mut dispatched);
                 let mut locked = self.shared.lock();
                 let (state, after) = locked.parts();
-                state.finish(queue, number, after);
+                state.finish(dispatched, after);
                 Help::Progress
             }
         }
@@ -152,17 +152,12 @@ impl WorkerContext {
         state.book(dispatched, service, after);
     }
 
-    /// Hands the answers of a batch over. It counts as running until the state is told that the batch of
-    /// the number that this returns is finished.
-    fn deliver(&self, mut dispatched: Dispatched) -> u64 {
+    /// Hands the answers of a batch over. It counts as running until the state is told that it is
+    /// finished.
+    fn deliver(&self, dispatched: &mut Dispatched) {
         dispatched.deliver();
-        let Dispatched { number, mut batch, .. } = dispatched;
-        // The inputs are a user's to drop.
-        let _ = contain(|| {
-            batch.delivered(self);
-            drop(batch);
-        });
-        number
+        let _ = contain(|| dispatched.batch.delivered(self));
+        dispatched.batch.drop_inputs();
     }
 
     fn run_until_stopped(&self, delivery: Option<&DeliveryThread>) {
@@ -173,21 +168,22 @@ impl WorkerContext {
             let step = {
                 let mut locked = self.shared.lock();
                 let (state, after) = locked.parts();
-                if let Some((queue, number)) = finished.take() {
-                    state.finish(queue, number, after);
+                if let Some(dispatched) = finished.take() {
+                    state.finish(dispatched, after);
                 }
                 state.next_step(self.index, &self.shared.clock, thread_waker, after)
             };
             match step {
                 Step::Batch(mut dispatched) => {
                     ran = Some(dispatched.batch.len());
-                    let queue = dispatched.queue;
                     self.run(&mut dispatched);
-                    let kept = match delivery {
+                    finished = match delivery {
                         Some(delivery) => delivery.leave(dispatched).err(),
                         None => Some(dispatched),
                     };
-                    finished = kept.map(|dispatched| (queue, self.deliver(dispatched)));
+                    if let Some(kept) = &mut finished {
+                        self.deliver(kept);
+                    }
                 }
                 Step::Errand(errand) => {
                     let _ = contain(|| errand(self));
