@@ -21,6 +21,10 @@ def test(file: str, name: str = "") -> str:
     return f"cargo test --offline -p onelane --test {file} {name}".strip()
 
 
+def unit(name: str) -> str:
+    return f"cargo test --offline -p onelane --lib {name}"
+
+
 def python(file: str) -> str:
     return f"python: -m pytest -q -p no:cacheprovider tests/{file}.py"
 
@@ -207,6 +211,22 @@ MUTANTS = [
         test("delivery", "each_task_of_a_batch"),
     ),
     Mutant(
+        "a batch is counted with the one whose memory it has",
+        "10",
+        "batch.rs",
+        "        self.tally = Tally::default();\n",
+        "",
+        test("simulation"),
+    ),
+    Mutant(
+        "a batch that is used again keeps its numbers",
+        "9, 10",
+        "batch.rs",
+        "                numbers.clear();\n",
+        "",
+        unit("used_again"),
+    ),
+    Mutant(
         "whoever cancels does not look into the inbox",
         "7",
         "state.rs",
@@ -391,8 +411,8 @@ MUTANTS = [
         "5",
         "batch.rs",
         "                let lost = engine.take();\n                let _ = contain(|| drop(lost));"
-        "\n                self.lost_engine = true;",
-        "                self.lost_engine = true;",
+        "\n                self.tally.lost_engine = true;",
+        "                self.tally.lost_engine = true;",
         test("failure", "a_panic_fails_its_request_alone"),
     ),
     Mutant(
@@ -448,14 +468,9 @@ MUTANTS = [
     Mutant(
         "a shutdown does not wait for the delivery",
         "8",
-        "delivery.rs",
-        "    let _ = contain(|| dispatched.deliver());\n"
-        "    let Dispatched { queue, number, batch } = dispatched;\n",
-        "    let Dispatched { queue, number, .. } = dispatched;\n"
-        "    shared.lock().finish(queue, number, &mut crate::after::After::default());\n"
-        "    let _ = contain(|| dispatched.deliver());\n"
-        "    let batch = dispatched.batch;\n"
-        "    if queue > 0 {\n        return;\n    }\n",
+        "queue_state.rs",
+        "        self.list.len() == 0 && self.running.is_empty()\n",
+        "        self.has_caught_up()\n",
         test("delivery", "a_shutdown_waits"),
     ),
     Mutant(

@@ -143,6 +143,8 @@ def short(check: str) -> str:
         return "loom " + check.rsplit("::", 1)[1]
     if check.startswith("python: "):
         return check.rsplit(" ", 1)[1]
+    if " --lib " in check:
+        return "lib " + check.split("--lib ")[1]
     return check.split("--test ")[1].replace(" ", "::")
 
 

@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use smallvec::SmallVec;
 
@@ -57,6 +58,8 @@ pub(crate) struct Dispatched {
     pub(crate) queue: QueueId,
     /// Names it among the running batches of the executor.
     pub(crate) number: u64,
+    /// When it was taken out.
+    pub(crate) at: Instant,
     pub(crate) batch: Box<dyn Batch>,
 }
 
@@ -110,6 +113,12 @@ pub(crate) struct RequestBatch<E: Engine> {
     responders: Vec<Responder<E::Output>>,
     numbers: Vec<u64>,
     answers: Vec<Option<Result<E::Output, RequestError>>>,
+    tally: Tally,
+}
+
+/// What there is to tell of a batch.
+#[derive(Default)]
+struct Tally {
     cost: usize,
     computed_cost: usize,
     padded_cost: usize,
@@ -144,11 +153,7 @@ impl<E: Engine> RequestBatch<E> {
             responders: Vec::new(),
             numbers: Vec::new(),
             answers: Vec::new(),
-            cost: 0,
-            computed_cost: 0,
-            padded_cost: 0,
-            lost_engine: false,
-            ceiling: None,
+            tally: Tally::default(),
         }
     }
 
@@ -157,12 +162,11 @@ impl<E: Engine> RequestBatch<E> {
         self.items.reserve(requests);
         self.responders.reserve(requests);
         self.numbers.reserve(requests);
-        (self.cost, self.computed_cost, self.padded_cost) = (0, 0, 0);
-        (self.lost_engine, self.ceiling) = (false, None);
+        self.tally = Tally::default();
     }
 
     /// Whether nothing of anybody's is left in it.
-    fn is_empty(&self) -> bool {
+    fn is_drained(&self) -> bool {
         self.items.is_empty() && self.responders.is_empty() && self.answers.is_empty()
     }
 
@@ -171,7 +175,7 @@ impl<E: Engine> RequestBatch<E> {
     }
 
     pub(crate) fn cost(&self) -> usize {
-        self.cost
+        self.tally.cost
     }
 
     pub(crate) fn push(
@@ -184,7 +188,7 @@ impl<E: Engine> RequestBatch<E> {
         self.items.push(item);
         self.responders.push(responder);
         self.numbers.push(number);
-        self.cost = self.cost.saturating_add(cost);
+        self.tally.cost = self.tally.cost.saturating_add(cost);
     }
 
     /// Runs the whole batch; a part that fails is halved until the requests at fault are alone.
@@ -243,7 +247,7 @@ impl<E: Engine> RequestBatch<E> {
             None => match self.plan.build() {
                 Ok(built) => engine.insert(Box::new(built)),
                 Err(failure) => {
-                    self.lost_engine = true;
+                    self.tally.lost_engine = true;
                     let error = match failure {
                         BuildFailure::Error(error) => error,
                         BuildFailure::Panicked(message) => EngineError::failed(message),
@@ -268,8 +272,8 @@ impl<E: Engine> RequestBatch<E> {
         });
         match ran {
             Ok(Ok((outputs, cost, padded_cost))) => {
-                self.computed_cost = self.computed_cost.saturating_add(cost);
-                self.padded_cost = self.padded_cost.saturating_add(padded_cost);
+                self.tally.computed_cost = self.tally.computed_cost.saturating_add(cost);
+                self.tally.padded_cost = self.tally.padded_cost.saturating_add(padded_cost);
                 for (answer, output) in self.answers[part].iter_mut().zip(outputs) {
                     *answer = Some(Ok(output));
                 }
@@ -278,7 +282,8 @@ impl<E: Engine> RequestBatch<E> {
             Ok(Err(error)) => {
                 if matches!(error, EngineError::OutOfMemory(_)) && part.len() > 1 {
                     let half = part.len() / 2;
-                    self.ceiling = Some(self.ceiling.map_or(half, |lower| lower.min(half)));
+                    self.tally.ceiling =
+                        Some(self.tally.ceiling.map_or(half, |lower| lower.min(half)));
                 }
                 Err((Failure::Engine(error), idempotent))
             }
@@ -287,7 +292,7 @@ impl<E: Engine> RequestBatch<E> {
                 // and build another one for the next run.
                 let lost = engine.take();
                 let _ = contain(|| drop(lost));
-                self.lost_engine = true;
+                self.tally.lost_engine = true;
                 tracing::error!(queue = %self.plan.name, panic = %message, "the engine panicked");
                 Err((Failure::Panicked(message), idempotent))
             }
@@ -310,7 +315,7 @@ impl<E: Engine> Batch for RequestBatch<E> {
             device = %self.plan.device,
             queue = %self.plan.name,
             size = self.items.len(),
-            cost = self.cost,
+            cost = self.tally.cost,
         );
         let _entered = span.enter();
         let mut engine = worker.take_engine::<E>(self.plan.queue);
@@ -323,9 +328,9 @@ impl<E: Engine> Batch for RequestBatch<E> {
         Outcome {
             completed,
             failed: self.responders.len() - completed,
-            cost: self.computed_cost,
-            padded_cost: self.padded_cost,
-            lost_engine: self.lost_engine,
+            cost: self.tally.computed_cost,
+            padded_cost: self.tally.padded_cost,
+            lost_engine: self.tally.lost_engine,
         }
     }
 
@@ -333,10 +338,13 @@ impl<E: Engine> Batch for RequestBatch<E> {
         let list: &mut dyn Any = list;
         list.downcast_mut::<RequestList<E>>()
             .expect("a batch returns to the list it was taken from")
-            .finished(self.group, self.ceiling, after);
+            .finished(self.group, self.tally.ceiling, after);
     }
 
     fn drop_inputs(&mut self) {
+        if !std::mem::needs_drop::<E::Item>() {
+            return self.items.clear();
+        }
         for item in self.items.drain(..) {
             let _ = contain(|| drop(item));
         }
@@ -370,7 +378,7 @@ impl<E: Engine> Batch for RequestBatch<E> {
     ) {
         let list: &mut dyn Any = list;
         match list.downcast_mut::<RequestList<E>>() {
-            Some(list) if self.is_empty() => {
+            Some(list) if self.is_drained() => {
                 numbers.clear();
                 self.numbers = numbers;
                 list.keep(self, after);

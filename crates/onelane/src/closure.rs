@@ -95,11 +95,11 @@ impl WaitingList for ClosureList {
         }
     }
 
-    fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
-        let (arrival, closure) =
-            self.waiting.remove(&head.seq).expect("a head is waiting until it is taken");
+    fn take(&mut self, _seat: usize, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
+        let (seq, (arrival, closure)) =
+            self.waiting.pop_first().expect("a head is waiting until it is taken");
         waits(arrival);
-        Box::new(ClosureBatch::new(closure, head.seq))
+        Box::new(ClosureBatch::new(closure, seq))
     }
 
     fn remove(&mut self, id: RequestId) -> Option<Box<dyn Removed>> {

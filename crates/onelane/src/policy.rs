@@ -42,8 +42,8 @@ pub(crate) struct Candidate {
 /// What a free worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Run the batch that this head claims.
-    Dispatch(QueueId, Head),
+    /// Run the batch that the head claims which sits there.
+    Dispatch(QueueId, usize),
     /// Nothing is ready before this instant.
     WaitUntil(Instant),
     /// Nothing waits.
@@ -65,7 +65,7 @@ type Claim = (usize, Duration, Instant, u64);
 /// Chooses among everything that waits, shown one after another.
 pub(crate) struct Choice {
     now: Instant,
-    best: Option<(Claim, QueueId, Head)>,
+    best: Option<(Claim, QueueId, usize)>,
     earliest: Option<Instant>,
 }
 
@@ -84,13 +84,13 @@ impl Choice {
         let class = effective_class(head.class, waited, candidate.ageing);
         let claim = (class, candidate.virtual_time, head.arrival, head.seq);
         if self.best.as_ref().is_none_or(|(least, ..)| claim < *least) {
-            self.best = Some((claim, candidate.queue, head));
+            self.best = Some((claim, candidate.queue, head.seat));
         }
     }
 
     pub(crate) fn decision(self) -> Decision {
         match (self.best, self.earliest) {
-            (Some((_, queue, head)), _) => Decision::Dispatch(queue, head),
+            (Some((_, queue, seat)), _) => Decision::Dispatch(queue, seat),
             (None, Some(instant)) => Decision::WaitUntil(instant),
             (None, None) => Decision::Idle,
         }

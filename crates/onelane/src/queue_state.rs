@@ -186,10 +186,10 @@ impl QueueState {
         self.list.set_open(open);
     }
 
-    /// Takes the batch that `head` claims out of the list.
-    pub(crate) fn take(&mut self, head: Head, now: Instant) -> Box<dyn Batch> {
+    /// Takes the batch that the head at `seat` claims out of the list.
+    pub(crate) fn take(&mut self, seat: usize, now: Instant) -> Box<dyn Batch> {
         let stats = &mut self.stats;
-        let batch = self.list.take(head, &mut |arrival| {
+        let batch = self.list.take(seat, &mut |arrival| {
             stats.record_wait(now.saturating_duration_since(arrival));
         });
         stats.counters.running += batch.len();

@@ -452,13 +452,13 @@ impl<E: Engine> WaitingList for RequestList<E> {
         }
     }
 
-    fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
-        let index = self.requests[head.seat].group;
+    fn take(&mut self, seat: usize, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch> {
+        let index = self.requests[seat].group;
         let limit = self.limit(&self.groups[index]).min(self.groups[index].len);
         let mut batch = self.empty_batch(limit);
         batch.group = index;
         // The head that has the claim goes in whatever its class; then the most urgent first.
-        let mut next = Some(head.seat);
+        let mut next = Some(seat);
         while let Some(seat) = next {
             let fits = batch.cost().saturating_add(self.requests[seat].cost);
             if batch.len() == limit || (batch.len() > 0 && fits > self.max_batch_cost) {
@@ -518,5 +518,47 @@ impl<E: Engine> Removed for RemovedRequest<E> {
         let Self { entry, key } = *self;
         after.discard(key);
         Box::new(entry).answer(error, after);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::response::Pending;
+    use crate::testing::{FakeEngine, FakeItem};
+
+    #[test]
+    fn a_batch_that_is_used_again_is_a_new_one() {
+        let plan = Arc::new(Plan {
+            queue: 1,
+            device: String::new(),
+            name: String::new(),
+            factory: Box::new(|| Ok(FakeEngine::echo())),
+        });
+        let config = BatchConfig::default();
+        let mut list = RequestList::new(plan, Arc::new(Inbox::new(&config)), &config);
+        let mut after = After::default();
+        for numbers in [vec![1, 2, 3], vec![4]] {
+            let mut batch = list.empty_batch(numbers.len());
+            assert_eq!((batch.len(), batch.cost()), (0, 0));
+            for &number in &numbers {
+                let (pending, responder) = Pending::pair(None, None);
+                pending.abandon();
+                batch.push(FakeItem::new(number), responder, number, 10);
+            }
+            assert_eq!(batch.cost(), 10 * numbers.len());
+            assert_eq!(batch.take_numbers(), numbers);
+            batch.deliver(&mut after);
+            batch.drop_inputs();
+            batch.give_back(numbers, &mut list, &mut after);
+            assert!(list.spare.is_some(), "its memory is kept");
+        }
+        // One in which something is left is not used again.
+        let mut batch = list.empty_batch(1);
+        let (_pending, responder) = Pending::pair(None, None);
+        batch.push(FakeItem::new(5), responder, 5, 10);
+        batch.give_back(vec![5], &mut list, &mut after);
+        assert!(list.spare.is_none());
+        after.run();
     }
 }

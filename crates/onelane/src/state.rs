@@ -265,8 +265,8 @@ impl State {
             return Step::Errand(errand);
         }
         let until = match self.decide(now) {
-            Decision::Dispatch(id, head) => {
-                let dispatched = self.dispatch(id, head, worker, now, after);
+            Decision::Dispatch(id, seat) => {
+                let dispatched = self.dispatch(id, seat, worker, now, after);
                 // One submit wakes one worker; if it brought work for more, pass the call on.
                 if self.workers.any_asleep() && matches!(self.decide(now), Decision::Dispatch(..)) {
                     self.workers.wake_one(after);
@@ -321,13 +321,13 @@ impl State {
         choice.decision()
     }
 
-    /// The head that goes first in one queue, whether its batch is full or not.
+    /// The seat of the head that goes first in one queue, whether its batch is full or not.
     pub(crate) fn best_head(
         &mut self,
         id: QueueId,
         now: Instant,
         after: &mut After,
-    ) -> Option<Head> {
+    ) -> Option<usize> {
         self.file(id, after);
         let queue = self.queues.get(&id)?;
         let mut choice = Choice::at(now);
@@ -335,7 +335,7 @@ impl State {
             choice.consider(queue.candidate(id, Head { ready_at: head.arrival.min(now), ..head }));
         });
         match choice.decision() {
-            Decision::Dispatch(_, head) => Some(head),
+            Decision::Dispatch(_, seat) => Some(seat),
             Decision::WaitUntil(_) | Decision::Idle => None,
         }
     }
@@ -344,13 +344,13 @@ impl State {
     pub(crate) fn dispatch(
         &mut self,
         id: QueueId,
-        head: Head,
+        seat: usize,
         worker: usize,
         now: Instant,
         after: &mut After,
     ) -> Dispatched {
         let queue = self.queues.get_mut(&id).expect("a head names a queue that is there");
-        let batch = queue.take(head, now);
+        let batch = queue.take(seat, now);
         self.start(id, batch, worker, now, after)
     }
 
@@ -370,7 +370,7 @@ impl State {
         queue.running.push(Running { number, worker, since: now, ended: false, requests });
         queue.line.wake_first(after);
         self.virtual_now = self.virtual_now.max(queue.virtual_time);
-        Dispatched { queue: id, number, batch }
+        Dispatched { queue: id, number, at: now, batch }
     }
 
     /// Books a batch that has run, before its answers are handed over: whoever has an answer finds
@@ -381,7 +381,7 @@ impl State {
         service: Duration,
         after: &mut After,
     ) {
-        let Dispatched { queue: id, number, batch } = dispatched;
+        let Dispatched { queue: id, number, batch, .. } = dispatched;
         // Gone only if another worker has died.
         let Some(queue) = self.queues.get_mut(id) else { return };
         if let Some(why) = queue.book(*number, &mut **batch, service, after) {
@@ -391,7 +391,7 @@ impl State {
 
     /// The answers of a batch have been handed over.
     pub(crate) fn finish(&mut self, dispatched: Dispatched, after: &mut After) {
-        let Dispatched { queue: id, number, batch } = dispatched;
+        let Dispatched { queue: id, number, batch, .. } = dispatched;
         let Some(queue) = self.queues.get_mut(&id) else {
             // It may hold the last of its queue, which is a user's.
             return after.discard(batch);

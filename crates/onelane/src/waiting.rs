@@ -92,8 +92,9 @@ pub(crate) trait WaitingList: Any + Send {
     fn contains(&self, id: RequestId) -> bool;
     /// Shows the heads that may claim a batch.
     fn heads(&self, visit: &mut dyn FnMut(Head));
-    /// Takes the batch that `head` claims out of the list, counting how long each request waited.
-    fn take(&mut self, head: Head, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch>;
+    /// Takes the batch that the head at `seat` claims out of the list, counting how long each request
+    /// waited.
+    fn take(&mut self, seat: usize, waits: &mut dyn FnMut(Instant)) -> Box<dyn Batch>;
     fn remove(&mut self, id: RequestId) -> Option<Box<dyn Removed>>;
     /// The request whose deadline comes first.
     fn first_deadline(&self) -> Option<(Instant, RequestId)>;

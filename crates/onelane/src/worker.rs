@@ -3,11 +3,10 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-
-use hashbrown::HashMap;
 
 use crate::batch::Dispatched;
 use crate::config::Delivery;
@@ -36,7 +35,7 @@ pub(crate) struct WorkerContext {
     shared: Arc<Shared>,
     index: usize,
     /// The engines, by queue. `None`: in use further up the stack. Absent: not built.
-    engines: RefCell<HashMap<QueueId, Option<Box<dyn Any>>>>,
+    engines: RefCell<BTreeMap<QueueId, Option<Box<dyn Any>>>>,
     /// Time that batches run inline took within the present batch.
     nested: Cell<Duration>,
 }
@@ -107,7 +106,6 @@ impl WorkerContext {
     /// Does, inline, what a request of `queue` needs to be answered; without a request, makes room
     /// in the queue.
     pub(crate) fn help(&self, queue: QueueId, request: Option<Asked<'_>>) -> Help {
-        let now = self.shared.clock.now();
         let mut locked = self.shared.lock();
         let (state, after) = locked.parts();
         match request.map_or(Place::Waiting, |request| state.place(queue, request, after)) {
@@ -122,10 +120,11 @@ impl WorkerContext {
             Place::InDelivery => Help::Elsewhere,
             Place::Waiting if self.is_engine_busy(queue) => Help::Stuck,
             Place::Waiting => {
-                let Some(head) = state.best_head(queue, now, after) else {
+                let now = self.shared.clock.now();
+                let Some(seat) = state.best_head(queue, now, after) else {
                     return Help::Progress;
                 };
-                let mut dispatched = state.dispatch(queue, head, self.index, now, after);
+                let mut dispatched = state.dispatch(queue, seat, self.index, now, after);
                 drop(locked);
                 self.run(&mut dispatched);
                 self.deliver(&mut dispatched);
@@ -141,10 +140,9 @@ impl WorkerContext {
     fn run(&self, dispatched: &mut Dispatched) {
         let clock = &self.shared.clock;
         let outer = self.nested.take();
-        let started = clock.now();
         // What can panic in a batch is contained there; this is for what we have not thought of.
         let _ = contain(|| dispatched.batch.run(self));
-        let took = clock.now().saturating_duration_since(started);
+        let took = clock.now().saturating_duration_since(dispatched.at);
         let service = took.saturating_sub(self.nested.get());
         self.nested.set(outer + took);
         let mut locked = self.shared.lock();
