@@ -44,5 +44,7 @@ for workers in 2 4; do
     bench "$workers-workers" --workers "$workers" --strategy queue,offline --threads 8,64,256 \
         --tasks 64,256,1024 --seconds "$time"
 done
+# Tasks need few threads of their own, and workers and the driver share the processors with them.
+bench six-workers --workers 6 --task-threads 4 --strategy queue,offline --tasks 256,1024 --seconds "$time"
 # The limit of candle as it comes.
 bench without-graphs --no-cuda-graphs --strategy queue,offline --threads 8,64,256 --tasks 256 --seconds "$time"

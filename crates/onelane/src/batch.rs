@@ -4,7 +4,6 @@
 use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use smallvec::SmallVec;
 
@@ -58,8 +57,6 @@ pub(crate) struct Dispatched {
     pub(crate) queue: QueueId,
     /// Names it among the running batches of the executor.
     pub(crate) number: u64,
-    /// When it was taken out.
-    pub(crate) at: Instant,
     pub(crate) batch: Box<dyn Batch>,
 }
 

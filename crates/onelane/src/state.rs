@@ -370,7 +370,7 @@ impl State {
         queue.running.push(Running { number, worker, since: now, ended: false, requests });
         queue.line.wake_first(after);
         self.virtual_now = self.virtual_now.max(queue.virtual_time);
-        Dispatched { queue: id, number, at: now, batch }
+        Dispatched { queue: id, number, batch }
     }
 
     /// Books a batch that has run, before its answers are handed over: whoever has an answer finds
@@ -381,7 +381,7 @@ impl State {
         service: Duration,
         after: &mut After,
     ) {
-        let Dispatched { queue: id, number, batch, .. } = dispatched;
+        let Dispatched { queue: id, number, batch } = dispatched;
         // Gone only if another worker has died.
         let Some(queue) = self.queues.get_mut(id) else { return };
         if let Some(why) = queue.book(*number, &mut **batch, service, after) {
@@ -391,7 +391,7 @@ impl State {
 
     /// The answers of a batch have been handed over.
     pub(crate) fn finish(&mut self, dispatched: Dispatched, after: &mut After) {
-        let Dispatched { queue: id, number, batch, .. } = dispatched;
+        let Dispatched { queue: id, number, batch } = dispatched;
         let Some(queue) = self.queues.get_mut(&id) else {
             // It may hold the last of its queue, which is a user's.
             return after.discard(batch);

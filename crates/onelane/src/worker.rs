@@ -140,9 +140,12 @@ impl WorkerContext {
     fn run(&self, dispatched: &mut Dispatched) {
         let clock = &self.shared.clock;
         let outer = self.nested.take();
+        // Not when it was taken out: letting go of the lock since then is not the engine's time, and whether
+        // threads sleep depends on that.
+        let started = clock.now();
         // What can panic in a batch is contained there; this is for what we have not thought of.
         let _ = contain(|| dispatched.batch.run(self));
-        let took = clock.now().saturating_duration_since(dispatched.at);
+        let took = clock.now().saturating_duration_since(started);
         let service = took.saturating_sub(self.nested.get());
         self.nested.set(outer + took);
         let mut locked = self.shared.lock();
