@@ -53,7 +53,7 @@ fn every_request_of_a_closed_loop_is_counted_once() {
 }
 
 #[test]
-fn tasks_share_as_many_threads_as_are_given() {
+fn the_threads_of_tasks_are_told() {
     let load = "--tasks 20 --requests 100 --rounds 1 --strategy queue";
     for (flag, threads) in [("--task-threads 3", Some(3)), ("", None)] {
         let report = json(&format!("{load} {flag}"));

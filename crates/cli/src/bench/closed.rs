@@ -384,9 +384,12 @@ pub fn sorted_batches<I: BatchItem + Clone>(items: &[I], size: usize) -> Vec<Vec
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::sync::Mutex;
+    use std::thread::ThreadId;
     use std::time::Duration;
 
-    use onelane::ExecutorConfig;
+    use onelane::{EngineError, ExecutorConfig};
 
     use super::*;
     use crate::bench::workload::Null;
@@ -447,6 +450,45 @@ mod tests {
             let mut engine = stage.engine(Strategy::Offline).unwrap();
             let run = offline(&stage, &mut engine, 16, Limit::Requests(500)).unwrap();
             assert_eq!((run.answered, run.counts.items, run.counts.batches), (512, 512, 32));
+        });
+    }
+
+    /// Notes which threads look for something to ask.
+    struct Seen(Null, Mutex<HashSet<ThreadId>>);
+
+    impl Workload for Seen {
+        type Item = <Null as Workload>::Item;
+        type Engine = <Null as Workload>::Engine;
+
+        fn load(&self) -> Result<Self::Engine, EngineError> {
+            self.0.load()
+        }
+
+        fn items(&self) -> &[Self::Item] {
+            self.1.lock().unwrap().insert(std::thread::current().id());
+            self.0.items()
+        }
+
+        fn same(&self, a: &u64, b: &u64) -> bool {
+            self.0.same(a, b)
+        }
+
+        fn engine_bytes(&self) -> u64 {
+            self.0.engine_bytes()
+        }
+    }
+
+    #[test]
+    fn tasks_run_on_as_many_threads_as_are_given() {
+        onelane_timeout(|| {
+            let seen = Seen(Null::new(Duration::ZERO), Mutex::default());
+            let stage = Stage::new(seen, ExecutorConfig::new("bench-test"), 16, 1024).unwrap();
+            for (count, threads, used) in [(40, 3, 3), (2, 5, 2)] {
+                stage.workload.1.lock().unwrap().clear();
+                let clients = Tasks { count, threads };
+                tasks(&stage, Strategy::Queue, clients, Limit::Requests(100)).unwrap();
+                assert_eq!(stage.workload.1.lock().unwrap().len(), used, "{clients:?}");
+            }
         });
     }
 
