@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::clock::Clock;
 use crate::error::ConfigError;
+use crate::sync::Clock;
 
 /// Settings of a [`BatchQueue`](crate::BatchQueue).
 ///
@@ -37,9 +37,13 @@ pub struct BatchConfig {
     /// A batch that has run this long makes the queue [`Stalled`](crate::Health::Stalled); 30 s by
     /// default.
     pub stall_after: Duration,
-    /// How many batches in a row may lose their engine to a panic without completing a request,
-    /// before the queue gives up; 8 by default.
+    /// How many times in a row the engine may be lost, or not be rebuilt, without completing a
+    /// request, before the queue gives up; 8 by default.
     pub max_rebuilds: u32,
+    /// How long a batch key keeps the ceiling that running out of memory has taught, before a larger
+    /// batch is tried again; each time that this fails it takes twice as long, up to 16 times. 10 s
+    /// by default.
+    pub ceiling_retry: Duration,
 }
 
 impl Default for BatchConfig {
@@ -55,6 +59,7 @@ impl Default for BatchConfig {
             weight: 1,
             stall_after: Duration::from_secs(30),
             max_rebuilds: 8,
+            ceiling_retry: Duration::from_secs(10),
         }
     }
 }
@@ -92,6 +97,8 @@ impl BatchConfig {
         stall_after: Duration,
         /// Sets how many engine losses in a row are borne.
         max_rebuilds: u32,
+        /// Sets how long a ceiling that was learnt lasts (`Duration::MAX`: for good).
+        ceiling_retry: Duration,
     }
 
     /// Sets the name in spans, statistics and errors.
@@ -112,11 +119,13 @@ impl BatchConfig {
         at_least_one("capacity_cost", self.capacity_cost)?;
         at_least_one("weight", self.weight as usize)?;
         not_zero("ageing", self.ageing)?;
-        not_zero("stall_after", self.stall_after)
+        not_zero("stall_after", self.stall_after)?;
+        not_zero("ceiling_retry", self.ceiling_retry)
     }
 }
 
 /// Who hands the answers of a batch over to those who wait for them, and wakes them.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Delivery {
@@ -132,6 +141,17 @@ pub enum Delivery {
 }
 
 /// Settings of a [`DeviceExecutor`](crate::DeviceExecutor).
+///
+/// ```
+/// use onelane::{DeviceExecutor, ExecutorConfig};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = ExecutorConfig::new("cpu").workers(2).stack_size(64 << 20).capacity(100);
+/// let device = DeviceExecutor::new(config)?;
+/// assert_eq!(device.workers(), 2);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ExecutorConfig {
@@ -140,21 +160,42 @@ pub struct ExecutorConfig {
     /// How many worker threads own the device; 1 by default. More than one is for devices whose
     /// runtime is thread-safe: each worker builds an engine of its own.
     pub workers: usize,
+    /// The most closures that may wait; 16,384 by default.
+    pub capacity: usize,
+    /// The size of a worker's stack in bytes; 16 MiB by default, which is no less than what Linux
+    /// and macOS give a process's other threads. Memory is taken as it is used.
+    pub stack_size: usize,
     /// Who hands answers over; [`Delivery::Auto`] by default.
+    #[doc(hidden)]
     pub delivery: Delivery,
     pub(crate) clock: Clock,
 }
 
+/// The least stack that a worker is given.
+const MIN_STACK: usize = 64 << 10;
+
 impl ExecutorConfig {
     /// Settings for one worker on `device`.
     pub fn new(device: impl Into<String>) -> Self {
-        Self { device: device.into(), workers: 1, delivery: Delivery::Auto, clock: Clock::System }
+        Self {
+            device: device.into(),
+            workers: 1,
+            capacity: 16_384,
+            stack_size: 16 << 20,
+            delivery: Delivery::Auto,
+            clock: Clock::System,
+        }
     }
 
     setters! {
         /// Sets the number of worker threads (1 to 64).
         workers: usize,
+        /// Sets the most closures that may wait (at least 1).
+        capacity: usize,
+        /// Sets the size of a worker's stack in bytes (at least 64 KiB).
+        stack_size: usize,
         /// Sets who hands answers over.
+        #[doc(hidden)]
         delivery: Delivery,
     }
 
@@ -179,7 +220,10 @@ impl ExecutorConfig {
             let expected = "must name a device, for example \"metal:0\"";
             return Err(invalid("device", format!("{:?}", self.device), expected));
         }
-        Ok(())
+        if self.stack_size < MIN_STACK {
+            return Err(invalid("stack_size", self.stack_size, "must be at least 65536 bytes"));
+        }
+        at_least_one("capacity", self.capacity)
     }
 }
 

@@ -3,8 +3,13 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+
+use sync_wrapper::SyncWrapper;
+
+use crate::request::Request;
 
 /// The cause of an engine's error; shared, because one failure can answer several requests.
 pub type Source = Arc<dyn Error + Send + Sync>;
@@ -19,6 +24,10 @@ pub enum EngineError {
     /// The batch failed.
     #[error("{0}")]
     Failed(#[source] Source),
+    /// The engine is gone: its process died, its device answers nothing but errors. It is dropped
+    /// and built again; then the requests of the batch run one by one.
+    #[error("the engine was lost: {0}")]
+    Lost(#[source] Source),
 }
 
 impl EngineError {
@@ -31,6 +40,49 @@ impl EngineError {
     pub fn out_of_memory(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::OutOfMemory(Arc::from(source.into()))
     }
+
+    /// The engine is gone, with any error, or a message, as the cause.
+    ///
+    /// ```
+    /// use onelane::EngineError;
+    ///
+    /// let error = EngineError::lost("CUDA error: device-side assert triggered");
+    /// assert!(matches!(error, EngineError::Lost(_)));
+    /// ```
+    pub fn lost(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Lost(Arc::from(source.into()))
+    }
+
+    /// What caused it, to be downcast.
+    pub fn cause(&self) -> &Source {
+        match self {
+            Self::OutOfMemory(source) | Self::Failed(source) | Self::Lost(source) => source,
+        }
+    }
+}
+
+impl From<io::Error> for EngineError {
+    fn from(error: io::Error) -> Self {
+        Self::failed(error)
+    }
+}
+
+impl From<Box<dyn Error + Send + Sync>> for EngineError {
+    fn from(error: Box<dyn Error + Send + Sync>) -> Self {
+        Self::failed(error)
+    }
+}
+
+impl From<String> for EngineError {
+    fn from(message: String) -> Self {
+        Self::failed(message)
+    }
+}
+
+impl From<&str> for EngineError {
+    fn from(message: &str) -> Self {
+        Self::failed(message)
+    }
 }
 
 /// Why a request has no response.
@@ -40,12 +92,12 @@ pub enum RequestError {
     /// The engine said no.
     #[error(transparent)]
     Engine(EngineError),
-    /// The engine, or the closure, panicked on this request.
+    /// The engine, the closure or the batch key panicked on this request.
     #[error("panicked on the worker: {0}")]
     Panicked(String),
-    /// The engine panicked before and could not be rebuilt for this request; the next batch tries
+    /// The engine was lost before and could not be rebuilt for this request; the next batch tries
     /// again.
-    #[error("the engine could not be rebuilt after a panic: {0}")]
+    #[error("the engine could not be rebuilt: {0}")]
     Rebuild(#[source] EngineError),
     /// The engine was lost too often in a row; the queue has given up. Make a new one.
     #[error("the queue has failed: {0}")]
@@ -59,27 +111,28 @@ pub enum RequestError {
     /// The queue was aborted before the request could start.
     #[error("the queue was shut down before the request was started")]
     Closed,
-    /// Waiting here, on the worker, for this request would never end: its engine is already in use
-    /// further up this worker's stack.
-    #[error("waiting on the worker for its own engine would deadlock")]
+    /// Waiting here, on a worker, for this request would never end: its engine is in use further up
+    /// this worker's stack, or the worker that would run it waits for this one.
+    #[error("waiting on a worker for what only this worker can run would deadlock")]
     WouldDeadlock,
     /// The worker thread ended without an answer. This is a bug in this crate.
     #[error("the worker thread ended before the request was answered; please report this")]
     WorkerDied,
 }
 
-/// Why something was not accepted. What was submitted comes back: `R` is a
-/// [`Request`](crate::Request), a `Vec` of them (a group is refused whole), or a closure.
+/// Why something was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum SubmitError<R> {
+pub enum Refusal {
     /// There was no room, for as long as the call was ready to wait.
-    Full(R),
+    #[error("the queue is full: try later, or raise its capacity")]
+    Full,
     /// The queue or its executor has been closed.
-    Closed(R),
+    #[error("the queue has been closed")]
+    Closed,
     /// More than the queue may ever take.
-    TooHeavy {
-        /// What was submitted.
-        refused: R,
+    #[error("{amount} is more than the queue may ever take: {limit} is {max}")]
+    RequestTooLarge {
         /// How much it is, in the unit of `limit`.
         amount: usize,
         /// The setting that it exceeds: `"capacity"`, `"capacity_cost"` or `"max_batch_cost"`.
@@ -88,48 +141,89 @@ pub enum SubmitError<R> {
         max: usize,
     },
     /// The queue has given up on its engine; the text says why. Make a new queue.
-    Failed(R, String),
-    /// The queue is full, and this is the worker that would have to make room while its engine is
-    /// in use further up the stack.
-    WouldDeadlock(R),
+    #[error("the queue has failed: {0}")]
+    Failed(String),
+    /// The queue is full, and this is a worker that would have to make room while its engine is in
+    /// use further up the stack, or that the one who could make room waits for.
+    #[error("the queue is full, and only this worker could make room in it")]
+    WouldDeadlock,
+}
+
+/// Something was not accepted. What was submitted comes back: `R` is a [`Request`], a `Vec` of them
+/// (a group is refused whole), or a closure.
+///
+/// ```
+/// use onelane::testing::{FakeEngine, FakeItem};
+/// use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Refusal};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = DeviceExecutor::shared("doc-refusal")?;
+/// let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo()))?;
+/// queue.close();
+/// let refused = queue.try_submit(FakeItem::new(7)).unwrap_err();
+/// assert_eq!(refused.reason(), &Refusal::Closed);
+/// assert_eq!(refused.into_refused().into_input(), FakeItem::new(7));
+/// # Ok(())
+/// # }
+/// ```
+pub struct SubmitError<R> {
+    reason: Refusal,
+    refused: SyncWrapper<R>,
 }
 
 impl<R> SubmitError<R> {
+    pub(crate) fn new(reason: Refusal, refused: R) -> Self {
+        Self { reason, refused: SyncWrapper::new(refused) }
+    }
+
+    pub(crate) fn map<S>(self, of: impl FnOnce(R) -> S) -> SubmitError<S> {
+        SubmitError::new(self.reason, of(self.refused.into_inner()))
+    }
+
+    /// Why it was refused.
+    pub fn reason(&self) -> &Refusal {
+        &self.reason
+    }
+
     /// What was submitted, to be submitted again or elsewhere.
     pub fn into_refused(self) -> R {
-        match self {
-            Self::Full(refused)
-            | Self::Closed(refused)
-            | Self::Failed(refused, _)
-            | Self::WouldDeadlock(refused)
-            | Self::TooHeavy { refused, .. } => refused,
-        }
+        self.refused.into_inner()
     }
 }
 
 impl<R> fmt::Display for SubmitError<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full(_) => f.write_str("the queue is full: try later, or raise its capacity"),
-            Self::Closed(_) => f.write_str("the queue has been closed"),
-            Self::TooHeavy { amount, limit, max, .. } => {
-                write!(f, "{amount} is more than the queue may ever take: {limit} is {max}")
-            }
-            Self::Failed(_, why) => write!(f, "the queue has failed: {why}"),
-            Self::WouldDeadlock(_) => {
-                f.write_str("the queue is full and its engine is in use by this worker")
-            }
-        }
+        self.reason.fmt(f)
     }
 }
 
 impl<R> fmt::Debug for SubmitError<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SubmitError({self})")
+        write!(f, "SubmitError({:?})", self.reason)
     }
 }
 
 impl<R> Error for SubmitError<R> {}
+
+/// Why [`BatchQueue::infer`](crate::BatchQueue::infer) has no response.
+///
+/// It is `Send` and `Sync` whatever the input is.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum InferError<I> {
+    /// The request was not accepted; it comes back.
+    #[error(transparent)]
+    Refused(SubmitError<Request<I>>),
+    /// The request was accepted and has no response.
+    #[error(transparent)]
+    Failed(RequestError),
+}
+
+impl<I> fmt::Debug for InferError<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InferError({self})")
+    }
+}
 
 /// A configuration value that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -159,9 +253,12 @@ pub enum BuildError {
     /// The executor is shut down.
     #[error("the device executor {0:?} has been shut down")]
     Closed(String),
+    /// Called on a worker that the build would have to wait for.
+    #[error("building an engine on {0:?} from a worker that it waits for would deadlock")]
+    WouldDeadlock(String),
     /// The operating system did not give a thread.
     #[error("no worker thread could be started: {0}")]
-    Thread(#[source] Arc<std::io::Error>),
+    Thread(#[source] Arc<io::Error>),
 }
 
 /// A shutdown did not finish.

@@ -1,24 +1,26 @@
 //! The device executor: the worker thread, or threads, that own one device.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use crate::after::After;
-use crate::batch::{BuildFailure, Plan};
-use crate::closure::Task;
+use crate::admission::inbox::WaitPolicy;
+use crate::admission::{Admission, Patience};
 use crate::config::ExecutorConfig;
-use crate::contain::contain;
 use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
-use crate::queue_state::{Asking, Need, Room};
-use crate::request::Priority;
-use crate::response::{Company, Pending, Responder, ResponseHandle};
-use crate::shared::Shared;
-use crate::state::CLOSURES;
+use crate::handle::{Outstanding, ResponseHandle};
+use crate::request::Request;
+use crate::scheduler::{ExecutorShared, RequestId};
+use crate::scheduler::closures::{Closure, RunClosures};
+use crate::scheduler::workers::WorkerCommand;
 use crate::stats::{Health, QueueStats};
-use crate::sync::{self, JoinHandle, Mutex, thread_waker};
-use crate::worker::{WorkerContext, run_worker};
+use crate::sync::{
+    Deferred, JoinHandle, Mutex, Receiver, catch_panic, may_lock, spawn, thread_waker,
+};
+use crate::worker::engines::{EngineFactory, Engines};
+use crate::worker::inline::{InlineProgress, belongs_to, this_worker, worker_of};
+use crate::worker::{run_worker, wait_graph};
 
 /// What a shutdown does with requests that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,45 +39,72 @@ pub enum Shutdown {
 ///
 /// # Blocking
 /// Dropping the last handle (queues hold one each) drains what was accepted and joins the workers;
-/// on a worker itself it does not wait.
+/// on a thread of the executor's own it does not wait.
 #[derive(Clone)]
 pub struct DeviceExecutor {
     owner: Arc<Owner>,
 }
 
 pub(crate) struct Owner {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<ExecutorShared>,
+    closures: Admission<RunClosures>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-static REGISTRY: std::sync::LazyLock<Mutex<BTreeMap<String, DeviceExecutor>>> =
-    std::sync::LazyLock::new(|| Mutex::new(BTreeMap::new()));
+static REGISTRY: LazyLock<Mutex<BTreeMap<String, DeviceExecutor>>> =
+    LazyLock::new(|| Mutex::new(BTreeMap::new()));
 
 impl DeviceExecutor {
     /// The process's executor for `device`, with one worker; made on first use, it lives until it
     /// is shut down or the process ends. `metal` and `metal:0` name the same device.
     ///
     /// # Errors
-    /// [`BuildError::Config`] for an empty name, [`BuildError::Thread`] when no thread can be had.
+    /// [`BuildError::Config`] for an empty name, [`BuildError::Thread`] when no thread can be had;
+    /// [`BuildError::Closed`] on a worker of that executor while it shuts down.
     ///
     /// # Blocking
     /// If the device's executor is just being shut down, waits for its workers to end, so that the
     /// device never has two owners.
+    ///
+    /// ```
+    /// use onelane::DeviceExecutor;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let device = DeviceExecutor::shared("doc-shared")?;
+    /// let same = DeviceExecutor::shared("doc-shared:0")?;
+    /// let worker = || std::thread::current().id();
+    /// assert_eq!(device.call(worker)?, same.call(worker)?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn shared(device: &str) -> Result<Self, BuildError> {
-        let device = device.strip_suffix(":0").unwrap_or(device).to_owned();
+        Self::shared_with(ExecutorConfig::new(device))
+    }
+
+    /// As [`shared`](Self::shared), made with these settings if it is not there.
+    ///
+    /// # Errors
+    /// As [`shared`](Self::shared).
+    ///
+    /// # Blocking
+    /// As [`shared`](Self::shared).
+    pub fn shared_with(config: ExecutorConfig) -> Result<Self, BuildError> {
+        let device = config.device.strip_suffix(":0").unwrap_or(&config.device).to_owned();
+        let config = ExecutorConfig { device: device.clone(), ..config };
         loop {
+            may_lock();
             let mut registry = REGISTRY.lock();
             let ending = match registry.get(&device) {
                 Some(executor) if executor.owner.shared.lock().is_stopping() => executor.clone(),
                 Some(executor) => return Ok(executor.clone()),
                 None => {
-                    let executor = Self::new(ExecutorConfig::new(device.as_str()))?;
+                    let executor = Self::new(config)?;
                     registry.insert(device, executor.clone());
                     return Ok(executor);
                 }
             };
             drop(registry);
-            if WorkerContext::is_ours(&ending.owner.shared) {
+            if belongs_to(&ending.owner.shared) {
                 return Err(BuildError::Closed(device));
             }
             ending.owner.wait_for_end(None);
@@ -94,25 +123,29 @@ impl DeviceExecutor {
     /// thread can be had.
     pub fn new(config: ExecutorConfig) -> Result<Self, BuildError> {
         config.validate()?;
-        let ExecutorConfig { device, workers, delivery, clock } = config;
-        let shared = Arc::new(Shared::new(device, workers, clock));
-        let owner =
-            Arc::new(Owner { shared: Arc::clone(&shared), threads: Mutex::new(Vec::new()) });
+        let ExecutorConfig { device, workers, capacity, stack_size, delivery, clock } = config;
+        let shared = Arc::new(ExecutorShared::new(device, workers, clock));
+        let config = RunClosures::config(capacity);
+        let (closures, factory) = Admission::new(&shared, config, || Ok(RunClosures))
+            .expect("an executor that is made is not shut down");
+        let threads = Mutex::new(Vec::new());
+        let owner = Arc::new(Owner { shared: Arc::clone(&shared), closures, threads });
         for index in 0..workers {
             let shared = Arc::clone(&shared);
             // The kernel shows 15 bytes of a thread's name.
             let name = format!("onelane {} {index}", shared.device);
             let body = move || run_worker(shared, index, delivery);
-            let thread = sync::spawn(name, body).inspect_err(|_| {
+            let thread = spawn(name, Some(stack_size), body).inspect_err(|_| {
                 // Those that run are told to stop by the owner's drop; these never came to be.
-                let mut locked = owner.shared.lock();
-                let (state, after) = locked.parts();
+                let mut guard = owner.shared.lock();
+                let (scheduler, deferred) = guard.parts();
                 for missing in index..workers {
-                    state.worker_ended(missing, after);
+                    scheduler.worker_ended(missing, deferred);
                 }
             });
             owner.threads.lock().push(thread.map_err(|e| BuildError::Thread(Arc::new(e)))?);
         }
+        drop(factory);
         Ok(Self { owner })
     }
 
@@ -128,45 +161,130 @@ impl DeviceExecutor {
 
     /// Whether the calling thread is a worker of this executor.
     pub fn is_worker(&self) -> bool {
-        WorkerContext::current(&self.owner.shared).is_some()
+        worker_of(&self.owner.shared).is_some()
     }
 
     /// Runs a closure on the worker; inline, before this returns, when already there. Closures run
     /// in order, among the queues' batches by the same rules, at normal priority.
     ///
     /// # Errors
-    /// [`SubmitError::Closed`] gives the closure back.
+    /// The closure comes back in the [`SubmitError`], when the executor is shut down.
+    ///
+    /// # Blocking
+    /// Blocks while as many closures wait as [`ExecutorConfig::capacity`] says.
+    ///
+    /// ```
+    /// use onelane::DeviceExecutor;
+    ///
+    /// # async fn ask() -> Result<(), Box<dyn std::error::Error>> {
+    /// let device = DeviceExecutor::shared("doc-submit")?;
+    /// let answer = device.submit(|| 6 * 7)?; // A future, too.
+    /// assert_eq!(answer.await?, 42);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn submit<F, T>(&self, closure: F) -> Result<ResponseHandle<T>, SubmitError<F>>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let shared = &self.owner.shared;
-        let (pending, responder) = Pending::pair(None, None);
-        if WorkerContext::current(shared).is_some() {
-            let answer = contain(closure).map_err(RequestError::Panicked);
-            let mut after = After::default();
-            responder.answer(answer, &mut after);
-            after.run();
-            return Ok(ResponseHandle::new(shared, pending, Company::default()));
+        self.submit_request(Request::new(closure), Patience::Until(None))
+            .map_err(|refused| refused.map(Request::into_input))
+    }
+
+    /// As [`submit`](Self::submit), if there is room for a closure now.
+    ///
+    /// # Errors
+    /// The closure comes back in the [`SubmitError`].
+    pub fn try_submit<F, T>(&self, closure: F) -> Result<ResponseHandle<T>, SubmitError<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.submit_request(Request::new(closure), Patience::None)
+            .map_err(|refused| refused.map(Request::into_input))
+    }
+
+    /// As [`submit`](Self::submit), with a priority and a deadline, waiting for room for at most
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// The request comes back in the [`SubmitError`].
+    ///
+    /// # Blocking
+    /// As [`submit`](Self::submit), and no longer than `timeout`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use onelane::{DeviceExecutor, Priority, Request};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let device = DeviceExecutor::shared("doc-submit-timeout")?;
+    /// let urgent = Request::new(|| "done").priority(Priority::Interactive);
+    /// let handle = device.submit_timeout(urgent, Duration::from_secs(60))?;
+    /// assert_eq!(handle.wait()?, "done");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn submit_timeout<F, T>(
+        &self,
+        request: impl Into<Request<F>>,
+        timeout: Duration,
+    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let until = self.owner.shared.clock.now().checked_add(timeout);
+        self.submit_request(request.into(), Patience::Until(until))
+    }
+
+    fn submit_request<F, T>(
+        &self,
+        request: Request<F>,
+        patience: Patience,
+    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        if self.is_worker() {
+            return Ok(self.run_inline(request.into_input()));
         }
-        let now = shared.clock.now();
-        let mut locked = shared.lock();
-        let (state, after) = locked.parts();
-        let need = Need { requests: 1, cost: 1 };
-        let asking = Asking { need, class: Priority::Normal, since: now };
-        let refused = match state.admit(CLOSURES, asking, &mut None, None, after) {
-            Room::Granted => {
-                let task = Box::new(Task::new(closure, responder));
-                let number = state.push_closure(task, now, after);
-                let pending = pending.wait_in(CLOSURES, number);
-                return Ok(ResponseHandle::new(shared, pending, Company::default()));
+        let Owner { shared, closures, .. } = &*self.owner;
+        let (sender, value, receiver) = Receiver::pair_with_value();
+        let (closure, request) = request.replace_input(());
+        let body = Arc::new(Mutex::new(Some(closure)));
+        let run = {
+            let body = Arc::clone(&body);
+            move || {
+                let taken = body.lock().take();
+                if let Some(closure) = taken {
+                    let answer = closure();
+                    *value.lock() = Some(answer);
+                }
             }
-            Room::Failed(why) => SubmitError::Failed(closure, why),
-            Room::Full | Room::Closed => SubmitError::Closed(closure),
         };
-        drop(locked);
-        Err(refused)
+        let request = request.replace_input(Closure(Box::new(run))).1;
+        match closures.submit_with(request, sender, patience) {
+            Ok((request, deadline, _)) => {
+                let outstanding = Outstanding::new(receiver, Some(request), deadline);
+                Ok(ResponseHandle::new(shared, outstanding, WaitPolicy::default()))
+            }
+            Err(refused) => Err(refused.map(|request| {
+                let closure = body.lock().take().expect("a closure that was refused has not run");
+                request.replace_input(closure).1
+            })),
+        }
+    }
+
+    fn run_inline<F: FnOnce() -> T, T: Send + 'static>(&self, closure: F) -> ResponseHandle<T> {
+        let (sender, receiver) = Receiver::pair(None);
+        let answer = catch_panic(closure).map_err(RequestError::Panicked);
+        sender.send(answer, &mut Deferred::default());
+        let outstanding = Outstanding::new(receiver, None, None);
+        ResponseHandle::new(&self.owner.shared, outstanding, WaitPolicy::default())
     }
 
     /// Runs a closure on the worker and waits for its result.
@@ -191,13 +309,13 @@ impl DeviceExecutor {
     ///
     /// # Errors
     /// [`ShutdownError::Timeout`] when something still runs; [`ShutdownError::WouldDeadlock`] on a
-    /// worker. In both cases the shutdown goes on by itself.
+    /// thread of the executor's own. In both cases the shutdown goes on by itself.
     ///
     /// # Blocking
     /// Blocks for at most `timeout`.
     pub fn shutdown(&self, mode: Shutdown, timeout: Duration) -> Result<(), ShutdownError> {
         self.owner.stop(mode == Shutdown::Abort);
-        if WorkerContext::is_ours(&self.owner.shared) {
+        if belongs_to(&self.owner.shared) {
             return Err(ShutdownError::WouldDeadlock);
         }
         let until = self.owner.shared.clock.now().checked_add(timeout);
@@ -207,13 +325,15 @@ impl DeviceExecutor {
     /// Whether the device works: it stalls when a batch of any queue does. A queue that has failed
     /// says so itself.
     pub fn health(&self) -> Health {
-        let now = self.owner.shared.clock.now();
-        self.owner.shared.lock().overall_health(now)
+        let shared = &self.owner.shared;
+        let now = shared.clock.now();
+        let waits_for = |worker| wait_graph::waits_for((shared.id, worker));
+        shared.lock().overall_health(now, waits_for)
     }
 
     /// The statistics of the closures.
     pub fn stats(&self) -> QueueStats {
-        self.owner.shared.stats(CLOSURES)
+        self.owner.shared.stats(self.owner.closures.queue).summary()
     }
 
     pub(crate) fn owner(&self) -> &Arc<Owner> {
@@ -232,9 +352,9 @@ impl std::fmt::Debug for DeviceExecutor {
 
 impl Owner {
     fn stop(&self, abort: bool) {
-        let mut locked = self.shared.lock();
-        let (state, after) = locked.parts();
-        state.stop(abort, after);
+        let mut guard = self.shared.lock();
+        let (scheduler, deferred) = guard.parts();
+        scheduler.stop(abort, deferred);
     }
 
     /// Waits for all workers to end and joins them. Says whether they have.
@@ -253,67 +373,62 @@ impl Owner {
         }
         true
     }
-
-    /// Builds an engine on each worker. On a worker, builds its own and leaves the others to it.
-    pub(crate) fn build_engines<E: Engine>(&self, plan: &Arc<Plan<E>>) -> Result<(), BuildError> {
-        let current = WorkerContext::current(&self.shared);
-        let here = current.as_ref().map(|worker| worker.index());
-        let mut builds = Vec::new();
-        {
-            let mut locked = self.shared.lock();
-            let (state, after) = locked.parts();
-            // CORRECTNESS: a worker that has ended runs no errand; one that has not yet will.
-            if state.is_stopping() {
-                return Err(BuildError::Closed(self.shared.device.clone()));
-            }
-            for index in (0..self.shared.workers).filter(|&index| Some(index) != here) {
-                let plan = Arc::clone(plan);
-                let (pending, responder) = Pending::pair(None, None);
-                let errand = move |worker: &WorkerContext| build_here(worker, &plan, responder);
-                state.workers.send(index, Box::new(errand), after);
-                builds.push(ResponseHandle::new(&self.shared, pending, Company::default()));
-            }
-        }
-        if let Some(worker) = current {
-            return build(&worker, plan);
-        }
-        for build in builds {
-            let closed = |_| BuildError::Closed(self.shared.device.clone());
-            build.wait().map_err(closed)??;
-        }
-        Ok(())
-    }
-}
-
-fn build_here<E: Engine>(
-    worker: &WorkerContext,
-    plan: &Plan<E>,
-    responder: Responder<Result<(), BuildError>>,
-) {
-    let built = build(worker, plan);
-    let mut after = After::default();
-    responder.answer(Ok(built), &mut after);
-    after.run();
-}
-
-fn build<E: Engine>(worker: &WorkerContext, plan: &Plan<E>) -> Result<(), BuildError> {
-    match plan.build() {
-        Ok(engine) => {
-            worker.put_engine(plan.queue, Some(Box::new(engine)));
-            Ok(())
-        }
-        Err(BuildFailure::Error(error)) => Err(BuildError::Engine(error)),
-        Err(BuildFailure::Panicked(message)) => Err(BuildError::Panicked(message)),
-    }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
         self.stop(false);
-        // CORRECTNESS: a worker that drops the last handle cannot join itself, nor can who delivers
-        // for it; it stops when it has returned to its loop.
-        if !WorkerContext::is_ours(&self.shared) {
+        // CORRECTNESS: a thread of the executor's own cannot join itself, nor a worker that waits for
+        // it, be it in the destructors of its thread-locals; the workers stop by themselves.
+        if !belongs_to(&self.shared) {
             self.wait_for_end(None);
         }
     }
+}
+
+/// Builds an engine on each worker. On a worker, builds its own and leaves the others to it.
+pub(crate) fn build_engines<E: Engine>(
+    shared: &Arc<ExecutorShared>,
+    factory: &Arc<EngineFactory<E>>,
+) -> Result<(), BuildError> {
+    let here = worker_of(shared);
+    let closed = || BuildError::Closed(shared.device.clone());
+    let mut builds = Vec::new();
+    {
+        let mut guard = shared.lock();
+        let (scheduler, deferred) = guard.parts();
+        // CORRECTNESS: a worker that has ended runs no command; one that has not yet will.
+        if scheduler.is_stopping() {
+            return Err(closed());
+        }
+        let is_elsewhere = |index: &usize| here.as_ref().is_none_or(|here| here.index != *index);
+        for index in (0..shared.workers).filter(is_elsewhere) {
+            let factory = Arc::clone(factory);
+            let (sender, receiver) = Receiver::pair(None);
+            let build = move |engines: &Engines| {
+                let built = engines.build(&factory);
+                sender.send(Ok(built), &mut Deferred::default());
+            };
+            scheduler.workers.send(index, WorkerCommand::Run(Box::new(build)), deferred);
+            let outstanding = Outstanding::new(receiver, None, None);
+            builds.push(ResponseHandle::new(shared, outstanding, WaitPolicy::default()));
+        }
+    }
+    if let Some(worker) = here {
+        return worker.engines.build(factory);
+    }
+    // A worker of another executor may wait for this one, unless that waits for it.
+    let request = RequestId { queue: factory.queue, number: 0 };
+    let waiting = this_worker();
+    if let Some(worker) = &waiting
+        && matches!(worker.wait(shared, request, None), InlineProgress::Stuck)
+    {
+        return Err(BuildError::WouldDeadlock(shared.device.clone()));
+    }
+    let wait = |build: ResponseHandle<_>| build.wait().map_err(|_| closed())?;
+    let built = builds.into_iter().try_for_each(wait);
+    if let Some(worker) = waiting {
+        worker.unwait(shared, request);
+    }
+    built
 }

@@ -1,110 +1,191 @@
-//! The future of one inference: waits for room, then for the response, without blocking a thread.
+//! The futures of a queue: they wait for room, and for a response, without blocking a thread.
 
-use std::borrow::Cow;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
+use crate::admission::waiters::Ticket;
+use crate::admission::{EnteredGroup, only};
 use crate::engine::Engine;
-use crate::error::{RequestError, SubmitError};
+use crate::error::{InferError, Refusal, RequestError, SubmitError};
+use crate::handle::{Outstanding, ResponseHandle};
 use crate::queue::BatchQueue;
 use crate::request::Request;
-use crate::response::Pending;
-use crate::submit::PlaceInLine;
-use crate::worker::WorkerContext;
-
-/// Why [`BatchQueue::infer`] has no response.
-#[derive(thiserror::Error)]
-#[non_exhaustive]
-pub enum InferError<I> {
-    /// The request was not accepted; it comes back.
-    #[error(transparent)]
-    Refused(SubmitError<Request<I>>),
-    /// The request was accepted and has no response.
-    #[error(transparent)]
-    Failed(RequestError),
-}
-
-impl<I> std::fmt::Debug for InferError<I> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "InferError({self})")
-    }
-}
+use crate::scheduler::pending::WaitForRoom;
+use crate::worker::inline::this_worker;
 
 enum InferState<E: Engine> {
-    /// The request is there until it has been accepted or refused. The place is boxed: it is large, and
-    /// mostly there is room.
-    Submitting(Option<Request<E::Item>>, Option<Box<PlaceInLine>>),
-    Waiting(Pending<E::Output>),
+    /// It has not been polled.
+    New(Request<E::Item>),
+    /// It was handed over; with a ticket, it waits for room.
+    Waiting(Outstanding<E::Output>, Option<Arc<Ticket<E>>>),
     Done,
 }
 
 /// The future of [`BatchQueue::infer`].
 ///
-/// It borrows the queue, since counting a handle for each request would make all clients meet at that
-/// count. For a task that owns what it uses there is [`into_owned`](Self::into_owned).
+/// It has a handle to the queue of its own, so it can be spawned.
 #[must_use = "a future does nothing until it is awaited"]
-pub struct Infer<'a, E: Engine> {
-    queue: Cow<'a, BatchQueue<E>>,
+pub struct Infer<E: Engine> {
+    queue: BatchQueue<E>,
     state: InferState<E>,
 }
 
 // Nothing in it is pinned.
-impl<E: Engine> Unpin for Infer<'_, E> {}
+impl<E: Engine> Unpin for Infer<E> {}
 
-impl<'a, E: Engine> Infer<'a, E> {
-    pub(crate) fn new(queue: &'a BatchQueue<E>, request: Request<E::Item>) -> Self {
-        Self { queue: Cow::Borrowed(queue), state: InferState::Submitting(Some(request), None) }
-    }
-
-    /// The same future with a handle to the queue of its own, to be spawned.
-    ///
-    /// ```
-    /// # use onelane::{BatchItem, BatchQueue, Engine};
-    /// # fn spawn(_: impl Future + Send + 'static) {}
-    /// fn ask<E: Engine>(queue: &BatchQueue<E>, item: E::Item) {
-    ///     spawn(queue.infer(item).into_owned());
-    /// }
-    /// ```
-    pub fn into_owned(mut self) -> Infer<'static, E> {
-        let queue = Cow::Owned(BatchQueue::clone(&self.queue));
-        Infer { queue, state: mem::replace(&mut self.state, InferState::Done) }
+impl<E: Engine> Infer<E> {
+    pub(crate) fn new(queue: BatchQueue<E>, request: Request<E::Item>) -> Self {
+        Self { queue, state: InferState::New(request) }
     }
 }
 
-impl<E: Engine> Future for Infer<'_, E> {
+impl<E: Engine> Future for Infer<E> {
     type Output = Result<E::Output, InferError<E::Item>>;
 
     /// # Panics
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { queue, state } = self.get_mut();
-        if let InferState::Submitting(request, place) = state {
-            match queue.poll_submit(request, place, context.waker()) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(pending)) => *state = InferState::Waiting(pending),
-                Poll::Ready(Err(refused)) => {
-                    *state = InferState::Done;
-                    return Poll::Ready(Err(InferError::Refused(refused)));
-                }
-            }
+        let (admission, waker) = (queue.admission(), context.waker());
+        if let InferState::New(_) = state {
+            let InferState::New(request) = mem::replace(state, InferState::Done) else {
+                unreachable!("matched above")
+            };
+            let (outstanding, ticket) =
+                admission.start(request, waker).map_err(InferError::Refused)?;
             // The waker went with it. On a worker there may be something to do inline.
-            if WorkerContext::current(queue.shared()).is_none() {
+            let is_seen_to = ticket.is_none() && this_worker().is_none();
+            *state = InferState::Waiting(outstanding, ticket);
+            if is_seen_to {
                 return Poll::Pending;
             }
         }
-        let InferState::Waiting(pending) = state else {
+        let InferState::Waiting(outstanding, ticket) = state else {
             panic!("an inference was polled after it had answered");
         };
-        pending.poll(queue.shared(), context.waker()).map_err(InferError::Failed)
+        let polled = poll_waiting(queue, outstanding, ticket, waker);
+        if polled.is_ready() {
+            let done = mem::replace(state, InferState::Done);
+            cancel(queue, done);
+        }
+        polled
     }
 }
 
-impl<E: Engine> Drop for Infer<'_, E> {
+fn poll_waiting<E: Engine>(
+    queue: &BatchQueue<E>,
+    outstanding: &mut Outstanding<E::Output>,
+    ticket: &mut Option<Arc<Ticket<E>>>,
+    waker: &Waker,
+) -> Poll<Result<E::Output, InferError<E::Item>>> {
+    let admission = queue.admission();
+    if let Some(refused) = poll_ticket(ticket, waker) {
+        admission.count_refused(1);
+        return Poll::Ready(Err(InferError::Refused(refused)));
+    }
+    let answer = outstanding.poll(&admission.shared, waker);
+    if let (Poll::Ready(Err(RequestError::WouldDeadlock)), Some(_), Some(request)) =
+        (&answer, &ticket, outstanding.request())
+    {
+        // It waits for room that only this worker could make.
+        admission.withdraw(request, Refusal::WouldDeadlock);
+        if let Some(refused) = poll_ticket(ticket, waker) {
+            admission.count_refused(1);
+            return Poll::Ready(Err(InferError::Refused(refused)));
+        }
+    }
+    answer.map_err(InferError::Failed)
+}
+
+/// The request back, if it was refused. The ticket goes when it is settled.
+fn poll_ticket<E: Engine>(
+    ticket: &mut Option<Arc<Ticket<E>>>,
+    waker: &Waker,
+) -> Option<SubmitError<Request<E::Item>>> {
+    let Poll::Ready(settled) = ticket.as_ref()?.poll(waker) else { return None };
+    *ticket = None;
+    settled.err().map(|refused| refused.map(only))
+}
+
+fn cancel<E: Engine>(queue: &BatchQueue<E>, state: InferState<E>) {
+    if let InferState::Waiting(mut outstanding, _) = state {
+        outstanding.cancel(&queue.admission().shared);
+    }
+}
+
+impl<E: Engine> Drop for Infer<E> {
     fn drop(&mut self) {
-        if let InferState::Waiting(pending) = &mut self.state {
-            pending.cancel(self.queue.shared());
+        cancel(&self.queue, mem::replace(&mut self.state, InferState::Done));
+    }
+}
+
+enum GroupState<E: Engine> {
+    New(Vec<Request<E::Item>>),
+    /// It waits for room.
+    Waiting(EnteredGroup<E>),
+    Done,
+}
+
+/// The future of [`BatchQueue::submit_group_async`].
+#[must_use = "a future does nothing until it is awaited"]
+pub struct SubmitGroup<E: Engine> {
+    queue: BatchQueue<E>,
+    state: GroupState<E>,
+}
+
+// Nothing in it is pinned.
+impl<E: Engine> Unpin for SubmitGroup<E> {}
+
+impl<E: Engine> SubmitGroup<E> {
+    pub(crate) fn new(queue: BatchQueue<E>, requests: Vec<Request<E::Item>>) -> Self {
+        Self { queue, state: GroupState::New(requests) }
+    }
+}
+
+impl<E: Engine> Future for SubmitGroup<E> {
+    type Output =
+        Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>>;
+
+    /// # Panics
+    /// When it is polled again after it has been ready.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { queue, state } = self.get_mut();
+        let admission = queue.admission();
+        let submitted = match mem::replace(state, GroupState::Done) {
+            GroupState::New(requests) => admission.start_group(requests, WaitForRoom::Told)?,
+            GroupState::Waiting(submitted) => submitted,
+            GroupState::Done => panic!("a submission was polled after it had answered"),
+        };
+        if let Some(ticket) = &submitted.ticket {
+            match ticket.poll(context.waker()) {
+                Poll::Pending => {
+                    *state = GroupState::Waiting(submitted);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(refused)) => {
+                    admission.count_refused(submitted.outstanding.len());
+                    return Poll::Ready(Err(refused));
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+        }
+        Poll::Ready(Ok(admission.handles(submitted.outstanding)))
+    }
+}
+
+impl<E: Engine> Drop for SubmitGroup<E> {
+    fn drop(&mut self) {
+        let GroupState::Waiting(submitted) = mem::replace(&mut self.state, GroupState::Done) else {
+            return;
+        };
+        let admission = self.queue.admission();
+        admission.withdraw(submitted.request, Refusal::Full);
+        // Those that went in just now are given up one by one.
+        for mut outstanding in submitted.outstanding {
+            outstanding.cancel(&admission.shared);
         }
     }
 }

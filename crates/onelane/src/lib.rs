@@ -47,64 +47,57 @@
 //! # }
 //! ```
 //!
+//! An async service (tokio, axum, errors to statuses, shutdown from async code) is in
+//! `examples/service.rs`.
+//!
 //! # What is promised
 //! Every accepted request is answered exactly once, whatever panics, stops or dies. An engine need
 //! not be `Send`. An idle worker never waits while something is runnable, unless `max_wait` says
 //! so, and is not woken while nothing is. A request that makes its batch fail fails alone. What
-//! waits is bounded.
+//! waits is bounded, and whoever stops asking keeps nobody out. A deadline is told when it passes.
+//! No code of others runs under a lock, save the `Eq` of a batch key.
 //!
 //! # What is not
 //! A crash inside a driver (a segmentation fault, a failed Metal assertion) ends the process and
-//! cannot be caught in it. Code that touches the device outside its executor is not protected. Two
-//! executors whose engines wait for each other can deadlock, as two locks can.
+//! cannot be caught in it. Code that touches the device outside its executor is not protected. A
+//! batch that waits for a thread of its own making, which waits for the same device, hangs: that
+//! circle cannot be seen. Circles of workers that wait for each other are told.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 #![warn(clippy::disallowed_types, clippy::disallowed_methods)]
 
-mod after;
-mod batch;
-mod clock;
-mod closure;
+mod admission;
 mod config;
-mod contain;
-mod delivery;
 mod engine;
 mod error;
-mod event;
 mod executor;
-mod fifo;
-mod inbox;
+mod handle;
 mod infer;
-mod line;
 #[cfg(all(test, loom))]
 mod loom_tests;
-mod policy;
 mod queue;
-mod queue_state;
 mod request;
-mod request_list;
-mod response;
-mod shared;
-mod state;
+mod scheduler;
+#[cfg(feature = "tower")]
+mod service;
 mod stats;
-mod submit;
 mod sync;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
-mod waiting;
 mod worker;
-mod worker_state;
 
-pub use config::{BatchConfig, Delivery, ExecutorConfig};
-pub use engine::{BatchItem, Engine};
+#[doc(hidden)]
+pub use config::Delivery;
+pub use config::{BatchConfig, ExecutorConfig};
+pub use engine::{BatchItem, Engine, Uniform};
 pub use error::{
-    BuildError, ConfigError, EngineError, RequestError, ShutdownError, Source, SubmitError,
+    BuildError, ConfigError, EngineError, InferError, Refusal, RequestError, ShutdownError, Source,
+    SubmitError,
 };
 pub use executor::{DeviceExecutor, Shutdown};
-pub use infer::{Infer, InferError};
+pub use handle::ResponseHandle;
+pub use infer::{Infer, SubmitGroup};
 pub use queue::BatchQueue;
 pub use request::{ParsePriorityError, Priority, Request};
-pub use response::ResponseHandle;
-pub use stats::{Health, QueueStats, Summary};
-pub use submit::{Submitted, SubmittedGroup};
+pub use stats::{ClassStats, Health, Histogram, QueueHistograms, QueueStats, Summary};

@@ -1,51 +1,63 @@
 //! The batch queue: the typed front of one engine.
 
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::DefaultHashBuilder;
-
-use crate::batch::Plan;
+use crate::admission::{Admission, Patience};
 use crate::config::BatchConfig;
-use crate::engine::{BatchItem, Engine};
-use crate::error::{BuildError, EngineError, ShutdownError};
+use crate::engine::Engine;
 #[cfg(doc)]
-use crate::error::{RequestError, SubmitError};
-use crate::executor::{DeviceExecutor, Owner, Shutdown};
-use crate::inbox::Inbox;
-use crate::infer::Infer;
-use crate::policy::QueueId;
+use crate::error::{InferError, Refusal, RequestError};
+use crate::error::{BuildError, EngineError, ShutdownError, SubmitError};
+use crate::executor::{DeviceExecutor, Owner, Shutdown, build_engines};
+use crate::handle::ResponseHandle;
+use crate::infer::{Infer, SubmitGroup};
 use crate::request::Request;
-use crate::request_list::RequestList;
-use crate::shared::Shared;
-use crate::stats::{Health, QueueStats};
-use crate::submit::{Patience, Submitted, SubmittedGroup};
+use crate::stats::{Health, QueueHistograms, QueueStats};
 use crate::sync::thread_waker;
-use crate::worker::WorkerContext;
+use crate::worker::inline::belongs_to;
+use crate::worker::wait_graph;
 
 /// The typed front of one engine: any thread or task submits requests, those of equal batch key
 /// that wait together run as one batch, and each gets its own response.
 ///
 /// Cloning gives another handle to the same queue. Dropping the last one closes the queue: what was
 /// accepted is run, then the engine is dropped on its worker.
+///
+/// ```
+/// use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Engine, EngineError, Uniform};
+///
+/// struct Squares;
+/// impl Engine for Squares {
+///     type Item = Uniform<u64>;
+///     type Output = u64;
+///     fn infer(&mut self, batch: &[Uniform<u64>]) -> Result<Vec<u64>, EngineError> {
+///         Ok(batch.iter().map(|item| item.0 * item.0).collect())
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = DeviceExecutor::shared("doc-queue")?;
+/// let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(Squares))?;
+/// let handle = queue.submit(Uniform(7))?;
+/// assert_eq!(handle.wait()?, 49);
+/// # Ok(())
+/// # }
+/// ```
 pub struct BatchQueue<E: Engine> {
-    front: Arc<Front<E>>,
+    handles: Arc<QueueHandles<E>>,
 }
 
 /// What the handles of one queue share; closes the queue when the last one goes.
-struct Front<E: Engine> {
+struct QueueHandles<E: Engine> {
+    admission: Admission<E>,
     // Dropped after `drop` below has closed the queue: this may be the executor's last handle.
-    owner: Arc<Owner>,
-    id: QueueId,
-    config: BatchConfig,
-    hasher: DefaultHashBuilder,
-    inbox: Arc<Inbox<E>>,
+    _owner: Arc<Owner>,
 }
 
 impl<E: Engine> BatchQueue<E> {
     /// Makes a queue and builds its engine: `factory` and then `warmup` run on the worker, once for
-    /// each worker. The factory is kept, to rebuild an engine that has panicked.
+    /// each worker. The factory is kept, to rebuild an engine that was lost.
     ///
     /// # Errors
     /// [`BuildError`]: a setting that cannot be used, what the factory or the warm-up said, or that
@@ -61,34 +73,12 @@ impl<E: Engine> BatchQueue<E> {
         config.validate()?;
         let owner = Arc::clone(device.owner());
         let shared = &owner.shared;
-        let inbox = Arc::new(Inbox::new(&config));
-        let plan = {
-            let mut state = shared.lock();
-            if state.is_stopping() {
-                return Err(BuildError::Closed(shared.device.clone()));
-            }
-            let queue = state.next_queue();
-            let plan = Arc::new(Plan {
-                queue,
-                device: shared.device.clone(),
-                name: config.name.clone(),
-                factory: Box::new(factory),
-            });
-            let list = RequestList::new(Arc::clone(&plan), Arc::clone(&inbox), &config);
-            state.insert_queue(queue, Box::new(list), config.clone());
-            plan
-        };
-        let front = Front {
-            owner: Arc::clone(&owner),
-            id: plan.queue,
-            config,
-            hasher: DefaultHashBuilder::default(),
-            inbox,
-        };
-        // If this fails, dropping the front closes the queue, which drops what was built.
-        let queue = Self { front: Arc::new(front) };
-        owner.build_engines(&plan)?;
-        Ok(queue)
+        let (admission, factory) = Admission::new(shared, config, factory)
+            .ok_or_else(|| BuildError::Closed(shared.device.clone()))?;
+        // If this fails, dropping the handle closes the queue, which drops what was built.
+        let handles = Arc::new(QueueHandles { admission, _owner: Arc::clone(&owner) });
+        build_engines(shared, &factory)?;
+        Ok(Self { handles })
     }
 
     /// Submits a request, waiting for room if the queue is full.
@@ -100,22 +90,46 @@ impl<E: Engine> BatchQueue<E> {
     /// Blocks while the queue is full; room goes to the most urgent, a class counting as much as one
     /// `ageing` interval, then first come, first served. On a worker of the same executor it makes
     /// room by running the queue's requests inline. In async code use [`infer`](Self::infer).
-    pub fn submit(&self, request: impl Into<Request<E::Item>>) -> Submitted<E> {
-        self.submit_one(request.into(), Patience::Until(None))
+    pub fn submit(
+        &self,
+        request: impl Into<Request<E::Item>>,
+    ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
+        self.admission().submit(request.into(), Patience::Until(None))
     }
 
     /// Submits a request if there is room now.
     ///
     /// # Errors
-    /// [`SubmitError::Full`] gives the request back, as every refusal does.
-    pub fn try_submit(&self, request: impl Into<Request<E::Item>>) -> Submitted<E> {
-        self.submit_one(request.into(), Patience::None)
+    /// [`Refusal::Full`] if there is none; the request comes back.
+    ///
+    /// ```
+    /// use onelane::testing::{FakeEngine, FakeItem};
+    /// use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Refusal};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let device = DeviceExecutor::shared("doc-try-submit")?;
+    /// # let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo()))?;
+    /// match queue.try_submit(FakeItem::new(7)) {
+    ///     Ok(handle) => assert_eq!(handle.wait()?, 7),
+    ///     Err(refused) if *refused.reason() == Refusal::Full => {
+    ///         let _request = refused.into_refused(); // Try later, or say 429.
+    ///     }
+    ///     Err(refused) => return Err(refused.into()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn try_submit(
+        &self,
+        request: impl Into<Request<E::Item>>,
+    ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
+        self.admission().submit(request.into(), Patience::None)
     }
 
     /// Submits a request, waiting for room for at most `timeout`.
     ///
     /// # Errors
-    /// [`SubmitError::Full`] if there was no room in that time; the request comes back.
+    /// [`Refusal::Full`] if there was no room in that time; the request comes back.
     ///
     /// # Blocking
     /// As [`submit`](Self::submit), and no longer than `timeout`.
@@ -123,9 +137,8 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         request: impl Into<Request<E::Item>>,
         timeout: Duration,
-    ) -> Submitted<E> {
-        let until = self.shared().clock.now().checked_add(timeout);
-        self.submit_one(request.into(), Patience::Until(until))
+    ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
+        self.admission().submit(request.into(), self.patience(timeout))
     }
 
     /// Submits several requests at once: all of them are accepted, or none is. They may run in
@@ -137,48 +150,99 @@ impl<E: Engine> BatchQueue<E> {
     ///
     /// # Blocking
     /// Blocks until there is room for all.
-    pub fn submit_group(&self, requests: Vec<Request<E::Item>>) -> SubmittedGroup<E> {
-        self.submit_many(requests, Patience::Until(None))
+    ///
+    /// ```
+    /// use onelane::testing::{FakeEngine, FakeItem};
+    /// use onelane::{BatchConfig, BatchQueue, DeviceExecutor};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let device = DeviceExecutor::shared("doc-group")?;
+    /// # let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo()))?;
+    /// let handles = queue.submit_group([1, 2, 3].map(FakeItem::new))?;
+    /// let answers: Result<Vec<_>, _> = handles.into_iter().map(|handle| handle.wait()).collect();
+    /// assert_eq!(answers?, [1, 2, 3]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn submit_group(
+        &self,
+        requests: impl IntoIterator<Item = impl Into<Request<E::Item>>>,
+    ) -> Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>> {
+        self.admission().submit_group(all(requests), Patience::Until(None))
     }
 
     /// As [`submit_group`](Self::submit_group), if there is room for all now.
     ///
     /// # Errors
     /// All requests come back in the [`SubmitError`].
-    pub fn try_submit_group(&self, requests: Vec<Request<E::Item>>) -> SubmittedGroup<E> {
-        self.submit_many(requests, Patience::None)
+    pub fn try_submit_group(
+        &self,
+        requests: impl IntoIterator<Item = impl Into<Request<E::Item>>>,
+    ) -> Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>> {
+        self.admission().submit_group(all(requests), Patience::None)
     }
 
     /// As [`submit_group`](Self::submit_group), waiting for room for at most `timeout`.
     ///
     /// # Errors
-    /// [`SubmitError::Full`] if there was no room for all in that time; they come back.
+    /// [`Refusal::Full`] if there was no room for all in that time; they come back.
     ///
     /// # Blocking
     /// Blocks until there is room for all, and no longer than `timeout`.
     pub fn submit_group_timeout(
         &self,
-        requests: Vec<Request<E::Item>>,
+        requests: impl IntoIterator<Item = impl Into<Request<E::Item>>>,
         timeout: Duration,
-    ) -> SubmittedGroup<E> {
-        let until = self.shared().clock.now().checked_add(timeout);
-        self.submit_many(requests, Patience::Until(until))
+    ) -> Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>> {
+        self.admission().submit_group(all(requests), self.patience(timeout))
+    }
+
+    /// As [`submit_group`](Self::submit_group), waiting for room without blocking the thread.
+    ///
+    /// # Errors
+    /// All requests come back in the [`SubmitError`].
+    ///
+    /// # Cancellation
+    /// Dropping the future gives up the place; none of the requests is accepted.
+    pub fn submit_group_async(
+        &self,
+        requests: impl IntoIterator<Item = impl Into<Request<E::Item>>>,
+    ) -> SubmitGroup<E> {
+        SubmitGroup::new(self.clone(), all(requests))
     }
 
     /// Submits a request and waits for its response, without blocking the thread at any point.
     ///
+    /// The request is handed over when the future is polled first. If there is no room it waits for
+    /// room by itself: a task that is never polled again keeps nobody out.
+    ///
     /// # Errors
-    /// [`InferError`](crate::InferError) says whether it was refused, or accepted and not answered.
+    /// [`InferError`] says whether it was refused, or accepted and not answered.
     ///
     /// # Cancellation
-    /// Dropping the future cancels the request, or gives up its place in the line for room.
-    pub fn infer(&self, request: impl Into<Request<E::Item>>) -> Infer<'_, E> {
-        Infer::new(self, request.into())
+    /// Dropping the future cancels the request, or gives up its place among those who wait for room.
+    ///
+    /// ```
+    /// use onelane::testing::{FakeEngine, FakeItem};
+    /// use onelane::{BatchConfig, BatchQueue, DeviceExecutor};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let device = DeviceExecutor::shared("doc-infer")?;
+    /// # let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo()))?;
+    /// let task = tokio::spawn(queue.infer(FakeItem::new(7)));
+    /// assert_eq!(queue.infer(FakeItem::new(8)).await?, 8);
+    /// assert_eq!(task.await??, 7);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn infer(&self, request: impl Into<Request<E::Item>>) -> Infer<E> {
+        Infer::new(self.clone(), request.into())
     }
 
     /// Refuses new requests; what was accepted is run. Does not wait.
     pub fn close(&self) {
-        self.front.close(false);
+        self.handles.close(false);
     }
 
     /// Refuses new requests, runs (or, with [`Shutdown::Abort`], answers with
@@ -191,15 +255,32 @@ impl<E: Engine> BatchQueue<E> {
     ///
     /// # Blocking
     /// Blocks for at most `timeout`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use onelane::testing::{FakeEngine, FakeItem};
+    /// use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Health, Shutdown};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let device = DeviceExecutor::shared("doc-shutdown")?;
+    /// # let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo()))?;
+    /// let handle = queue.submit(FakeItem::new(1))?;
+    /// queue.shutdown(Shutdown::Drain, Duration::from_secs(60))?;
+    /// assert_eq!(handle.wait()?, 1);
+    /// assert_eq!(queue.health(), Health::Closed);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn shutdown(&self, mode: Shutdown, timeout: Duration) -> Result<(), ShutdownError> {
-        self.front.close(mode == Shutdown::Abort);
-        let shared = self.shared();
-        if WorkerContext::is_ours(shared) {
+        self.handles.close(mode == Shutdown::Abort);
+        let Admission { shared, queue, .. } = self.admission();
+        if belongs_to(shared) {
             return Err(ShutdownError::WouldDeadlock);
         }
         let until = shared.clock.now().checked_add(timeout);
         let waker = thread_waker();
-        while !shared.lock().is_gone(self.front.id, &waker) {
+        while !shared.lock().is_gone(*queue, &waker) {
             if until.is_some_and(|until| until <= shared.clock.now()) {
                 return Err(ShutdownError::Timeout(timeout));
             }
@@ -208,66 +289,71 @@ impl<E: Engine> BatchQueue<E> {
         Ok(())
     }
 
-    /// A snapshot of the counters and histograms; the last one when the queue has been shut down.
+    /// A snapshot of the counters and of what waits; the last one when the queue has been shut down.
     pub fn stats(&self) -> QueueStats {
-        self.shared().stats(self.front.id)
+        let Admission { shared, queue, .. } = self.admission();
+        shared.stats(*queue).summary()
     }
 
-    /// Whether the queue works, stalls or has failed.
+    /// A snapshot of the histograms, for a monitoring system.
+    pub fn histograms(&self) -> QueueHistograms {
+        let Admission { shared, queue, .. } = self.admission();
+        shared.stats(*queue).histograms()
+    }
+
+    /// Whether the queue works, builds its engine again, stalls, has failed or was shut down.
     pub fn health(&self) -> Health {
-        let now = self.shared().clock.now();
-        self.shared().lock().health(self.front.id, now)
+        let Admission { shared, queue, .. } = self.admission();
+        let now = shared.clock.now();
+        let waits_for = |worker| wait_graph::waits_for((shared.id, worker));
+        shared.lock().health(*queue, now, waits_for)
     }
 
     /// The settings that the queue was made with.
     pub fn config(&self) -> &BatchConfig {
-        &self.front.config
+        &self.admission().config
     }
 
-    pub(crate) fn inbox(&self) -> &Inbox<E> {
-        &self.front.inbox
+    pub(crate) fn admission(&self) -> &Admission<E> {
+        &self.handles.admission
     }
 
-    pub(crate) fn id(&self) -> QueueId {
-        self.front.id
+    fn patience(&self, timeout: Duration) -> Patience {
+        Patience::Until(self.admission().shared.clock.now().checked_add(timeout))
     }
+}
 
-    pub(crate) fn hash(&self, key: &<E::Item as BatchItem>::Key) -> u64 {
-        self.front.hasher.hash_one(key)
-    }
-
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.front.owner.shared
-    }
+fn all<I>(requests: impl IntoIterator<Item = impl Into<Request<I>>>) -> Vec<Request<I>> {
+    requests.into_iter().map(Into::into).collect()
 }
 
 impl<E: Engine> Clone for BatchQueue<E> {
     fn clone(&self) -> Self {
-        Self { front: Arc::clone(&self.front) }
+        Self { handles: Arc::clone(&self.handles) }
     }
 }
 
 impl<E: Engine> std::fmt::Debug for BatchQueue<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BatchQueue")
-            .field("name", &self.front.config.name)
-            .field("device", &self.shared().device)
+            .field("name", &self.config().name)
+            .field("device", &self.admission().shared.device)
             .finish_non_exhaustive()
     }
 }
 
-impl<E: Engine> Front<E> {
+impl<E: Engine> QueueHandles<E> {
     fn close(&self, abort: bool) {
-        let mut locked = self.owner.shared.lock();
-        let (state, after) = locked.parts();
-        state.close(self.id, abort, after);
+        let mut guard = self.admission.shared.lock();
+        let (scheduler, deferred) = guard.parts();
+        scheduler.close(self.admission.queue, abort, deferred);
     }
 }
 
-impl<E: Engine> Drop for Front<E> {
+impl<E: Engine> Drop for QueueHandles<E> {
     fn drop(&mut self) {
-        let mut locked = self.owner.shared.lock();
-        let (state, after) = locked.parts();
-        state.let_go(self.id, after);
+        let mut guard = self.admission.shared.lock();
+        let (scheduler, deferred) = guard.parts();
+        scheduler.let_go(self.admission.queue, deferred);
     }
 }

@@ -4,24 +4,34 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-/// How urgent a request is. A waiting request is lifted one class for each `ageing` interval.
+/// How urgent a request is; the greatest goes first. A waiting request is lifted one class for each
+/// `ageing` interval.
+///
+/// ```
+/// use onelane::Priority;
+///
+/// assert!(Priority::Interactive > Priority::Normal && Priority::Normal > Priority::Bulk);
+/// assert_eq!("bulk".parse(), Ok(Priority::Bulk));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Priority {
-    /// Somebody is waiting at a screen.
-    Interactive,
+    /// Work that may wait: indexing, nightly jobs.
+    Bulk,
     /// The default.
     #[default]
     Normal,
-    /// Work that may wait: indexing, nightly jobs.
-    Bulk,
+    /// Somebody is waiting at a screen.
+    Interactive,
 }
 
 impl Priority {
     /// All classes, most urgent first.
     pub const ALL: [Self; 3] = [Self::Interactive, Self::Normal, Self::Bulk];
 
+    /// Its place in [`ALL`](Self::ALL): 0 is the most urgent.
     pub(crate) const fn index(self) -> usize {
-        self as usize
+        Self::Interactive as usize - self as usize
     }
 }
 
@@ -88,18 +98,18 @@ impl<I> Request<I> {
         self
     }
 
-    /// Sets the instant after which the request must no longer start. A request that is still
-    /// waiting then resolves to [`RequestError::DeadlineExceeded`](crate::RequestError) without
-    /// having been computed; one that is running is delivered. One that still waits for room in a
-    /// full queue resolves to it as soon as there is room.
+    /// Sets the instant after which the request must no longer start. A request that still waits
+    /// then, in the queue or for room in it, resolves to
+    /// [`RequestError::DeadlineExceeded`](crate::RequestError) at that time, without having been
+    /// computed, and its room is free again; one that is running is delivered.
     #[must_use]
     pub fn deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(Deadline::At(deadline));
         self
     }
 
-    /// Like [`deadline`](Self::deadline), counted from the call of submit, or from the first
-    /// poll of [`infer`](crate::BatchQueue::infer).
+    /// Like [`deadline`](Self::deadline), counted from the call of submit, or from the first poll of
+    /// [`infer`](crate::BatchQueue::infer). A request that is refused comes back with the instant.
     #[must_use]
     pub fn deadline_after(mut self, after: Duration) -> Self {
         self.deadline = Some(Deadline::After(after));
@@ -109,6 +119,17 @@ impl<I> Request<I> {
     /// The input, as it was given.
     pub fn into_input(self) -> I {
         self.input
+    }
+
+    /// The input, and the same request with another.
+    pub(crate) fn replace_input<J>(self, input: J) -> (I, Request<J>) {
+        let Self { input: old, priority, deadline } = self;
+        (old, Request { input, priority, deadline })
+    }
+
+    /// A request as it comes back from a queue: its deadline is an instant by then.
+    pub(crate) fn returned(input: I, priority: Priority, deadline: Option<Instant>) -> Self {
+        Self { input, priority, deadline: deadline.map(Deadline::At) }
     }
 
     pub(crate) fn deadline_from(&self, now: Instant) -> Option<Instant> {

@@ -3,109 +3,11 @@
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "tests are not modelled")]
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::engine::{BatchItem, Engine};
 use crate::error::EngineError;
-use crate::sync::{park, thread_waker};
-
-/// A clock that stands still until it is told to advance.
-///
-/// Give it to an executor with [`ExecutorConfig::clock`](crate::ExecutorConfig::clock). Whatever
-/// waits for a time on that executor waits for this clock.
-#[derive(Clone, Debug)]
-pub struct VirtualClock(Arc<(Mutex<Time>, Condvar)>);
-
-#[derive(Debug)]
-struct Time {
-    now: Instant,
-    /// How far each look moves it.
-    tick: Duration,
-    sleepers: Vec<(Instant, Waker)>,
-    timed_sleeps: u64,
-}
-
-impl Default for VirtualClock {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl VirtualClock {
-    /// A clock that shows the present instant.
-    pub fn new() -> Self {
-        Self::with_tick(Duration::ZERO)
-    }
-
-    /// A clock that moves on by a nanosecond each time that somebody looks at it: no two looks give the
-    /// same instant, as on a real clock.
-    pub fn ticking() -> Self {
-        Self::with_tick(Duration::from_nanos(1))
-    }
-
-    fn with_tick(tick: Duration) -> Self {
-        let time = Time { now: Instant::now(), tick, sleepers: Vec::new(), timed_sleeps: 0 };
-        Self(Arc::new((Mutex::new(time), Condvar::new())))
-    }
-
-    fn time(&self) -> std::sync::MutexGuard<'_, Time> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What the clock shows.
-    pub fn now(&self) -> Instant {
-        let mut time = self.time();
-        let tick = time.tick;
-        time.now += tick;
-        time.now
-    }
-
-    /// Moves the clock on and wakes whoever's time has come.
-    pub fn advance(&self, by: Duration) {
-        let mut time = self.time();
-        time.now += by;
-        let now = time.now;
-        let (due, rest) = time.sleepers.drain(..).partition(|(at, _)| *at <= now);
-        time.sleepers = rest;
-        let due: Vec<(Instant, Waker)> = due;
-        drop(time);
-        for (_, waker) in due {
-            waker.wake();
-        }
-    }
-
-    /// Waits until at least `count` threads sleep until a time on this clock.
-    ///
-    /// # Blocking
-    /// Blocks until then.
-    pub fn wait_for_sleepers(&self, count: usize) {
-        let mut time = self.time();
-        while time.sleepers.len() < count {
-            time = self.0.1.wait(time).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// How often, in all, a thread has gone to sleep until a time on this clock.
-    pub fn timed_sleeps(&self) -> u64 {
-        self.time().timed_sleeps
-    }
-
-    pub(crate) fn park_until(&self, until: Instant) {
-        let waker = thread_waker();
-        let mut time = self.time();
-        if time.now >= until {
-            return;
-        }
-        time.timed_sleeps += 1;
-        time.sleepers.retain(|(_, other)| !other.will_wake(&waker));
-        time.sleepers.push((until, waker.clone()));
-        drop(time);
-        self.0.1.notify_all();
-        park();
-        self.time().sleepers.retain(|(_, other)| !other.will_wake(&waker));
-    }
-}
+pub use crate::sync::VirtualClock;
 
 /// The input of a [`FakeEngine`]: a value, the key that it may share a batch with, and a cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +137,11 @@ impl Gate {
         while state.arrived < count {
             state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// How many passages have been asked for.
+    pub fn arrivals(&self) -> usize {
+        self.state().arrived
     }
 
     /// Lets `count` more passages through.

@@ -1,0 +1,275 @@
+//! Who waits for room in a full queue, by urgency, and then first come, first served.
+//!
+//! A waiter holds its requests: room that becomes free is assigned to the first waiter, and its
+//! requests go in, so nobody has to come back for it. Who stops asking, a task whose loop has
+//! stopped, say, keeps nobody out.
+//!
+//! A waiter's place is fixed when it is taken; if it changed with time, nobody could say who is
+//! first without looking at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+
+use crate::admission::inbox::{Arrival, Permits};
+use crate::engine::Engine;
+use crate::error::{Refusal, SubmitError};
+use crate::request::{Priority, Request};
+use crate::sync::{Deferred, Mutex};
+
+/// A place among the waiters; the least is the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WaiterKey {
+    /// 0; of a waiter that is never lifted to Interactive, its class.
+    class: usize,
+    /// When it has been lifted to Interactive, one class for each `ageing` interval.
+    urgent_at: Instant,
+    /// Of its first request.
+    number: u64,
+}
+
+impl WaiterKey {
+    fn new(class: Priority, at: Instant, number: u64, ageing: Duration) -> Self {
+        let lifts = class.index() as u32;
+        let lifted = at.checked_add(ageing.saturating_mul(lifts));
+        let (class, urgent_at) = lifted.map_or((class.index(), at), |lifted| (0, lifted));
+        Self { class, urgent_at, number }
+    }
+}
+
+/// Requests that go in together, once there is room for them.
+pub(crate) struct Waiter<E: Engine> {
+    pub(crate) arrivals: Vec<Arrival<E>>,
+    /// The number of the first; the others follow.
+    pub(crate) number: u64,
+    permits: Permits,
+    ticket: Arc<Ticket<E>>,
+}
+
+impl<E: Engine> Waiter<E> {
+    /// Refuses the requests, which the ticket's holder gets back.
+    pub(crate) fn refuse(self, reason: Refusal, deferred: &mut Deferred) {
+        let Self { arrivals, ticket, .. } = self;
+        // A key is a user's to drop, and is dropped with its arrival.
+        deferred.defer(move || {
+            let requests = arrivals.into_iter().map(Arrival::into_request).collect();
+            ticket.refuse(SubmitError::new(reason, requests));
+        });
+    }
+}
+
+type Requests<E> = Vec<Request<<E as Engine>::Item>>;
+
+/// What a submitter looks at while its requests wait for room.
+pub(crate) struct Ticket<E: Engine>(Mutex<TicketState<E>>);
+
+enum TicketState<E: Engine> {
+    /// They wait. The holder has left a waker, and whether it wants to know that they went in.
+    Waiting(Option<Waker>, bool),
+    Admitted,
+    Refused(SubmitError<Requests<E>>),
+}
+
+impl<E: Engine> Ticket<E> {
+    fn new(wake_when_admitted: bool) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(TicketState::Waiting(None, wake_when_admitted))))
+    }
+
+    /// Whether the requests went in or were refused; if neither yet, `waker` is left.
+    pub(crate) fn poll(&self, waker: &Waker) -> Poll<Result<(), SubmitError<Requests<E>>>> {
+        // CORRECTNESS: cloning and dropping a waker are a user's code, so neither is under the lock.
+        let mut new = Some(waker.clone());
+        let mut state = self.0.lock();
+        match &mut *state {
+            TicketState::Waiting(left, _) => {
+                std::mem::swap(left, &mut new);
+                Poll::Pending
+            }
+            TicketState::Admitted => Poll::Ready(Ok(())),
+            TicketState::Refused(_) => {
+                match std::mem::replace(&mut *state, TicketState::Admitted) {
+                    TicketState::Refused(refused) => Poll::Ready(Err(refused)),
+                    _ => unreachable!("matched above"),
+                }
+            }
+        }
+    }
+
+    fn admit(&self, deferred: &mut Deferred) {
+        let before = std::mem::replace(&mut *self.0.lock(), TicketState::Admitted);
+        if let TicketState::Waiting(Some(waker), wake_when_admitted) = before {
+            if wake_when_admitted { deferred.wake(waker) } else { deferred.discard(waker) }
+        }
+    }
+
+    fn refuse(&self, refused: SubmitError<Requests<E>>) {
+        let before = std::mem::replace(&mut *self.0.lock(), TicketState::Refused(refused));
+        if let TicketState::Waiting(Some(waker), _) = before {
+            waker.wake();
+        }
+    }
+}
+
+/// Who waits for room in one queue.
+pub(crate) struct Waiters<E: Engine> {
+    ageing: Duration,
+    by_key: BTreeMap<WaiterKey, Waiter<E>>,
+    keys: HashMap<u64, WaiterKey>,
+    deadlines: BTreeSet<(Instant, u64)>,
+    requests: usize,
+}
+
+impl<E: Engine> Waiters<E> {
+    pub(crate) fn new(ageing: Duration) -> Self {
+        Self {
+            ageing,
+            by_key: BTreeMap::new(),
+            keys: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            requests: 0,
+        }
+    }
+
+    /// How many requests wait for room.
+    pub(crate) fn requests(&self) -> usize {
+        self.requests
+    }
+
+    pub(crate) fn contains(&self, number: u64) -> bool {
+        self.keys.contains_key(&number)
+    }
+
+    /// Whether nobody who waits goes before one who comes now.
+    pub(crate) fn would_be_first(&self, class: Priority, at: Instant) -> bool {
+        let key = WaiterKey::new(class, at, u64::MAX, self.ageing);
+        self.by_key.first_key_value().is_none_or(|(first, _)| key <= *first)
+    }
+
+    /// Takes a place for requests, the first of which has this number.
+    pub(crate) fn push(
+        &mut self,
+        arrivals: Vec<Arrival<E>>,
+        number: u64,
+        class: Priority,
+        wake_when_admitted: bool,
+    ) -> Arc<Ticket<E>> {
+        let at = arrivals.first().expect("who asks for nothing does not wait").at;
+        let mut permits = Permits::default();
+        arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
+        let key = WaiterKey::new(class, at, number, self.ageing);
+        let ticket = Ticket::new(wake_when_admitted);
+        self.requests += arrivals.len();
+        self.keys.insert(number, key);
+        self.deadlines.extend(last_deadline(&arrivals).map(|deadline| (deadline, number)));
+        let waiter = Waiter { arrivals, number, permits, ticket: Arc::clone(&ticket) };
+        self.by_key.insert(key, waiter);
+        ticket
+    }
+
+    /// The room that the first waiter needs.
+    pub(crate) fn first_permits(&self) -> Option<Permits> {
+        self.by_key.first_key_value().map(|(_, first)| first.permits)
+    }
+
+    /// The first waiter, for whose requests there is room now.
+    pub(crate) fn admit_first(&mut self, deferred: &mut Deferred) -> Option<Waiter<E>> {
+        let number = self.by_key.first_key_value()?.1.number;
+        self.admit(number, deferred)
+    }
+
+    /// A waiter whose requests go in.
+    pub(crate) fn admit(&mut self, number: u64, deferred: &mut Deferred) -> Option<Waiter<E>> {
+        let waiter = self.remove(number)?;
+        waiter.ticket.admit(deferred);
+        Some(waiter)
+    }
+
+    /// Gives up a place.
+    pub(crate) fn remove(&mut self, number: u64) -> Option<Waiter<E>> {
+        let key = self.keys.remove(&number)?;
+        let waiter = self.by_key.remove(&key).expect("a key names a waiter");
+        self.requests -= waiter.arrivals.len();
+        if let Some(deadline) = last_deadline(&waiter.arrivals) {
+            self.deadlines.remove(&(deadline, number));
+        }
+        Some(waiter)
+    }
+
+    /// Sends everybody away.
+    pub(crate) fn refuse_all(&mut self, reason: &Refusal, deferred: &mut Deferred) {
+        let empty = Self::new(self.ageing);
+        for waiter in std::mem::replace(self, empty).by_key.into_values() {
+            waiter.refuse(reason.clone(), deferred);
+        }
+    }
+
+    /// When a waiter's requests have all expired first, and its number.
+    pub(crate) fn first_deadline(&self) -> Option<(Instant, u64)> {
+        self.deadlines.first().copied()
+    }
+}
+
+/// When all of these have expired.
+fn last_deadline<E: Engine>(arrivals: &[Arrival<E>]) -> Option<Instant> {
+    arrivals.iter().map(|arrival| arrival.deadline).min_by_key(Option::is_some)??;
+    arrivals.iter().filter_map(|arrival| arrival.deadline).max()
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::Receiver;
+    use crate::testing::{FakeEngine, FakeItem};
+
+    const CLASSES: [Priority; 3] = [Priority::Bulk, Priority::Normal, Priority::Interactive];
+
+    fn arrival(class: Priority, at: Instant, deadline: Option<Instant>) -> Arrival<FakeEngine> {
+        let (sender, _receiver) = Receiver::pair(None);
+        let input = FakeItem::new(0);
+        Arrival { input, key: 0, hash: 0, cost: 1, class, at, deadline, sender }
+    }
+
+    /// Who goes first, and so on, of those who come at these times: (class, milliseconds).
+    fn order(ageing: Duration, come: &[(Priority, u64)]) -> Vec<usize> {
+        let mut waiters = Waiters::new(ageing);
+        let start = Instant::now();
+        for (number, &(class, ms)) in come.iter().enumerate() {
+            let at = start + Duration::from_millis(ms);
+            waiters.push(vec![arrival(class, at, None)], number as u64, class, false);
+        }
+        let mut deferred = Deferred::default();
+        let first = || waiters.admit_first(&mut deferred).map(|waiter| waiter.number as usize);
+        std::iter::from_fn(first).collect()
+    }
+
+    #[test]
+    fn a_class_is_worth_one_ageing_interval() {
+        let [bulk, normal, interactive] = CLASSES;
+        let ageing = Duration::from_millis(100);
+        assert_eq!(order(ageing, &CLASSES.map(|class| (class, 0))), [2, 1, 0]);
+        assert_eq!(order(ageing, &[(bulk, 0), (normal, 99), (interactive, 199)]), [1, 2, 0]);
+        assert_eq!(order(ageing, &[(bulk, 0), (normal, 100), (interactive, 200)]), [0, 1, 2]);
+        assert_eq!(order(ageing, &[(normal, 0), (normal, 0), (normal, 0)]), [0, 1, 2]);
+    }
+
+    #[test]
+    fn without_ageing_a_class_is_worth_any_time() {
+        let come = [(0, 0), (1, 5), (2, 10), (0, 20)].map(|(at, ms)| (CLASSES[at], ms));
+        assert_eq!(order(Duration::MAX, &come), [2, 1, 0, 3]);
+    }
+
+    #[test]
+    fn a_group_expires_with_its_last_request_and_not_if_one_has_no_deadline() {
+        let now = Instant::now();
+        let at = |ms| Some(now + Duration::from_millis(ms));
+        let group = |deadlines: &[Option<Instant>]| {
+            let class = Priority::Normal;
+            deadlines.iter().map(|&deadline| arrival(class, now, deadline)).collect::<Vec<_>>()
+        };
+        assert_eq!(last_deadline(&group(&[at(3), at(9), at(5)])), at(9));
+        assert_eq!(last_deadline(&group(&[at(3), None])), None);
+    }
+}

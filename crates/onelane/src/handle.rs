@@ -1,0 +1,229 @@
+//! The handle that waits for one response.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::admission::inbox::WaitPolicy;
+use crate::error::RequestError;
+use crate::scheduler::{ExecutorShared, RequestId};
+use crate::sync::{Answer, Receiver, WaiterGroup, spin_until, thread_waker};
+use crate::worker::inline::{InlineProgress, this_worker, worker_of};
+
+/// A request that has been handed over, as who asked for it knows it.
+pub(crate) struct Outstanding<T: Send + 'static> {
+    receiver: Receiver<T>,
+    /// `None` for a closure that ran inline: it is answered already.
+    request: Option<RequestId>,
+    /// Until it has been seen to.
+    deadline: Option<Instant>,
+    collected: bool,
+}
+
+impl<T: Send + 'static> Outstanding<T> {
+    pub(crate) fn new(
+        receiver: Receiver<T>,
+        request: Option<RequestId>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self { receiver, request, deadline, collected: false }
+    }
+
+    pub(crate) fn request(&self) -> Option<RequestId> {
+        self.request
+    }
+
+    /// One look for the answer. A deadline that has passed and, on a worker, everything that can be
+    /// done inline for the answer are seen to first.
+    pub(crate) fn poll(
+        &mut self,
+        shared: &Arc<ExecutorShared>,
+        waker: &Waker,
+    ) -> Poll<Answer<T>> {
+        loop {
+            if let Poll::Ready(answer) = self.receiver.poll(waker) {
+                return self.collect(shared, answer);
+            }
+            let Some(request) = self.request else {
+                return Poll::Pending;
+            };
+            if self.deadline.take_if(|deadline| *deadline <= shared.clock.now()).is_some() {
+                let mut guard = shared.lock();
+                let (scheduler, deferred) = guard.parts();
+                if scheduler.give_up(request, RequestError::DeadlineExceeded, deferred) {
+                    continue;
+                }
+            }
+            let Some(worker) = this_worker() else {
+                return Poll::Pending;
+            };
+            match worker.help(shared, request) {
+                InlineProgress::Progress => {}
+                InlineProgress::Elsewhere => return Poll::Pending,
+                // An abort may have answered it since the look above. If not, this ends the handle,
+                // and dropping that cancels the request.
+                InlineProgress::Stuck => match self.receiver.poll(waker) {
+                    Poll::Ready(answer) => return self.collect(shared, answer),
+                    Poll::Pending => return Poll::Ready(Err(RequestError::WouldDeadlock)),
+                },
+            }
+        }
+    }
+
+    fn collect(&mut self, shared: &ExecutorShared, answer: Answer<T>) -> Poll<Answer<T>> {
+        self.collected = true;
+        self.unwait(shared);
+        Poll::Ready(answer)
+    }
+
+    fn unwait(&self, shared: &ExecutorShared) {
+        if let (Some(request), Some(worker)) = (self.request, this_worker()) {
+            worker.unwait(shared, request);
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.receiver.is_open()
+    }
+
+    /// Nobody asks any more: removes the request if it still waits.
+    pub(crate) fn cancel(&mut self, shared: &ExecutorShared) {
+        if std::mem::replace(&mut self.collected, true) {
+            return;
+        }
+        self.unwait(shared);
+        if let (true, Some(request)) = (self.receiver.close(), self.request) {
+            let mut guard = shared.lock();
+            let (scheduler, deferred) = guard.parts();
+            scheduler.give_up(request, RequestError::Cancelled, deferred);
+        }
+    }
+}
+
+/// The handle to one response.
+///
+/// Wait for it on a thread with [`wait`](Self::wait) or [`wait_timeout`](Self::wait_timeout), or
+/// `await` it on any async runtime. It resolves exactly once, whatever panics or stops.
+///
+/// # Cancellation
+/// Dropping the handle cancels the request: one that still waits is removed before it is computed;
+/// one that runs is finished for its batch-mates' sake and its response is dropped.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use onelane::DeviceExecutor;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = DeviceExecutor::shared("doc-handle")?;
+/// let handle = device.submit(|| 6 * 7)?;
+/// match handle.wait_timeout(Duration::from_secs(60)) {
+///     Ok(answer) => assert_eq!(answer?, 42),
+///     Err(handle) => drop(handle), // Not in time: this cancels it.
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "dropping a response handle cancels its request"]
+pub struct ResponseHandle<T: Send + 'static> {
+    shared: Arc<ExecutorShared>,
+    outstanding: Outstanding<T>,
+    policy: WaitPolicy,
+}
+
+impl<T: Send + 'static> ResponseHandle<T> {
+    pub(crate) fn new(
+        shared: &Arc<ExecutorShared>,
+        outstanding: Outstanding<T>,
+        policy: WaitPolicy,
+    ) -> Self {
+        Self { shared: Arc::clone(shared), outstanding, policy }
+    }
+
+    /// Waits for the response.
+    ///
+    /// # Errors
+    /// Why there is no response; see [`RequestError`].
+    ///
+    /// # Blocking
+    /// Blocks the calling thread, at most until the request's deadline if it has one and has not
+    /// started. On a worker of the same executor it does not block: it runs the queue's waiting
+    /// requests inline when their engine is free, and returns [`RequestError::WouldDeadlock`] at
+    /// once when it is not. On a worker of another executor it blocks, unless what it waits for
+    /// waits for that worker: then it returns that error, too.
+    pub fn wait(mut self) -> Result<T, RequestError> {
+        match self.wait_until(None) {
+            Some(answer) => answer,
+            None => unreachable!("a wait without a timeout ends with an answer"),
+        }
+    }
+
+    /// Waits for the response for at most `timeout`.
+    ///
+    /// # Errors
+    /// `Err(handle)` when the time is over: wait again, or drop it to cancel. `Ok(Err(_))` says why
+    /// there is no response.
+    ///
+    /// # Blocking
+    /// As [`wait`](Self::wait), and no longer than `timeout`.
+    pub fn wait_timeout(mut self, timeout: Duration) -> Result<Result<T, RequestError>, Self> {
+        let until = self.shared.clock.now().checked_add(timeout);
+        self.wait_until(until).ok_or(self)
+    }
+
+    /// The answer, or `None` when `until` has come first.
+    fn wait_until(&mut self, until: Option<Instant>) -> Option<Answer<T>> {
+        let Self { shared, outstanding, policy } = self;
+        let WaitPolicy { group, spin } = std::mem::take(policy);
+        // To sleep with others, a thread must have nothing but the answer to wake up for.
+        let timed = until.is_some() || outstanding.deadline.is_some();
+        let group = group.filter(|_| !timed);
+        let waker = group.as_ref().map_or_else(thread_waker, WaiterGroup::waker);
+        if spin && worker_of(shared).is_none() {
+            spin_until(|| !outstanding.is_open());
+        }
+        loop {
+            // CORRECTNESS: the waker is in the slot before each sleep, and the answer is stored
+            // before the waker is woken, so either this sees the answer or the sleep ends.
+            if let Poll::Ready(answer) = outstanding.poll(shared, &waker) {
+                return Some(answer);
+            }
+            if until.is_some_and(|until| until <= shared.clock.now()) {
+                outstanding.unwait(shared);
+                return None;
+            }
+            match &group {
+                Some(group) => group.sleep_unless(|| !outstanding.is_open()),
+                None => {
+                    let until = [until, outstanding.deadline].into_iter().flatten().min();
+                    shared.clock.park_until(until);
+                }
+            }
+        }
+    }
+}
+
+impl<T: Send + 'static> Future for ResponseHandle<T> {
+    type Output = Result<T, RequestError>;
+
+    /// # Panics
+    /// When it is polled again after it has been ready.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { shared, outstanding, .. } = self.get_mut();
+        outstanding.poll(shared, context.waker())
+    }
+}
+
+impl<T: Send + 'static> Drop for ResponseHandle<T> {
+    fn drop(&mut self) {
+        self.outstanding.cancel(&self.shared);
+    }
+}
+
+impl<T: Send + 'static> std::fmt::Debug for ResponseHandle<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResponseHandle").finish_non_exhaustive()
+    }
+}

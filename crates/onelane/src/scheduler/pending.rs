@@ -1,0 +1,573 @@
+//! The requests that wait in one batch queue, first in first out per batch key and priority.
+//!
+//! They come from the queue's inbox, or, when there is room for them, from its waiters. Everything
+//! here happens under the executor's lock, in constant time a request whatever waits (a key is
+//! hashed before it gets here), except with `max_wait > 0`, where `heads` looks at each group.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hashbrown::{HashMap, HashTable};
+use slab::Slab;
+
+use crate::admission::inbox::{Arrival, Inbox, Permits};
+use crate::admission::waiters::{Ticket, Waiter, Waiters};
+use crate::config::BatchConfig;
+use crate::engine::{BatchItem, Engine};
+use crate::error::{BuildError, Refusal, RequestError};
+use crate::request::Priority;
+use crate::scheduler::fifo::{Fifo, Linked, Links};
+use crate::scheduler::group::Group;
+use crate::scheduler::policy::Head;
+use crate::stats::{QueueStats, Stats};
+use crate::sync::{Deferred, Sender, catch_panic, forbid_locking};
+use crate::worker::batch::{Batch, Outcome, RequestBatch};
+use crate::worker::engines::{EngineFactory, Engines};
+
+const BY_CLASS: usize = 0;
+
+/// One waiting request. It stands in two lists: all of its class in the queue, and those of its
+/// class and key.
+struct PendingRequest<E: Engine> {
+    input: E::Item,
+    sender: Sender<E::Output>,
+    number: u64,
+    /// The order of acceptance in the queue.
+    seq: u64,
+    group: usize,
+    cost: usize,
+    class: Priority,
+    arrival: Instant,
+    deadline: Option<Instant>,
+    links: [Links; 2],
+}
+
+impl<E: Engine> Linked<2> for PendingRequest<E> {
+    fn links(&mut self) -> &mut [Links; 2] {
+        &mut self.links
+    }
+    fn next(&self, list: usize) -> Option<usize> {
+        self.links[list].following()
+    }
+}
+
+/// What a queue's scheduler asks of what waits in it, whatever its types.
+pub(crate) trait PendingRequests: Any + Send {
+    /// Takes in what is in the inbox. Whether submitters have to wake a worker is left as given.
+    fn drain_inbox(&mut self, wake_needed: bool, deferred: &mut Deferred);
+    /// Has the next submitter wake a worker, unless there is something in the inbox. Says whether
+    /// there was nothing.
+    fn listen(&mut self) -> bool;
+    /// Says whether requests are accepted; if not, those who wait for room are sent away.
+    fn set_open(&mut self, refusal: Option<&Refusal>, deferred: &mut Deferred);
+    /// Says, after a batch, whether nothing waits and nothing computes, and how long it took.
+    fn set_pace(&mut self, idle: bool, service: Duration);
+    /// Whether the engine takes less time than a thread needs to sleep.
+    fn is_quick(&self) -> bool;
+    fn len(&self) -> usize;
+    /// Whether a request waits, in the queue or for room in it.
+    fn contains(&self, number: u64) -> bool;
+    /// Shows the heads that may claim a batch.
+    fn heads(&self, visit: &mut dyn FnMut(Head));
+    /// Takes the batch that the head at `index` claims out, noting how long each request waited.
+    fn take(
+        &mut self,
+        index: usize,
+        now: Instant,
+        stats: &mut Stats,
+        deferred: &mut Deferred,
+    ) -> Box<dyn Batch>;
+    /// Removes a request that waits, in the queue or for room in it, and answers it with `error`.
+    /// Says how many were removed from the queue.
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> usize;
+    /// The same with all that wait in the queue.
+    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) -> usize;
+    /// Removes what has expired, and says how many.
+    fn expire(&mut self, now: Instant, deferred: &mut Deferred) -> usize;
+    /// When the next request expires.
+    fn next_deadline(&self) -> Option<Instant>;
+    /// The next deadline, for the timer to be told of, when the alarm of the last one has gone off.
+    fn next_alarm(&mut self, last: Instant) -> Option<Instant>;
+    /// A batch is done: remembers what it taught.
+    fn finished(&mut self, group: usize, outcome: &Outcome, now: Instant, deferred: &mut Deferred);
+    /// What builds the engine of a worker that has none.
+    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send>;
+    /// Writes down what waits, and what has come.
+    fn describe(&self, now: Instant, counters: &mut QueueStats);
+}
+
+/// The requests that wait in one batch queue.
+pub(crate) struct Pending<E: Engine> {
+    factory: Arc<EngineFactory<E>>,
+    inbox: Arc<Inbox<E>>,
+    waiters: Waiters<E>,
+    /// What the inbox gets in exchange for what is in it.
+    empty: Vec<Arrival<E>>,
+    config: BatchConfig,
+    open: bool,
+    /// The inbox is closed because somebody waits for room.
+    shut: bool,
+    requests: Slab<PendingRequest<E>>,
+    by_number: HashMap<u64, usize>,
+    /// Room that the inbox has not been given back: it is when the inbox is drained, or when somebody
+    /// finds no room in it.
+    freed: Permits,
+    groups: Slab<Group<<E::Item as BatchItem>::Key>>,
+    by_key: HashTable<usize>,
+    by_class: [Fifo; 3],
+    class_len: [usize; 3],
+    deadlines: BTreeSet<(Instant, u64)>,
+    cost: usize,
+    accepted: u64,
+    /// Requests whose key could not be compared, which have been answered.
+    failed: u64,
+}
+
+/// Groups that are kept for their learnt ceiling alone; beyond that many, ceilings are forgotten.
+const MAX_REMEMBERED: usize = 1024;
+
+/// Groups that are kept although they are empty, since their key is likely to come again.
+const MAX_KEPT: usize = 16;
+
+/// What becomes of requests that ask for room.
+pub(crate) enum Admitted<E: Engine> {
+    /// They are in, and the first has this number.
+    Now(u64),
+    /// They wait for room.
+    Later(u64, Arc<Ticket<E>>),
+    /// There is none.
+    No(Vec<Arrival<E>>),
+}
+
+/// How requests are to wait for room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WaitForRoom {
+    Never,
+    /// The submitter wants to know when they are in.
+    Told,
+    /// It wants to know of the answer only.
+    Untold,
+}
+
+impl<E: Engine> Pending<E> {
+    pub(crate) fn new(
+        factory: Arc<EngineFactory<E>>,
+        inbox: Arc<Inbox<E>>,
+        config: &BatchConfig,
+    ) -> Self {
+        Self {
+            factory,
+            inbox,
+            waiters: Waiters::new(config.ageing),
+            empty: Vec::new(),
+            config: config.clone(),
+            open: true,
+            shut: false,
+            requests: Slab::new(),
+            by_number: HashMap::new(),
+            freed: Permits::default(),
+            groups: Slab::new(),
+            by_key: HashTable::new(),
+            by_class: [Fifo::new(BY_CLASS); 3],
+            class_len: [0; 3],
+            deadlines: BTreeSet::new(),
+            cost: 0,
+            accepted: 0,
+            failed: 0,
+        }
+    }
+
+    /// Lets requests in for which the inbox had no room, or has them wait; the inbox is drained.
+    pub(crate) fn admit(
+        &mut self,
+        arrivals: Vec<Arrival<E>>,
+        class: Priority,
+        wait: WaitForRoom,
+        deferred: &mut Deferred,
+    ) -> Admitted<E> {
+        let mut permits = Permits::default();
+        arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
+        let is_first =
+            arrivals.first().is_none_or(|first| self.waiters.would_be_first(class, first.at));
+        let mut inbox = self.inbox.lock();
+        inbox.release(&mut self.freed);
+        let room = is_first && inbox.reserve(permits);
+        if !room && wait == WaitForRoom::Never {
+            return Admitted::No(arrivals);
+        }
+        let number = inbox.take_numbers(arrivals.len());
+        if !room {
+            // CORRECTNESS: under the lock under which there was no room; what makes room holds it.
+            inbox.set_open(false);
+            drop(inbox);
+            self.shut = true;
+            let told = wait == WaitForRoom::Told;
+            return Admitted::Later(number, self.waiters.push(arrivals, number, class, told));
+        }
+        drop(inbox);
+        self.push_all(arrivals, number, deferred);
+        Admitted::Now(number)
+    }
+
+    /// Withdraws requests that wait for room, if they still do.
+    pub(crate) fn withdraw(&mut self, number: u64, deferred: &mut Deferred) -> Option<Waiter<E>> {
+        let waiter = self.waiters.remove(number);
+        self.assign_room(deferred);
+        waiter
+    }
+
+    /// Whether the timer has to be told of a deadline.
+    pub(crate) fn needs_alarm(&mut self, deadline: Instant) -> bool {
+        self.inbox.lock().needs_alarm(deadline)
+    }
+
+    /// Assigns room that is free to those who wait for it; behind the last of them the inbox opens.
+    fn assign_room(&mut self, deferred: &mut Deferred) {
+        if !self.shut {
+            return;
+        }
+        while let Some(permits) = self.waiters.first_permits() {
+            let mut inbox = self.inbox.lock();
+            inbox.release(&mut self.freed);
+            if !inbox.reserve(permits) {
+                return;
+            }
+            drop(inbox);
+            if let Some(Waiter { arrivals, number, .. }) = self.waiters.admit_first(deferred) {
+                self.push_all(arrivals, number, deferred);
+            }
+        }
+        self.shut = false;
+        self.inbox.lock().set_open(self.open);
+    }
+
+    fn push_all(&mut self, arrivals: Vec<Arrival<E>>, first: u64, deferred: &mut Deferred) {
+        for (arrival, number) in arrivals.into_iter().zip(first..) {
+            self.push(arrival, number, deferred);
+        }
+        self.inbox.set_idle(false);
+    }
+
+    /// Appends a request to its group; answers it if that fails.
+    fn push(&mut self, arrival: Arrival<E>, number: u64, deferred: &mut Deferred) {
+        let Arrival { input, key, hash, cost, class, at, deadline, sender } = arrival;
+        self.accepted += 1;
+        // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
+        // changed yet.
+        let group = match catch_panic(|| forbid_locking(|| self.known_group(&key, hash))) {
+            Ok(Some(group)) => {
+                deferred.discard(key);
+                group
+            }
+            Ok(None) => self.add_group(key, hash),
+            Err(message) => {
+                deferred.discard(key);
+                sender.send(Err(RequestError::Panicked(message)), deferred);
+                deferred.discard(input);
+                self.failed += 1;
+                return self.free(1, cost);
+            }
+        };
+        let seq = self.accepted;
+        let links = Default::default();
+        let index = self.requests.insert(PendingRequest {
+            input,
+            sender,
+            number,
+            seq,
+            group,
+            cost,
+            class,
+            arrival: at,
+            deadline,
+            links,
+        });
+        self.by_number.insert(number, index);
+        self.by_class[class.index()].push_back(&mut self.requests, index);
+        self.class_len[class.index()] += 1;
+        let ready_at = (!self.config.max_wait.is_zero()).then(|| self.ready_at(at, deadline));
+        let group = &mut self.groups[group];
+        group.by_class[class.index()].push_back(&mut self.requests, index);
+        group.len += 1;
+        group.cost += cost;
+        group.ready_at = [group.ready_at, ready_at].into_iter().flatten().min();
+        self.cost += cost;
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, number));
+        }
+    }
+
+    /// Notes the room of requests that do not wait any more.
+    fn free(&mut self, requests: usize, cost: usize) {
+        self.freed.add(Permits { requests, cost });
+    }
+
+    fn known_group(&self, key: &<E::Item as BatchItem>::Key, hash: u64) -> Option<usize> {
+        self.by_key.find(hash, |&group| self.groups[group].key == *key).copied()
+    }
+
+    fn add_group(&mut self, key: <E::Item as BatchItem>::Key, hash: u64) -> usize {
+        let group = self.groups.insert(Group::new(key, hash));
+        let groups = &self.groups;
+        self.by_key.insert_unique(hash, group, |&group| groups[group].hash);
+        group
+    }
+
+    /// A request whose deadline would pass while it waits for company does not wait for company.
+    fn ready_at(&self, arrival: Instant, deadline: Option<Instant>) -> Instant {
+        let ready_at = arrival.checked_add(self.config.max_wait).unwrap_or(arrival);
+        if deadline.is_some_and(|deadline| deadline <= ready_at) { arrival } else { ready_at }
+    }
+
+    /// Takes a request out of all lists and sums.
+    fn unlink(&mut self, index: usize) -> PendingRequest<E> {
+        let PendingRequest { class, group, cost, deadline, number, .. } = self.requests[index];
+        self.by_class[class.index()].unlink(&mut self.requests, index);
+        self.class_len[class.index()] -= 1;
+        let group = &mut self.groups[group];
+        group.by_class[class.index()].unlink(&mut self.requests, index);
+        group.len -= 1;
+        group.cost -= cost;
+        self.cost -= cost;
+        if let Some(deadline) = deadline {
+            self.deadlines.remove(&(deadline, number));
+        }
+        self.by_number.remove(&number);
+        self.free(1, cost);
+        self.requests.remove(index)
+    }
+
+    /// Removes a request that waits in the queue, and answers it.
+    fn dismiss_at(&mut self, index: usize, error: RequestError, deferred: &mut Deferred) {
+        let PendingRequest { input, sender, group, .. } = self.unlink(index);
+        sender.send(Err(error), deferred);
+        deferred.discard(input);
+        self.tidy(group, deferred);
+    }
+
+    /// Forgets a group that holds nothing.
+    fn tidy(&mut self, index: usize, deferred: &mut Deferred) {
+        let group = &self.groups[index];
+        let worth = if group.ceiling.is_some() { MAX_REMEMBERED } else { MAX_KEPT };
+        if group.len > 0 || group.running > 0 || self.groups.len() <= worth {
+            return;
+        }
+        if let Ok(found) = self.by_key.find_entry(group.hash, |&group| group == index) {
+            found.remove();
+        }
+        deferred.discard(self.groups.remove(index).key);
+    }
+
+    fn head(&self, index: usize, ready_at: Instant) -> Head {
+        let request = &self.requests[index];
+        let PendingRequest { class, arrival, seq, .. } = *request;
+        Head { index, class, arrival, seq, ready_at }
+    }
+
+    /// From when on a batch of this group may go, with `max_wait`.
+    fn group_ready_at(&self, group: &Group<<E::Item as BatchItem>::Key>) -> Option<Instant> {
+        let BatchConfig { max_batch_size, max_batch_cost, .. } = self.config;
+        let most = group.ceiling.map_or(max_batch_size, |ceiling| ceiling.most.min(max_batch_size));
+        let is_full = group.len >= most || group.cost >= max_batch_cost;
+        if is_full { None } else { group.ready_at }
+    }
+}
+
+impl<E: Engine> PendingRequests for Pending<E> {
+    fn drain_inbox(&mut self, wake_needed: bool, deferred: &mut Deferred) {
+        let mut accepted = std::mem::take(&mut self.empty);
+        let mut inbox = self.inbox.lock();
+        let before = inbox.swap(&mut accepted);
+        inbox.release(&mut self.freed);
+        inbox.set_wake_needed(wake_needed);
+        drop(inbox);
+        let failed = self.failed;
+        for (arrival, number) in accepted.drain(..).zip(before + 1..) {
+            self.push(arrival, number, deferred);
+        }
+        self.empty = accepted;
+        if !self.requests.is_empty() {
+            self.inbox.set_idle(false);
+        }
+        if self.failed > failed {
+            self.assign_room(deferred);
+        }
+    }
+
+    fn listen(&mut self) -> bool {
+        let mut inbox = self.inbox.lock();
+        let is_empty = inbox.is_empty();
+        if is_empty {
+            inbox.set_wake_needed(true);
+            self.inbox.set_idle(self.requests.is_empty());
+        }
+        is_empty
+    }
+
+    fn set_open(&mut self, refusal: Option<&Refusal>, deferred: &mut Deferred) {
+        self.open = refusal.is_none();
+        self.inbox.lock().set_open(self.open);
+        if let Some(refusal) = refusal {
+            self.waiters.refuse_all(refusal, deferred);
+        }
+    }
+
+    fn set_pace(&mut self, idle: bool, service: Duration) {
+        self.inbox.set_idle(idle);
+        self.inbox.set_pace(service);
+    }
+
+    fn is_quick(&self) -> bool {
+        self.inbox.is_quick()
+    }
+
+    fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn contains(&self, number: u64) -> bool {
+        self.by_number.contains_key(&number) || self.waiters.contains(number)
+    }
+
+    fn heads(&self, visit: &mut dyn FnMut(Head)) {
+        if self.config.max_wait.is_zero() {
+            // The oldest request of a class in the queue is the oldest of its class in its group.
+            let heads = self.by_class.iter().filter_map(Fifo::head);
+            heads.for_each(|index| visit(self.head(index, self.requests[index].arrival)));
+            return;
+        }
+        for (_, group) in &self.groups {
+            let ready_at = self.group_ready_at(group);
+            for class in Priority::ALL {
+                if let Some(index) = group.head(class) {
+                    let arrival = self.requests[index].arrival;
+                    visit(self.head(index, ready_at.unwrap_or(arrival)));
+                }
+            }
+        }
+    }
+
+    fn take(
+        &mut self,
+        index: usize,
+        now: Instant,
+        stats: &mut Stats,
+        deferred: &mut Deferred,
+    ) -> Box<dyn Batch> {
+        let at = self.requests[index].group;
+        let limit = self.groups[at].limit(self.config.max_batch_size, now);
+        let size = limit.min(self.groups[at].len);
+        let mut batch = RequestBatch::new(Arc::clone(&self.factory), at, size);
+        // The claim goes first, whatever its class; then the most urgent of its key.
+        let mut next = Some(index);
+        for taken in 0..size {
+            let Some(index) = next else { break };
+            let cost = self.requests[index].cost;
+            if taken > 0 && batch.cost().saturating_add(cost) > self.config.max_batch_cost {
+                break;
+            }
+            let PendingRequest { input, sender, number, class, arrival, .. } = self.unlink(index);
+            stats.record_wait(class, now.saturating_duration_since(arrival));
+            batch.push(input, sender, number, cost);
+            next = self.groups[at].first();
+        }
+        self.inbox.set_idle(false);
+        self.groups[at].running += 1;
+        self.groups[at].ready_at = None;
+        if !self.config.max_wait.is_zero() {
+            let by_class = self.groups[at].by_class;
+            let left = by_class.iter().flat_map(|list| list.iter(&self.requests));
+            let ready = left.map(|index| &self.requests[index]);
+            self.groups[at].ready_at =
+                ready.map(|request| self.ready_at(request.arrival, request.deadline)).min();
+        }
+        self.assign_room(deferred);
+        Box::new(batch)
+    }
+
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> usize {
+        let index = self.by_number.get(&number).copied();
+        if let Some(index) = index {
+            self.dismiss_at(index, error, deferred);
+        } else if let Some(waiter) = self.waiters.remove(number) {
+            deferred.discard(waiter);
+        }
+        self.assign_room(deferred);
+        usize::from(index.is_some())
+    }
+
+    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) -> usize {
+        let mut count = 0;
+        while let Some(index) = self.by_class.iter().find_map(Fifo::head) {
+            self.dismiss_at(index, error.clone(), deferred);
+            count += 1;
+        }
+        self.assign_room(deferred);
+        count
+    }
+
+    fn expire(&mut self, now: Instant, deferred: &mut Deferred) -> usize {
+        let mut count = 0;
+        // Who waits for room is counted as one who expires in the queue.
+        while let Some((_, number)) = self.waiters.first_deadline().filter(|(at, _)| *at <= now) {
+            for arrival in self.waiters.admit(number, deferred).into_iter().flat_map(|w| w.arrivals) {
+                let Arrival { input, key, sender, .. } = arrival;
+                sender.send(Err(RequestError::DeadlineExceeded), deferred);
+                deferred.discard((input, key));
+                self.accepted += 1;
+                count += 1;
+            }
+        }
+        while let Some(&(_, number)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
+            let index = self.by_number[&number];
+            self.dismiss_at(index, RequestError::DeadlineExceeded, deferred);
+            count += 1;
+        }
+        self.assign_room(deferred);
+        count
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let deadlines = [self.deadlines.first().copied(), self.waiters.first_deadline()];
+        deadlines.into_iter().flatten().map(|(at, _)| at).min()
+    }
+
+    fn next_alarm(&mut self, last: Instant) -> Option<Instant> {
+        let next = self.next_deadline();
+        self.inbox.lock().next_alarm(last, next)
+    }
+
+    fn finished(&mut self, group: usize, outcome: &Outcome, now: Instant, deferred: &mut Deferred) {
+        let Self { config, groups, .. } = self;
+        let requests = outcome.completed + outcome.failed;
+        groups[group].running -= 1;
+        groups[group].learn(requests, outcome.ceiling, now, config.ceiling_retry);
+        groups[group].forget_ceiling_of(config.max_batch_size);
+        self.tidy(group, deferred);
+    }
+
+    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send> {
+        let factory = Arc::clone(&self.factory);
+        Box::new(move |engines| engines.build(&factory))
+    }
+
+    fn describe(&self, now: Instant, counters: &mut QueueStats) {
+        counters.submitted = self.accepted;
+        counters.failed += self.failed;
+        counters.waiting = self.requests.len();
+        counters.waiting_cost = self.cost;
+        counters.waiting_for_room = self.waiters.requests();
+        let ceilings = || self.groups.iter().filter_map(|(_, group)| group.ceiling);
+        counters.ceilings = ceilings().count();
+        counters.lowest_ceiling = ceilings().map(|ceiling| ceiling.most).min();
+        for class in Priority::ALL {
+            let at = class.index();
+            counters.classes[at].waiting = self.class_len[at];
+            let oldest = self.by_class[at].head().map(|index| self.requests[index].arrival);
+            counters.classes[at].oldest_wait =
+                oldest.map(|arrival| now.saturating_duration_since(arrival)).unwrap_or_default();
+        }
+    }
+}

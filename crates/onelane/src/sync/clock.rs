@@ -1,0 +1,63 @@
+//! What time it is, and sleeping until a time: the system's clock, or a virtual one in tests.
+
+use std::task::Waker;
+use std::time::Instant;
+
+use super::primitives::{park, park_timeout};
+#[cfg(not(all(test, loom)))]
+use super::timer;
+#[cfg(any(test, feature = "test-util"))]
+use super::virtual_clock::VirtualClock;
+
+/// The clock of one device executor: every instant that the core compares comes from it.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Clock {
+    #[default]
+    System,
+    #[cfg(any(test, feature = "test-util"))]
+    Virtual(VirtualClock),
+}
+
+impl Clock {
+    #[inline]
+    pub(crate) fn now(&self) -> Instant {
+        match self {
+            Self::System => Instant::now(),
+            #[cfg(any(test, feature = "test-util"))]
+            Self::Virtual(clock) => clock.now(),
+        }
+    }
+
+    /// Parks the calling thread until it is unparked or `until` has come; may return early.
+    ///
+    /// CORRECTNESS: the caller has stored `thread_waker()` where the waking side looks, and checks
+    /// its condition again after this returns. An unpark between the two is kept by the thread's
+    /// token, so it cannot be missed.
+    pub(crate) fn park_until(&self, until: Option<Instant>) {
+        let Some(until) = until else {
+            return park();
+        };
+        match self {
+            Self::System => {
+                let left = until.saturating_duration_since(Instant::now());
+                if !left.is_zero() {
+                    park_timeout(left);
+                }
+            }
+            #[cfg(any(test, feature = "test-util"))]
+            Self::Virtual(clock) => clock.park_until(until),
+        }
+    }
+
+    /// Wakes `waker` when `at` has come.
+    pub(crate) fn wake_at(&self, at: Instant, waker: Waker) {
+        match self {
+            #[cfg(not(all(test, loom)))]
+            Self::System => timer::wake_at(at, waker),
+            #[cfg(all(test, loom))]
+            Self::System => drop((at, waker)),
+            #[cfg(any(test, feature = "test-util"))]
+            Self::Virtual(clock) => clock.wake_at(at, waker),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The timer: one thread for the process, started by the first deadline, that wakes wakers when
+//! their time has come. Without a deadline it sleeps; it does not poll.
+
+use std::collections::BTreeMap;
+use std::task::Waker;
+use std::time::Instant;
+
+use super::catch_panic::catch_panic;
+use super::primitives::{Mutex, park, park_timeout, spawn, thread_waker};
+
+struct Timer {
+    /// By time and, of the same time, order of coming.
+    alarms: BTreeMap<(Instant, u64), Waker>,
+    next: u64,
+    /// The timer's thread, once there is one.
+    thread: Option<Waker>,
+}
+
+static TIMER: Mutex<Timer> =
+    Mutex::new(Timer { alarms: BTreeMap::new(), next: 0, thread: None });
+
+/// Wakes `waker`, on the timer's thread, when `at` has come. `waker` is this crate's: it may take an
+/// executor's lock.
+///
+/// If there is no thread to be had, nobody is woken: the worker sees to deadlines when it is free.
+pub(crate) fn wake_at(at: Instant, waker: Waker) {
+    let mut timer = TIMER.lock();
+    let is_first = timer.alarms.first_key_value().is_none_or(|((first, _), _)| at < *first);
+    timer.next += 1;
+    let key = (at, timer.next);
+    timer.alarms.insert(key, waker);
+    match &timer.thread {
+        // CORRECTNESS: the thread looks at the alarms under this lock before it sleeps, and its
+        // token keeps a wake-up that comes in between.
+        Some(thread) if is_first => thread.wake_by_ref(),
+        Some(_) => {}
+        None => {
+            if spawn("onelane timer".to_owned(), None, run).is_ok() {
+                // It sets its own waker; until then it has not looked at the alarms.
+                timer.thread = Some(Waker::noop().clone());
+            }
+        }
+    }
+}
+
+fn run() {
+    let mut timer = TIMER.lock();
+    timer.thread = Some(thread_waker());
+    drop(timer);
+    loop {
+        let due = {
+            let mut timer = TIMER.lock();
+            match timer.alarms.first_entry() {
+                None => Err(None),
+                Some(first) if first.key().0 <= Instant::now() => Ok(first.remove()),
+                Some(first) => Err(Some(first.key().0)),
+            }
+        };
+        match due {
+            Ok(waker) => drop(catch_panic(|| waker.wake())),
+            Err(None) => park(),
+            Err(Some(at)) => park_timeout(at.saturating_duration_since(Instant::now())),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The calling thread as a worker: its engines, and work done inline for a caller that is on the
+//! worker already.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::scheduler::{ExecutorShared, RequestId, RequestLocation};
+use crate::sync::{catch_panic, thread_local};
+use crate::worker::batch::Dispatched;
+use crate::worker::engines::Engines;
+use crate::worker::wait_graph::{self, WaitEdge, WorkerId};
+
+thread_local! {
+    #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
+    static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
+}
+
+std::thread_local! {
+    /// The executor that the calling thread belongs to: 0 if to none. It has no destructor, so it is
+    /// there for the destructors of others, until the thread is gone.
+    static OWNER: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Marks the calling thread as one of `shared`'s own: it must not wait for a worker's end.
+pub(crate) fn belong_to(shared: &ExecutorShared) {
+    OWNER.set(shared.id);
+}
+
+/// Whether the calling thread is one of `shared`'s own.
+pub(crate) fn belongs_to(shared: &ExecutorShared) -> bool {
+    OWNER.get() == shared.id
+}
+
+/// What one worker thread has. It never leaves its thread.
+pub(crate) struct WorkerContext {
+    pub(crate) shared: Arc<ExecutorShared>,
+    pub(crate) index: usize,
+    pub(crate) engines: Engines,
+    /// Time that batches run inline took within the present batch.
+    nested: Cell<Duration>,
+    /// It is in the graph of those who wait.
+    waits: Cell<bool>,
+}
+
+/// What could be done inline for a caller on a worker.
+pub(crate) enum InlineProgress {
+    /// A batch was run, or the answer has come: look again.
+    Progress,
+    /// Another thread sees to the request: wait for it.
+    Elsewhere,
+    /// It can only be answered after this very call has returned.
+    Stuck,
+}
+
+/// The worker that the calling thread is, of whatever executor.
+pub(crate) fn this_worker() -> Option<Rc<WorkerContext>> {
+    if OWNER.get() == 0 {
+        return None;
+    }
+    CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
+}
+
+/// The calling thread, if it is a worker of `shared`.
+pub(crate) fn worker_of(shared: &ExecutorShared) -> Option<Rc<WorkerContext>> {
+    if OWNER.get() != shared.id {
+        return None;
+    }
+    this_worker()
+}
+
+impl WorkerContext {
+    /// Makes the calling thread a worker.
+    pub(crate) fn enter(shared: Arc<ExecutorShared>, index: usize) -> Rc<Self> {
+        belong_to(&shared);
+        let context = Rc::new(Self {
+            shared,
+            index,
+            engines: Engines::default(),
+            nested: Cell::default(),
+            waits: Cell::new(false),
+        });
+        CURRENT.with(|current| current.replace(Some(Rc::clone(&context))));
+        context
+    }
+
+    /// Ends that: what comes after runs on a thread as any other, which still belongs to the executor.
+    pub(crate) fn leave() {
+        let _ = CURRENT.try_with(|current| current.replace(None));
+    }
+
+    fn id(&self) -> WorkerId {
+        (self.shared.id, self.index)
+    }
+
+    /// Does, inline, what a request of `shared` needs to be answered; a request that waits for room
+    /// needs that.
+    pub(crate) fn help(&self, shared: &ExecutorShared, request: RequestId) -> InlineProgress {
+        let mut guard = shared.lock();
+        let (scheduler, deferred) = guard.parts();
+        let location = scheduler.location(request, deferred);
+        if shared.id != self.shared.id {
+            drop(guard);
+            return match location {
+                RequestLocation::Running(worker) => self.wait(shared, request, Some(worker)),
+                _ => self.wait(shared, request, None),
+            };
+        }
+        match location {
+            RequestLocation::Running(worker) if worker != self.index => {
+                drop(guard);
+                self.wait(shared, request, Some(worker))
+            }
+            RequestLocation::Running(_) => InlineProgress::Stuck,
+            RequestLocation::InDelivery => InlineProgress::Elsewhere,
+            RequestLocation::Answered => InlineProgress::Progress,
+            RequestLocation::Waiting if self.engines.is_in_use(request.queue) => {
+                InlineProgress::Stuck
+            }
+            RequestLocation::Waiting => {
+                let now = shared.clock.now();
+                let Some(index) = scheduler.best_head(request.queue, now, deferred) else {
+                    return InlineProgress::Progress;
+                };
+                let mut dispatched =
+                    scheduler.dispatch(request.queue, index, self.index, now, deferred);
+                drop(guard);
+                self.run(&mut dispatched);
+                self.deliver(&mut dispatched);
+                let mut guard = shared.lock();
+                let (scheduler, deferred) = guard.parts();
+                scheduler.finish(dispatched, deferred);
+                InlineProgress::Progress
+            }
+        }
+    }
+
+    /// Notes that this worker waits for a request, which `worker` runs, or any of `shared`'s will.
+    pub(crate) fn wait(
+        &self,
+        shared: &ExecutorShared,
+        request: RequestId,
+        worker: Option<usize>,
+    ) -> InlineProgress {
+        let (executor, workers, device) = (shared.id, shared.workers, shared.device.clone());
+        self.waits.set(true);
+        if wait_graph::wait(self.id(), WaitEdge { request, executor, workers, device, worker }) {
+            InlineProgress::Elsewhere
+        } else {
+            InlineProgress::Stuck
+        }
+    }
+
+    /// It does not wait for this request any more.
+    pub(crate) fn unwait(&self, shared: &ExecutorShared, request: RequestId) {
+        if self.waits.get() {
+            wait_graph::unwait(self.id(), shared.id, request);
+        }
+    }
+
+    /// Runs a batch and books it.
+    pub(crate) fn run(&self, dispatched: &mut Dispatched) {
+        let clock = &self.shared.clock;
+        let outer = self.nested.take();
+        // Not when it was taken out: letting go of the lock since then is not the engine's time, and
+        // whether threads sleep depends on that.
+        let started = clock.now();
+        // What can panic in a batch is contained there; this is for what we have not thought of.
+        let _ = catch_panic(|| dispatched.batch.run(&self.engines));
+        let now = clock.now();
+        let took = now.saturating_duration_since(started);
+        let service = took.saturating_sub(self.nested.get());
+        self.nested.set(outer + took);
+        if self.waits.take() {
+            wait_graph::forget(self.id());
+        }
+        let Dispatched { queue, number, batch } = dispatched;
+        let mut guard = self.shared.lock();
+        let (scheduler, deferred) = guard.parts();
+        scheduler.book(*queue, *number, &**batch, service, now, deferred);
+    }
+
+    /// Hands the answers of a batch over. It counts as running until the scheduler is told that it
+    /// is finished.
+    pub(crate) fn deliver(&self, dispatched: &mut Dispatched) {
+        dispatched.deliver();
+        let _ = catch_panic(|| dispatched.batch.delivered(&self.engines));
+        dispatched.batch.drop_inputs();
+    }
+}

@@ -1,0 +1,140 @@
+//! Who waits for whom: the workers of the process that wait, in the middle of a batch, for what
+//! another worker has to do. A wait that would close a circle is refused.
+//!
+//! Seen are waits in this crate, on a worker's own thread. A worker that waits for a thread of its
+//! own making, which waits for the device, is not seen; that batch stalls, and health says so.
+
+#![allow(clippy::disallowed_types, reason = "a leaf lock: nothing waits under it")]
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::scheduler::RequestId;
+
+/// A worker of the process: its executor's id, and its index there.
+pub(crate) type WorkerId = (u64, usize);
+
+/// What a worker waits for.
+#[derive(Clone, Debug)]
+pub(crate) struct WaitEdge {
+    pub(crate) request: RequestId,
+    /// The executor of the request, how many workers that has, and its device.
+    pub(crate) executor: u64,
+    pub(crate) workers: usize,
+    pub(crate) device: String,
+    /// The worker that runs the request; any of the executor if it has not started.
+    pub(crate) worker: Option<usize>,
+}
+
+type WaitGraph = BTreeMap<WorkerId, Vec<WaitEdge>>;
+
+static GRAPH: Mutex<WaitGraph> = Mutex::new(BTreeMap::new());
+
+fn graph() -> MutexGuard<'static, WaitGraph> {
+    GRAPH.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes that `worker` waits. `false`: whoever it would wait for waits for it, directly or through
+/// others, so it must not.
+pub(crate) fn wait(worker: WorkerId, edge: WaitEdge) -> bool {
+    let mut graph = graph();
+    if is_stuck(&graph, &edge, &mut vec![worker]) {
+        return false;
+    }
+    let edges = graph.entry(worker).or_default();
+    let is_same = |other: &WaitEdge| {
+        (other.executor, other.request) == (edge.executor, edge.request)
+    };
+    match edges.iter_mut().find(|other| is_same(other)) {
+        Some(known) => *known = edge,
+        None => edges.push(edge),
+    }
+    true
+}
+
+/// Whether nobody who could do what `edge` waits for can go on before those in `stuck`.
+fn is_stuck(graph: &WaitGraph, edge: &WaitEdge, stuck: &mut Vec<WorkerId>) -> bool {
+    let any = edge.worker.map_or(0..edge.workers, |worker| worker..worker + 1);
+    any.into_iter().all(|index| {
+        let worker = (edge.executor, index);
+        if stuck.contains(&worker) {
+            return true;
+        }
+        let Some(edges) = graph.get(&worker) else { return false };
+        // CORRECTNESS: a worker that waits for several things may need any of them, so it is stuck
+        // when all of them are. It is taken to be while that is looked into: a circle is no way out.
+        let before = stuck.len();
+        stuck.push(worker);
+        let is_stuck = edges.iter().all(|edge| is_stuck(graph, edge, stuck));
+        if !is_stuck {
+            stuck.truncate(before);
+        }
+        is_stuck
+    })
+}
+
+/// `worker` does not wait for this request any more.
+pub(crate) fn unwait(worker: WorkerId, executor: u64, request: RequestId) {
+    let mut graph = graph();
+    if let Some(edges) = graph.get_mut(&worker) {
+        edges.retain(|edge| (edge.executor, edge.request) != (executor, request));
+        if edges.is_empty() {
+            graph.remove(&worker);
+        }
+    }
+}
+
+/// `worker` has come back from a batch: whatever it waited for in it, it does not now.
+pub(crate) fn forget(worker: WorkerId) {
+    graph().remove(&worker);
+}
+
+/// The device that `worker` waits for.
+pub(crate) fn waits_for(worker: WorkerId) -> Option<String> {
+    let graph = graph();
+    graph.get(&worker).and_then(|edges| edges.last()).map(|edge| edge.device.clone())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn edge(executor: u64, workers: usize, worker: Option<usize>) -> WaitEdge {
+        let request = RequestId { queue: 1, number: 1 };
+        WaitEdge { request, executor, workers, device: String::new(), worker }
+    }
+
+    fn stuck(edges: &[(WorkerId, WaitEdge)], from: WorkerId, new: WaitEdge) -> bool {
+        let mut graph = WaitGraph::new();
+        for (worker, edge) in edges {
+            graph.entry(*worker).or_default().push(edge.clone());
+        }
+        is_stuck(&graph, &new, &mut vec![from])
+    }
+
+    #[test]
+    fn a_circle_is_seen_through_any_number_of_executors() {
+        let [a, b, c] = [(1, 0), (2, 0), (3, 0)];
+        assert!(!stuck(&[], a, edge(2, 1, None)));
+        assert!(stuck(&[(b, edge(1, 1, None))], a, edge(2, 1, None)));
+        let path = [(a, edge(2, 1, None)), (b, edge(3, 1, None))];
+        assert!(stuck(&path, c, edge(1, 1, None)));
+        assert!(!stuck(&path[1..], c, edge(1, 1, None)));
+    }
+
+    #[test]
+    fn a_free_worker_is_a_way_out_unless_another_runs_the_request() {
+        let waits = [((2, 0), edge(1, 1, None))];
+        assert!(!stuck(&waits, (1, 0), edge(2, 2, None)));
+        assert!(stuck(&waits, (1, 0), edge(2, 2, Some(0))));
+        assert!(!stuck(&waits, (1, 0), edge(2, 2, Some(1))));
+    }
+
+    #[test]
+    fn who_waits_for_several_things_is_stuck_when_all_are() {
+        let both = [((2, 0), edge(1, 1, None)), ((2, 0), edge(3, 1, None))];
+        assert!(!stuck(&both, (1, 0), edge(2, 1, None)));
+        let all = [both[0].clone(), both[1].clone(), ((3, 0), edge(2, 1, None))];
+        assert!(stuck(&all, (1, 0), edge(2, 1, None)));
+    }
+}

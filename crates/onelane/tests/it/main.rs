@@ -1,0 +1,15 @@
+//! The promises of the core (lib.rs, "What is promised"), as tests of its public interface.
+
+mod backpressure;
+mod cancel;
+mod common;
+mod delivery;
+mod failure;
+mod inbox;
+mod ordering;
+mod parsing;
+mod reentrancy;
+mod shutdown;
+mod simulation;
+mod truth;
+mod waiters;
