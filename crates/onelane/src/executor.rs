@@ -229,7 +229,7 @@ impl DeviceExecutor {
     /// ```
     pub fn submit_timeout<F, T>(
         &self,
-        request: impl Into<Request<F>>,
+        request: Request<F>,
         timeout: Duration,
     ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>>
     where
@@ -237,7 +237,7 @@ impl DeviceExecutor {
         T: Send + 'static,
     {
         let until = self.owner.shared.clock.now().checked_add(timeout);
-        self.submit_request(request.into(), Patience::Until(until))
+        self.submit_request(request, Patience::Until(until))
     }
 
     fn submit_request<F, T>(

@@ -170,8 +170,8 @@ impl Queue {
         counters.running -= batch.len();
         counters.completed += outcome.completed as u64;
         counters.failed += outcome.failed as u64;
-        counters.cost += outcome.computed_cost as u64;
-        counters.padded_cost += outcome.padded_cost as u64;
+        counters.cost = counters.cost.saturating_add(outcome.computed_cost as u64);
+        counters.padded_cost = counters.padded_cost.saturating_add(outcome.padded_cost as u64);
         counters.engine_losses += u64::from(outcome.losses);
         counters.memory_splits += u64::from(outcome.ceiling.is_some());
         self.gives_up(deferred)

@@ -2,9 +2,13 @@
 
 mod backpressure;
 mod cancel;
+mod circles;
+mod closures;
 mod common;
+mod deadline;
 mod delivery;
 mod failure;
+mod foreign;
 mod inbox;
 mod ordering;
 mod parsing;

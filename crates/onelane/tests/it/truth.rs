@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::common::*;
 use onelane::testing::{FakeEngine, FakeItem, VirtualClock, within_a_minute};
-use onelane::{BatchConfig, BatchItem, BatchQueue, Engine, EngineError, Health, Shutdown};
+use onelane::{
+    BatchConfig, BatchItem, BatchQueue, Engine, EngineError, Health, Priority, Request, Shutdown,
+};
 
 #[test]
 fn a_batch_that_runs_too_long_is_a_stall_and_the_stall_passes() {
@@ -139,5 +141,38 @@ fn nothing_sleeps_until_a_time_without_a_reason() {
         clock.advance(Duration::from_secs(1));
         handle.wait().unwrap();
         assert!(clock.timed_sleeps() > 0);
+    });
+}
+
+/// What waits is told by class, and histograms can be exported.
+#[test]
+fn classes_and_histograms_say_what_waited() {
+    within_a_minute(|| {
+        let clock = VirtualClock::new();
+        let (queue, gate, _) = gated(&executor_on(&clock), BatchConfig::default());
+        let first = occupy(&queue, &gate);
+        let second = Duration::from_secs(1);
+        let submit = |class| queue.submit(Request::new(FakeItem::new(1)).priority(class)).unwrap();
+        let mut handles = vec![submit(Priority::Bulk)];
+        clock.advance(second);
+        handles.extend([submit(Priority::Bulk), submit(Priority::Interactive)]);
+        clock.advance(second);
+        let stats = queue.stats();
+        let class = |class| (stats.class(class).waiting, stats.class(class).oldest_wait);
+        assert_eq!(class(Priority::Bulk), (2, 2 * second));
+        assert_eq!(class(Priority::Normal), (0, Duration::ZERO));
+        assert_eq!(class(Priority::Interactive), (1, second));
+        gate.open_for_good();
+        first.wait().unwrap();
+        wait_all(handles);
+        let histograms = queue.histograms();
+        let wait = histograms.wait(Priority::Bulk);
+        assert_eq!((wait.count, histograms.batch_size.count), (2, 2));
+        assert!((wait.sum - 3.0).abs() < 0.05, "{}", wait.sum);
+        let up_to = |bound: f64| wait.buckets.iter().rfind(|bucket| bucket.0 <= bound).unwrap().1;
+        assert_eq!((up_to(0.5), up_to(1.5), up_to(3.0)), (0, 1, 2));
+        assert!(wait.buckets.is_sorted_by_key(|bucket| bucket.1));
+        assert_eq!(queue.stats().class(Priority::Bulk).wait.count, 2);
+        assert_eq!(queue.stats().wait.count, 4);
     });
 }
