@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use crate::baton::{Resource, ThreadId};
+use crate::baton::Resource;
 use crate::command::{Access, Command, Work};
 use crate::device::SimDevice;
 use crate::encode::{Place, release};
@@ -13,6 +13,7 @@ use crate::memo::hash;
 use crate::memory::{Words, Written, words};
 use crate::process::{Locked, State};
 use crate::profile::StreamPolicy;
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 impl SimDevice {

@@ -5,7 +5,7 @@
 //! lists as off-queue (rule R4). Threads change inside of an encoding only under a profile where that
 //! can matter.
 
-use crate::baton::{Resource, ThreadId, Wait};
+use crate::baton::{Resource, Wait};
 use crate::buffer::Buffer;
 use crate::cache::{Cache, Lookup};
 use crate::command::{Access, Command, Kind, Op, Work};
@@ -13,6 +13,7 @@ use crate::device::SimDevice;
 use crate::error::{Abort, Fault, SimError, SimResult};
 use crate::machine::Machine;
 use crate::process::{Locked, State};
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 /// A stream, and whether its steps are made off its serial queue.

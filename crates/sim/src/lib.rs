@@ -48,11 +48,11 @@ mod stats;
 mod stream;
 pub mod sync;
 mod tensor;
+mod thread_id;
 mod trace;
 mod transfer;
 
 pub use attach::{Attachment, Party};
-pub use baton::ThreadId;
 pub use buffer::Buffer;
 pub use command::{Kind, Op, Work};
 pub use device::{SimConfig, SimDevice};
@@ -65,4 +65,5 @@ pub use schedule::{Schedule, Turn, Until};
 pub use simulation::{Body, Handle, Scope, Thread};
 pub use stats::SimStats;
 pub use tensor::{HostTensor, Tensor};
+pub use thread_id::ThreadId;
 pub use trace::{ActionKind, Event, Trace};

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::baton::{Baton, Resource, ThreadId, Wait};
+use crate::baton::{Baton, Resource, Wait};
 use crate::error::{SimError, SimResult};
 use crate::machine::Machine;
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 /// Baton and device.

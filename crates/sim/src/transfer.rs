@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::baton::ThreadId;
 use crate::buffer::Buffer;
 use crate::device::SimDevice;
 use crate::encode::{Place, release};
@@ -13,6 +12,7 @@ use crate::error::SimResult;
 use crate::memory::{Words, words};
 use crate::process::Locked;
 use crate::profile::StreamPolicy;
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 impl SimDevice {
