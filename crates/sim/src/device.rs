@@ -13,7 +13,7 @@ use crate::error::{SimError, SimResult};
 use crate::machine::Machine;
 use crate::memo::Memo;
 use crate::ownership::{OwnershipCheck, Violation};
-use crate::process::{Process, State};
+use crate::process::{Process, ProcessState};
 use crate::profile::Profile;
 use crate::registration;
 use crate::schedule::Schedule;
@@ -200,7 +200,7 @@ impl SimDevice {
     }
 }
 
-impl State {
+impl ProcessState {
     /// Checks that a thread may act on the device (rule R10).
     pub(crate) fn check_owner(
         &mut self,

@@ -12,13 +12,13 @@ use crate::command::{Access, Command, Kind, Op, Work};
 use crate::device::SimDevice;
 use crate::error::{Abort, Fault, SimError, SimResult};
 use crate::machine::Machine;
-use crate::process::{Locked, State};
+use crate::process::{ProcessGuard, ProcessState};
 use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 /// A stream, and whether its steps are made off its serial queue.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct Target {
     pub(crate) stream: u32,
     pub(crate) off_queue: bool,
 }
@@ -48,17 +48,17 @@ impl SimDevice {
             let mut state = self.process.yield_point(thread)?;
             state.check_owner(thread, ActionKind::Encode, op.name())?;
             let command = Command { op, thread, reads, writes, work };
-            let place = Place {
+            let target = Target {
                 stream: state.machine.stream_of(thread),
                 off_queue: state.machine.profile.is_off_queue(command.op.name()),
             };
             state.check_streams(thread, &command)?;
-            if place.off_queue {
-                drop(self.encode_steps(state, thread, place, command)?);
+            if target.off_queue {
+                drop(self.encode_steps(state, thread, target, command)?);
             } else {
-                let state = self.acquire(state, thread, place.stream)?;
-                let state = self.encode_steps(state, thread, place, command)?;
-                release(state, place.stream);
+                let state = self.acquire(state, thread, target.stream)?;
+                let state = self.encode_steps(state, thread, target, command)?;
+                release(state, target.stream);
             }
             Ok(())
         })
@@ -92,12 +92,12 @@ impl SimDevice {
     /// The steps of one encoding.
     fn encode_steps<'a>(
         &'a self,
-        state: Locked<'a>,
+        state: ProcessGuard<'a>,
         thread: ThreadId,
-        place: Place,
+        target: Target,
         command: Command,
-    ) -> SimResult<Locked<'a>> {
-        let stream = place.stream;
+    ) -> SimResult<ProcessGuard<'a>> {
+        let stream = target.stream;
         let switching = state.machine.profile.yields_inside_encoding();
         let name = command.op.name().to_owned();
         let kind = command.op.kind;
@@ -153,7 +153,7 @@ impl SimDevice {
         if kind == Kind::Graph {
             drop(state);
             state = self.process.yield_point(thread)?;
-            state = self.commit_buffer(state, thread, place, &name)?;
+            state = self.commit_buffer(state, thread, target, &name)?;
         }
         Ok(state)
     }
@@ -161,10 +161,10 @@ impl SimDevice {
     /// The stream's open command buffer; a new one when it has none (rule R8).
     pub(crate) fn fetch_buffer<'a>(
         &'a self,
-        mut state: Locked<'a>,
+        mut state: ProcessGuard<'a>,
         thread: ThreadId,
         stream: u32,
-    ) -> SimResult<(Locked<'a>, u64)> {
+    ) -> SimResult<(ProcessGuard<'a>, u64)> {
         if let Some(buffer) = state.machine.streams.stream(stream).buffer {
             return Ok((state, buffer));
         }
@@ -190,10 +190,10 @@ impl SimDevice {
     /// Enters a stream's serial queue.
     pub(crate) fn acquire<'a>(
         &'a self,
-        mut state: Locked<'a>,
+        mut state: ProcessGuard<'a>,
         thread: ThreadId,
         stream: u32,
-    ) -> SimResult<Locked<'a>> {
+    ) -> SimResult<ProcessGuard<'a>> {
         let serial = state.machine.streams.stream(stream).serial;
         while let Some(holder) = state.machine.streams.holders.get(&serial) {
             let wait = Wait {
@@ -250,7 +250,7 @@ impl SimDevice {
 }
 
 /// Leaves a stream's serial queue.
-pub(crate) fn release(mut state: Locked<'_>, stream: u32) {
+pub(crate) fn release(mut state: ProcessGuard<'_>, stream: u32) {
     let serial = state.machine.streams.stream(stream).serial;
     state.machine.streams.holders.remove(&serial);
     state.baton.wake(Resource::SerialQueue(serial));
@@ -265,7 +265,7 @@ impl Machine {
     }
 }
 
-impl State {
+impl ProcessState {
     /// Ends the simulated process by a fault.
     pub(crate) fn abort(&mut self, thread: ThreadId, operation: &str, fault: Fault) -> SimError {
         let abort = Abort {
