@@ -7,12 +7,12 @@ use std::sync::Arc;
 use crate::baton::Resource;
 use crate::command::{Access, Command, Work};
 use crate::device::SimDevice;
-use crate::encode::{Target, release};
 use crate::error::SimResult;
 use crate::memo::hash;
 use crate::memory::{Words, Written, words};
 use crate::process::{ProcessGuard, ProcessState};
 use crate::profile::StreamPolicy;
+use crate::serial_queue::{Target, release};
 use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 

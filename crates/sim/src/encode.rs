@@ -1,5 +1,4 @@
-//! Encoding and committing on a [`SimDevice`]: the order of the steps, and where threads may change
-//! between them.
+//! Encoding on a [`SimDevice`]: the order of the steps, and where threads may change between them.
 //!
 //! Steps on a stream are made inside its serial queue, except those of operations that the profile
 //! lists as off-queue (rule R4). Threads change inside of an encoding only under a profile where that
@@ -10,18 +9,12 @@ use crate::buffer::Buffer;
 use crate::cache::{Cache, Lookup};
 use crate::command::{Access, Command, Kind, Op, Work};
 use crate::device::SimDevice;
-use crate::error::{Abort, Fault, SimError, SimResult};
+use crate::error::{Fault, SimError, SimResult};
 use crate::machine::Machine;
 use crate::process::{ProcessGuard, ProcessState};
+use crate::serial_queue::{Target, release};
 use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
-
-/// A stream, and whether its steps are made off its serial queue.
-#[derive(Clone, Copy)]
-pub(crate) struct Target {
-    pub(crate) stream: u32,
-    pub(crate) off_queue: bool,
-}
 
 impl SimDevice {
     /// Encodes a command on the calling thread's stream. `work` runs when the command is committed; it
@@ -187,28 +180,6 @@ impl SimDevice {
         Ok((state, buffer))
     }
 
-    /// Enters a stream's serial queue.
-    pub(crate) fn acquire<'a>(
-        &'a self,
-        mut state: ProcessGuard<'a>,
-        thread: ThreadId,
-        stream: u32,
-    ) -> SimResult<ProcessGuard<'a>> {
-        let serial = state.machine.streams.stream(stream).serial;
-        while let Some(holder) = state.machine.streams.holders.get(&serial) {
-            let wait = Wait {
-                resource: Resource::SerialQueue(serial),
-                words: format!(
-                    "the serial queue of stream {serial}, which `{}` is on",
-                    state.baton.name(*holder)
-                ),
-            };
-            state = self.process.block(state, thread, wait)?;
-        }
-        state.machine.streams.holders.insert(serial, thread);
-        Ok(state)
-    }
-
     /// Adds a completion handler to the stream's open command buffer, on its serial queue. Only that
     /// it can be added is simulated.
     ///
@@ -230,30 +201,6 @@ impl SimDevice {
             Ok(())
         })
     }
-
-    /// Runs `f` on the serial queue of the calling thread's stream, as `dispatch_sync` does. A thread
-    /// that dies in `f` (it panics) stays the queue's owner (rule R5). Calling the device inside of
-    /// `f` waits for the queue that the caller is on, which is a hang.
-    ///
-    /// # Errors
-    /// As [`SimDevice::encode`].
-    pub fn on_queue<R>(&self, f: impl FnOnce() -> R) -> SimResult<R> {
-        self.turn(|thread| {
-            let mut state = self.process.yield_point(thread)?;
-            let stream = state.machine.stream_of(thread);
-            drop(self.acquire(state, thread, stream)?);
-            let result = f();
-            release(self.process.lock_running()?, stream);
-            Ok(result)
-        })
-    }
-}
-
-/// Leaves a stream's serial queue.
-pub(crate) fn release(mut state: ProcessGuard<'_>, stream: u32) {
-    let serial = state.machine.streams.stream(stream).serial;
-    state.machine.streams.holders.remove(&serial);
-    state.baton.wake(Resource::SerialQueue(serial));
 }
 
 impl Machine {
@@ -266,20 +213,6 @@ impl Machine {
 }
 
 impl ProcessState {
-    /// Ends the simulated process by a fault.
-    pub(crate) fn abort(&mut self, thread: ThreadId, operation: &str, fault: Fault) -> SimError {
-        let abort = Abort {
-            thread: self.baton.name(thread).to_string(),
-            operation: operation.to_owned(),
-            step: self.baton.step,
-            fault,
-        };
-        self.record(thread, ActionKind::Abort, &abort.to_string());
-        let error = SimError::Aborted(abort);
-        self.baton.fail(error.clone());
-        error
-    }
-
     /// Checks that the thread may use the streams that the command's buffers depend on.
     fn check_streams(&self, thread: ThreadId, command: &Command) -> SimResult<()> {
         if !self.machine.profile.thread_affine {

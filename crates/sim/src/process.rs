@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::baton::{Baton, Resource, Wait};
-use crate::error::{SimError, SimResult};
+use crate::error::{Abort, Fault, SimError, SimResult};
 use crate::machine::Machine;
 use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
@@ -149,6 +149,20 @@ impl Process {
 }
 
 impl ProcessState {
+    /// Ends the simulated process by a fault.
+    pub(crate) fn abort(&mut self, thread: ThreadId, operation: &str, fault: Fault) -> SimError {
+        let abort = Abort {
+            thread: self.baton.name(thread).to_string(),
+            operation: operation.to_owned(),
+            step: self.baton.step,
+            fault,
+        };
+        self.record(thread, ActionKind::Abort, &abort.to_string());
+        let error = SimError::Aborted(abort);
+        self.baton.fail(error.clone());
+        error
+    }
+
     /// Records an event without a stream, and tells a scripted schedule of it.
     pub(crate) fn record(&mut self, thread: ThreadId, kind: ActionKind, name: &str) {
         let ProcessState { baton, machine } = self;

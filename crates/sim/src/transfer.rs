@@ -7,11 +7,11 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::buffer::Buffer;
 use crate::device::SimDevice;
-use crate::encode::{Target, release};
 use crate::error::SimResult;
 use crate::memory::{Words, words};
 use crate::process::ProcessGuard;
 use crate::profile::StreamPolicy;
+use crate::serial_queue::{Target, release};
 use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 

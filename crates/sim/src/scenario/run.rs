@@ -13,10 +13,11 @@ use super::trial::Trial;
 use super::workload::{Model, Workload};
 use crate::device::{SimConfig, SimDevice};
 use crate::error::SimResult;
+use crate::host::HostTensor;
 use crate::simulation::{Handle, Thread};
 use crate::stats::SimStats;
 use crate::sync::{SimChannel, SimLock};
-use crate::tensor::{HostTensor, Tensor};
+use crate::tensor::Tensor;
 use crate::trace::Trace;
 
 impl Trial {
