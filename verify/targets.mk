@@ -88,4 +88,4 @@ mutants: ## deliberate one-line bugs: each is caught
 
 fuzz: ## random workloads against a reference, random text against everything that parses
 	PROPTEST_CASES=$(CASES) cargo test -p onelane --release --locked --test simulation --test parsing
-	CASES=$(CASES) RUST_BACKTRACE=0 cargo test -p onelane-engines --release --locked --test random_damage
+	CASES=$(CASES) RUST_BACKTRACE=0 cargo test -p onelane-engines --release --locked --test it random_damage::

@@ -1,17 +1,17 @@
 //! A sentence-embedding model as its users see it: opened once, shared by all threads, and loaded
 //! into an engine on the worker.
 
-use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::bert::Bert;
 use crate::bucket::{BucketConfig, Shape};
 use crate::config::BertConfig;
-use crate::device::DeviceName;
+use crate::device_name::DeviceName;
 use crate::embedding_engine::EmbeddingEngine;
 use crate::error::LoadError;
 use crate::model_dir::ModelDir;
+use crate::shape_log::ShapeLog;
 use crate::tokeniser::Tokeniser;
 
 /// What becomes of the empty places in a run.
@@ -173,20 +173,5 @@ impl EmbeddingModel {
     /// The distinct shapes run so far; never more than `tokeniser().buckets().max_shapes()`.
     pub fn shapes(&self) -> Vec<Shape> {
         self.shapes.seen()
-    }
-}
-
-/// The distinct shapes that engines of one model have run.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct ShapeLog(Arc<Mutex<BTreeSet<Shape>>>);
-
-impl ShapeLog {
-    /// Notes a run.
-    pub fn note(&self, shape: Shape) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(shape);
-    }
-
-    fn seen(&self) -> Vec<Shape> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 }

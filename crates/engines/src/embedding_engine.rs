@@ -4,8 +4,8 @@ use onelane::{BatchItem, Engine, EngineError};
 
 use crate::bert::Bert;
 use crate::bucket::{Buckets, Shape};
-use crate::embedding::ShapeLog;
 use crate::error::engine_error;
+use crate::shape_log::ShapeLog;
 use crate::tokeniser::TokenisedText;
 
 /// Embeds texts; made by [`EmbeddingModel::load`](crate::EmbeddingModel::load).

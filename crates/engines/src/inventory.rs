@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::device::DeviceName;
+use crate::device_name::DeviceName;
 
 /// One device, or one backend without a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -22,6 +22,7 @@ mod cpu;
 #[allow(unsafe_code, reason = "recorded passes are had no other way")]
 mod cuda;
 mod device;
+mod device_name;
 mod embedding;
 mod embedding_engine;
 mod error;
@@ -31,13 +32,15 @@ mod mlp_engine;
 mod model_dir;
 mod ops;
 mod pass;
+mod shape_log;
 mod tokeniser;
 mod weights;
 
 pub use bert::Bert;
 pub use bucket::{BucketConfig, BucketError, Buckets, Shape};
 pub use config::{Activation, BertConfig};
-pub use device::{DeviceError, DeviceName, DeviceNameError};
+pub use device::DeviceError;
+pub use device_name::{DeviceName, DeviceNameError};
 pub use embedding::{EmbeddingConfig, EmbeddingModel, Padding};
 pub use embedding_engine::EmbeddingEngine;
 pub use error::LoadError;

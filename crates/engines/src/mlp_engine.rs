@@ -2,7 +2,7 @@
 
 use onelane::{Engine, EngineError};
 
-use crate::device::DeviceName;
+use crate::device_name::DeviceName;
 use crate::error::{LoadError, engine_error};
 use crate::mlp::{MLP_WIDTH, Mlp, MlpRow};
 

@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::baton::ThreadId;
 use crate::memory::Memory;
 use crate::profile::{Profile, Reuse};
+use crate::thread_id::ThreadId;
 
 /// Blocks up to this size come from the pool of small ones.
 const SMALL: usize = 1 << 20;

@@ -13,11 +13,11 @@
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use crate::baton::ThreadId;
 use crate::device::SimDevice;
 use crate::error::SimResult;
 use crate::process::Process;
 use crate::registration;
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 /// The calling real thread runs as a simulated thread until this is dropped; the simulated thread then

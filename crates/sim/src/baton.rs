@@ -11,11 +11,8 @@ use std::sync::{Arc, Condvar};
 
 use crate::error::{Hang, SimError, Waiting};
 use crate::schedule::{Candidates, Chooser, Schedule};
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
-
-/// A simulated thread's number, in the order of creation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ThreadId(pub(crate) u32);
 
 /// Something that simulated threads can wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

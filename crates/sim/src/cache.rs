@@ -4,8 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::baton::ThreadId;
 use crate::error::Fault;
+use crate::thread_id::ThreadId;
 
 /// One cache.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::baton::ThreadId;
+use crate::thread_id::ThreadId;
 
 /// When a command is committed (rule R2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

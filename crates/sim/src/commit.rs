@@ -4,15 +4,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use crate::baton::{Resource, ThreadId};
+use crate::baton::Resource;
 use crate::command::{Access, Command, Work};
 use crate::device::SimDevice;
-use crate::encode::{Place, release};
 use crate::error::SimResult;
 use crate::memo::hash;
 use crate::memory::{Words, Written, words};
-use crate::process::{Locked, State};
+use crate::process::{ProcessGuard, ProcessState};
 use crate::profile::StreamPolicy;
+use crate::serial_queue::{Target, release};
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 impl SimDevice {
@@ -57,8 +58,8 @@ impl SimDevice {
                     state.machine.streams.end_encoder(stream);
                     drop(state);
                     let state = self.process.yield_point(thread)?;
-                    let place = Place { stream, off_queue };
-                    drop(self.commit_buffer(state, thread, place, "synchronise")?);
+                    let target = Target { stream, off_queue };
+                    drop(self.commit_buffer(state, thread, target, "synchronise")?);
                 } else {
                     self.drain(state, thread, stream, "synchronise")?;
                 }
@@ -70,15 +71,15 @@ impl SimDevice {
     /// Commits what is pending on a stream, on its serial queue.
     pub(crate) fn drain(
         &self,
-        state: Locked<'_>,
+        state: ProcessGuard<'_>,
         thread: ThreadId,
         stream: u32,
         operation: &str,
     ) -> SimResult<()> {
         let mut state = self.acquire(state, thread, stream)?;
         state.machine.streams.end_encoder(stream);
-        let place = Place { stream, off_queue: false };
-        let state = self.commit_buffer(state, thread, place, operation)?;
+        let target = Target { stream, off_queue: false };
+        let state = self.commit_buffer(state, thread, target, operation)?;
         release(state, stream);
         Ok(())
     }
@@ -86,12 +87,12 @@ impl SimDevice {
     /// Commits the stream's open command buffer, and runs what is in it.
     pub(crate) fn commit_buffer<'a>(
         &'a self,
-        mut state: Locked<'a>,
+        mut state: ProcessGuard<'a>,
         thread: ThreadId,
-        place: Place,
+        target: Target,
         operation: &str,
-    ) -> SimResult<Locked<'a>> {
-        let stream = place.stream;
+    ) -> SimResult<ProcessGuard<'a>> {
+        let stream = target.stream;
         let Some(buffer) = state.machine.streams.stream(stream).buffer else {
             return Ok(state);
         };
@@ -109,7 +110,7 @@ impl SimDevice {
             let ran = self.execute(thread, (stream, buffer), command);
             panic = panic.or(ran.err());
         }
-        let mut state = if place.off_queue {
+        let mut state = if target.off_queue {
             // The buffer has run, and the stream still names it as the open one.
             self.process.yield_point(thread)?
         } else {
@@ -128,7 +129,7 @@ impl SimDevice {
         state.baton.wake(Resource::CommandBuffer(queue));
         if let Some(panic) = panic {
             // A kernel's panic is the caller's mistake, not a death on the queue: it leaves it first.
-            if !place.off_queue {
+            if !target.off_queue {
                 release(state, stream);
             }
             resume_unwind(panic);
@@ -229,7 +230,7 @@ fn prefix(output: &Words, words: usize) -> Words {
     if output.len() == words { Arc::clone(output) } else { Arc::new(output[..words].to_vec()) }
 }
 
-impl State {
+impl ProcessState {
     /// Records that a command runs, and whether it is stale.
     fn note_execution(
         &mut self,

@@ -1,4 +1,5 @@
-//! [`SimDevice`]: the front of a simulated device. What encodes and commits is in `encode.rs`.
+//! [`SimDevice`]: how it is made, owned and looked at. What a thread does on it is where that lives:
+//! memory in `buffer.rs`, commands in `encode.rs` and `commit.rs`, copies in `transfer.rs`.
 //!
 //! Every call here is made by a simulated thread: the calling real thread's one, see `registration.rs`.
 //! Each action has a yield point before and after it, so that the schedule decides in which order the
@@ -7,17 +8,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::baton::{Baton, ThreadId};
-use crate::buffer::Buffer;
+use crate::baton::Baton;
 use crate::error::{SimError, SimResult};
 use crate::machine::Machine;
 use crate::memo::Memo;
 use crate::ownership::{OwnershipCheck, Violation};
-use crate::process::{Process, State};
+use crate::process::{Process, ProcessState};
 use crate::profile::Profile;
 use crate::registration;
 use crate::schedule::Schedule;
 use crate::stats::SimStats;
+use crate::thread_id::ThreadId;
 use crate::trace::{ActionKind, Event, Trace};
 
 /// How a simulated device is made.
@@ -120,47 +121,6 @@ impl SimDevice {
         Self { process: Process::new(baton, machine, config.hang_after) }
     }
 
-    /// Allocates `bytes` bytes; dropping the buffer frees them. The contents are what the block held
-    /// before.
-    ///
-    /// # Errors
-    /// When the simulated process has failed, or the caller must own the device and does not.
-    ///
-    /// # Blocking
-    /// Until it is the calling thread's turn. So do all calls on the device.
-    pub fn alloc(&self, bytes: usize) -> SimResult<Buffer> {
-        self.act(|thread| {
-            let mut state = self.process.yield_point(thread)?;
-            state.check_owner(thread, ActionKind::Alloc, "alloc")?;
-            let (block, generation) = state.machine.alloc(thread, bytes);
-            let stream = state.machine.stream_of(thread);
-            state.record_on(thread, ActionKind::Alloc, |event| {
-                event.stream = Some(stream);
-                event.writes = vec![block];
-                event.bytes = Some(bytes);
-            });
-            Ok(Buffer { device: self.clone(), block, generation, bytes })
-        })
-    }
-
-    /// Frees a buffer's block. Its commands keep referring to the block.
-    pub(crate) fn free(&self, buffer: &Buffer) {
-        // An error means that the process is gone, and its memory with it.
-        let _ = self.act(|thread| {
-            let mut state = self.process.yield_point(thread)?;
-            // A destructor cannot fail; an asserting check still records.
-            let _ = state.check_owner(thread, ActionKind::Free, "free");
-            let stream = state.machine.stream_of(thread);
-            state.machine.free(thread, buffer.block);
-            state.record_on(thread, ActionKind::Free, |event| {
-                event.stream = Some(stream);
-                event.writes = vec![buffer.block];
-                event.bytes = Some(buffer.bytes);
-            });
-            Ok(())
-        });
-    }
-
     /// Makes the calling thread an owner of the device, and checks every action of the others from
     /// now on.
     ///
@@ -240,7 +200,7 @@ impl SimDevice {
     }
 }
 
-impl State {
+impl ProcessState {
     /// Checks that a thread may act on the device (rule R10).
     pub(crate) fn check_owner(
         &mut self,

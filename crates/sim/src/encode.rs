@@ -1,26 +1,20 @@
-//! Encoding and committing on a [`SimDevice`]: the order of the steps, and where threads may change
-//! between them.
+//! Encoding on a [`SimDevice`]: the order of the steps, and where threads may change between them.
 //!
 //! Steps on a stream are made inside its serial queue, except those of operations that the profile
 //! lists as off-queue (rule R4). Threads change inside of an encoding only under a profile where that
 //! can matter.
 
-use crate::baton::{Resource, ThreadId, Wait};
+use crate::baton::{Resource, Wait};
 use crate::buffer::Buffer;
 use crate::cache::{Cache, Lookup};
 use crate::command::{Access, Command, Kind, Op, Work};
 use crate::device::SimDevice;
-use crate::error::{Abort, Fault, SimError, SimResult};
+use crate::error::{Fault, SimError, SimResult};
 use crate::machine::Machine;
-use crate::process::{Locked, State};
+use crate::process::{ProcessGuard, ProcessState};
+use crate::serial_queue::{Target, release};
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
-
-/// A stream, and whether its steps are made off its serial queue.
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    pub(crate) stream: u32,
-    pub(crate) off_queue: bool,
-}
 
 impl SimDevice {
     /// Encodes a command on the calling thread's stream. `work` runs when the command is committed; it
@@ -47,17 +41,17 @@ impl SimDevice {
             let mut state = self.process.yield_point(thread)?;
             state.check_owner(thread, ActionKind::Encode, op.name())?;
             let command = Command { op, thread, reads, writes, work };
-            let place = Place {
+            let target = Target {
                 stream: state.machine.stream_of(thread),
                 off_queue: state.machine.profile.is_off_queue(command.op.name()),
             };
             state.check_streams(thread, &command)?;
-            if place.off_queue {
-                drop(self.encode_steps(state, thread, place, command)?);
+            if target.off_queue {
+                drop(self.encode_steps(state, thread, target, command)?);
             } else {
-                let state = self.acquire(state, thread, place.stream)?;
-                let state = self.encode_steps(state, thread, place, command)?;
-                release(state, place.stream);
+                let state = self.acquire(state, thread, target.stream)?;
+                let state = self.encode_steps(state, thread, target, command)?;
+                release(state, target.stream);
             }
             Ok(())
         })
@@ -91,12 +85,12 @@ impl SimDevice {
     /// The steps of one encoding.
     fn encode_steps<'a>(
         &'a self,
-        state: Locked<'a>,
+        state: ProcessGuard<'a>,
         thread: ThreadId,
-        place: Place,
+        target: Target,
         command: Command,
-    ) -> SimResult<Locked<'a>> {
-        let stream = place.stream;
+    ) -> SimResult<ProcessGuard<'a>> {
+        let stream = target.stream;
         let switching = state.machine.profile.yields_inside_encoding();
         let name = command.op.name().to_owned();
         let kind = command.op.kind;
@@ -152,7 +146,7 @@ impl SimDevice {
         if kind == Kind::Graph {
             drop(state);
             state = self.process.yield_point(thread)?;
-            state = self.commit_buffer(state, thread, place, &name)?;
+            state = self.commit_buffer(state, thread, target, &name)?;
         }
         Ok(state)
     }
@@ -160,10 +154,10 @@ impl SimDevice {
     /// The stream's open command buffer; a new one when it has none (rule R8).
     pub(crate) fn fetch_buffer<'a>(
         &'a self,
-        mut state: Locked<'a>,
+        mut state: ProcessGuard<'a>,
         thread: ThreadId,
         stream: u32,
-    ) -> SimResult<(Locked<'a>, u64)> {
+    ) -> SimResult<(ProcessGuard<'a>, u64)> {
         if let Some(buffer) = state.machine.streams.stream(stream).buffer {
             return Ok((state, buffer));
         }
@@ -184,28 +178,6 @@ impl SimDevice {
         }
         let buffer = state.machine.streams.make_buffer(stream);
         Ok((state, buffer))
-    }
-
-    /// Enters a stream's serial queue.
-    pub(crate) fn acquire<'a>(
-        &'a self,
-        mut state: Locked<'a>,
-        thread: ThreadId,
-        stream: u32,
-    ) -> SimResult<Locked<'a>> {
-        let serial = state.machine.streams.stream(stream).serial;
-        while let Some(holder) = state.machine.streams.holders.get(&serial) {
-            let wait = Wait {
-                resource: Resource::SerialQueue(serial),
-                words: format!(
-                    "the serial queue of stream {serial}, which `{}` is on",
-                    state.baton.name(*holder)
-                ),
-            };
-            state = self.process.block(state, thread, wait)?;
-        }
-        state.machine.streams.holders.insert(serial, thread);
-        Ok(state)
     }
 
     /// Adds a completion handler to the stream's open command buffer, on its serial queue. Only that
@@ -229,30 +201,6 @@ impl SimDevice {
             Ok(())
         })
     }
-
-    /// Runs `f` on the serial queue of the calling thread's stream, as `dispatch_sync` does. A thread
-    /// that dies in `f` (it panics) stays the queue's owner (rule R5). Calling the device inside of
-    /// `f` waits for the queue that the caller is on, which is a hang.
-    ///
-    /// # Errors
-    /// As [`SimDevice::encode`].
-    pub fn on_queue<R>(&self, f: impl FnOnce() -> R) -> SimResult<R> {
-        self.turn(|thread| {
-            let mut state = self.process.yield_point(thread)?;
-            let stream = state.machine.stream_of(thread);
-            drop(self.acquire(state, thread, stream)?);
-            let result = f();
-            release(self.process.lock_running()?, stream);
-            Ok(result)
-        })
-    }
-}
-
-/// Leaves a stream's serial queue.
-pub(crate) fn release(mut state: Locked<'_>, stream: u32) {
-    let serial = state.machine.streams.stream(stream).serial;
-    state.machine.streams.holders.remove(&serial);
-    state.baton.wake(Resource::SerialQueue(serial));
 }
 
 impl Machine {
@@ -264,21 +212,7 @@ impl Machine {
     }
 }
 
-impl State {
-    /// Ends the simulated process by a fault.
-    pub(crate) fn abort(&mut self, thread: ThreadId, operation: &str, fault: Fault) -> SimError {
-        let abort = Abort {
-            thread: self.baton.name(thread).to_string(),
-            operation: operation.to_owned(),
-            step: self.baton.step,
-            fault,
-        };
-        self.record(thread, ActionKind::Abort, &abort.to_string());
-        let error = SimError::Aborted(abort);
-        self.baton.fail(error.clone());
-        error
-    }
-
+impl ProcessState {
     /// Checks that the thread may use the streams that the command's buffers depend on.
     fn check_streams(&self, thread: ThreadId, command: &Command) -> SimResult<()> {
         if !self.machine.profile.thread_affine {

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 
 use crate::allocator::{Allocator, Source};
-use crate::baton::ThreadId;
 use crate::cache::Cache;
 use crate::command::{Access, Command};
 use crate::memo::Memo;
@@ -14,6 +13,7 @@ use crate::ownership::Ownership;
 use crate::profile::{Profile, StreamPolicy};
 use crate::stats::SimStats;
 use crate::stream::{Stream, Streams};
+use crate::thread_id::ThreadId;
 use crate::trace::{ActionKind, Event, Trace};
 
 /// The simulated device's state.

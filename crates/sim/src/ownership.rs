@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::baton::ThreadId;
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 /// What happens when a thread that does not own the device acts on it.

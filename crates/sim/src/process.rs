@@ -8,14 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::baton::{Baton, Resource, ThreadId, Wait};
-use crate::error::{SimError, SimResult};
+use crate::baton::{Baton, Resource, Wait};
+use crate::error::{Abort, Fault, SimError, SimResult};
 use crate::machine::Machine;
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 /// Baton and device.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct ProcessState {
     pub(crate) baton: Baton,
     pub(crate) machine: Machine,
 }
@@ -24,20 +25,20 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) id: u64,
-    state: Mutex<State>,
+    state: Mutex<ProcessState>,
     /// How long blocked threads wait for one that is outside of the device.
     hang_after: Duration,
     resources: AtomicU64,
 }
 
-pub(crate) type Locked<'a> = MutexGuard<'a, State>;
+pub(crate) type ProcessGuard<'a> = MutexGuard<'a, ProcessState>;
 
 impl Process {
     pub(crate) fn new(baton: Baton, machine: Machine, hang_after: Duration) -> Arc<Self> {
         static IDS: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
             id: IDS.fetch_add(1, Ordering::Relaxed),
-            state: Mutex::new(State { baton, machine }),
+            state: Mutex::new(ProcessState { baton, machine }),
             hang_after,
             resources: AtomicU64::new(0),
         })
@@ -48,7 +49,7 @@ impl Process {
         Resource::Sync(self.resources.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub(crate) fn lock(&self) -> Locked<'_> {
+    pub(crate) fn lock(&self) -> ProcessGuard<'_> {
         // A panic in a thread that held the lock was a bug of ours or a failed assertion of a test;
         // the others still get the state, and with it the recorded error.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -58,7 +59,7 @@ impl Process {
     ///
     /// # Errors
     /// When the simulated process has failed.
-    pub(crate) fn lock_running(&self) -> SimResult<Locked<'_>> {
+    pub(crate) fn lock_running(&self) -> SimResult<ProcessGuard<'_>> {
         let state = self.lock();
         match &state.baton.fatal {
             Some(error) => Err(error.clone()),
@@ -67,7 +68,7 @@ impl Process {
     }
 
     /// A yield point of the running thread.
-    pub(crate) fn yield_point(&self, thread: ThreadId) -> SimResult<Locked<'_>> {
+    pub(crate) fn yield_point(&self, thread: ThreadId) -> SimResult<ProcessGuard<'_>> {
         let mut state = self.lock_running()?;
         state.baton.yield_point();
         self.wait_turn(state, thread)
@@ -76,10 +77,10 @@ impl Process {
     /// The running thread waits until somebody wakes the resource.
     pub(crate) fn block<'a>(
         &'a self,
-        mut state: Locked<'a>,
+        mut state: ProcessGuard<'a>,
         thread: ThreadId,
         wait: Wait,
-    ) -> SimResult<Locked<'a>> {
+    ) -> SimResult<ProcessGuard<'a>> {
         let words = wait.words.clone();
         state.record(thread, ActionKind::Wait, &words);
         state.baton.block(thread, wait);
@@ -87,7 +88,7 @@ impl Process {
     }
 
     /// A thread from outside waits for its turn.
-    pub(crate) fn enter(&self, thread: ThreadId) -> SimResult<Locked<'_>> {
+    pub(crate) fn enter(&self, thread: ThreadId) -> SimResult<ProcessGuard<'_>> {
         let mut state = self.lock_running()?;
         state.baton.enter(thread);
         self.wait_turn(state, thread)
@@ -121,9 +122,9 @@ impl Process {
     /// Waits until `thread` is the one that runs.
     pub(crate) fn wait_turn<'a>(
         &'a self,
-        mut state: Locked<'a>,
+        mut state: ProcessGuard<'a>,
         thread: ThreadId,
-    ) -> SimResult<Locked<'a>> {
+    ) -> SimResult<ProcessGuard<'a>> {
         if state.baton.running != Some(thread) {
             // CORRECTNESS: `hand_on` sets `running` and signals this thread's own condition under the
             // lock that we hold until we wait, so no hand-over is missed; `fail` signals everybody.
@@ -147,10 +148,24 @@ impl Process {
     }
 }
 
-impl State {
+impl ProcessState {
+    /// Ends the simulated process by a fault.
+    pub(crate) fn abort(&mut self, thread: ThreadId, operation: &str, fault: Fault) -> SimError {
+        let abort = Abort {
+            thread: self.baton.name(thread).to_string(),
+            operation: operation.to_owned(),
+            step: self.baton.step,
+            fault,
+        };
+        self.record(thread, ActionKind::Abort, &abort.to_string());
+        let error = SimError::Aborted(abort);
+        self.baton.fail(error.clone());
+        error
+    }
+
     /// Records an event without a stream, and tells a scripted schedule of it.
     pub(crate) fn record(&mut self, thread: ThreadId, kind: ActionKind, name: &str) {
-        let State { baton, machine } = self;
+        let ProcessState { baton, machine } = self;
         baton.note(kind);
         machine.record(baton.step, baton.name(thread), kind, name);
     }

@@ -8,10 +8,10 @@
 use std::cell::RefCell;
 use std::sync::{Arc, Weak};
 
-use crate::baton::ThreadId;
 use crate::error::SimResult;
 use crate::naming;
 use crate::process::Process;
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 struct Registration {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::baton::ThreadId;
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 /// How the next thread is chosen.

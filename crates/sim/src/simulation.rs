@@ -7,11 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
 
-use crate::baton::{Resource, ThreadId, Wait};
+use crate::baton::{Resource, Wait};
 use crate::device::SimDevice;
 use crate::error::{SimError, SimResult};
 use crate::process::Process;
 use crate::registration;
+use crate::thread_id::ThreadId;
 
 /// What a simulated thread of [`SimDevice::run_threads`] does.
 pub type Body<'f, T> = Box<dyn FnOnce(&Thread) -> T + Send + 'f>;

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::baton::ThreadId;
 use crate::command::Command;
 use crate::error::Fault;
+use crate::thread_id::ThreadId;
 
 /// A command buffer between its making and its commit.
 #[derive(Debug)]

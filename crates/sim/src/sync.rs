@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::baton::{Resource, ThreadId, Wait};
+use crate::baton::{Resource, Wait};
 use crate::device::SimDevice;
 use crate::error::SimResult;
 use crate::process::Process;
 use crate::registration::with_turn;
+use crate::thread_id::ThreadId;
 
 fn inner<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // CORRECTNESS: only the thread with the baton gets here, so this never waits.

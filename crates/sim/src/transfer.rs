@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::baton::ThreadId;
 use crate::buffer::Buffer;
 use crate::device::SimDevice;
-use crate::encode::{Place, release};
 use crate::error::SimResult;
 use crate::memory::{Words, words};
-use crate::process::Locked;
+use crate::process::ProcessGuard;
 use crate::profile::StreamPolicy;
+use crate::serial_queue::{Target, release};
+use crate::thread_id::ThreadId;
 use crate::trace::ActionKind;
 
 impl SimDevice {
@@ -82,15 +82,15 @@ impl SimDevice {
     }
 
     /// Encodes the blit of an upload into the stream's command buffer, and commits it.
-    fn blit(&self, state: Locked<'_>, thread: ThreadId, stream: u32) -> SimResult<()> {
+    fn blit(&self, state: ProcessGuard<'_>, thread: ThreadId, stream: u32) -> SimResult<()> {
         let state = self.acquire(state, thread, stream)?;
         let (mut state, buffer) = self.fetch_buffer(state, thread, stream)?;
         state.machine.streams.end_encoder(stream);
         let begun = state.machine.streams.begin_encoder(stream, buffer);
         begun.map_err(|fault| state.abort(thread, "write", fault))?;
         state.machine.streams.end_encoder(stream);
-        let place = Place { stream, off_queue: false };
-        release(self.commit_buffer(state, thread, place, "write")?, stream);
+        let target = Target { stream, off_queue: false };
+        release(self.commit_buffer(state, thread, target, "write")?, stream);
         Ok(())
     }
 }

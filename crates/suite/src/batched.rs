@@ -2,7 +2,7 @@
 //! worker touches the device.
 //!
 //! One queue serves one test. Its engine holds the weights; a request carries its inputs and a
-//! ticket, which comes back with the response, so that an answer to somebody else's request is
+//! tag, which comes back with the response, so that an answer to somebody else's request is
 //! noticed even where the inputs are equal. A batch is uploaded, run and downloaded as **one**
 //! tensor, the requests stacked along the outermost dimension and the result cut into equal parts;
 //! that tests the stacking and cutting that a batching engine must get right. A plain matrix
@@ -155,15 +155,15 @@ fn prepare<D: Device>(
 
 /// Who asked, and when: comes back with the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ticket {
+struct Tag {
     thread: usize,
     iteration: usize,
 }
 
-/// One request: a ticket and host inputs.
+/// One request: a tag and host inputs.
 struct Job {
     test: &'static str,
-    ticket: Ticket,
+    tag: Tag,
     inputs: Arc<Vec<HostTensor>>,
     /// Elements of the inputs and of the result.
     elements: usize,
@@ -194,16 +194,16 @@ impl<D: Device> Client<'_, D> {
     fn check(&self, iteration: usize) -> Check {
         let draw = self.plan.case.draw(self.thread, iteration);
         let sample = self.golden.sample(draw);
-        let ticket = Ticket { thread: self.thread, iteration };
+        let tag = Tag { thread: self.thread, iteration };
         let job = Job {
             test: self.plan.case.name,
-            ticket,
+            tag,
             inputs: Arc::clone(&sample.inputs),
             elements: sample.elements(),
         };
         let handle = self.queue.submit(job).map_err(|error| error.to_string())?;
         let (answered, result) = handle.wait().map_err(|error| error.to_string())?;
-        if answered != ticket {
+        if answered != tag {
             return Err(format!("the response is that of another request: {answered:?}"));
         }
         self.spread.add(draw, &result, &sample.result);
@@ -266,12 +266,12 @@ impl<D: Device> CaseEngine<D> {
 
 impl<D: Device> Engine for CaseEngine<D> {
     type Item = Job;
-    type Output = (Ticket, HostTensor);
+    type Output = (Tag, HostTensor);
 
     fn infer(&mut self, batch: &[Job]) -> Result<Vec<Self::Output>, EngineError> {
         let results = self.run(batch).map_err(EngineError::failed)?;
-        let tickets = batch.iter().map(|job| job.ticket);
-        Ok(tickets.zip(results).collect())
+        let tags = batch.iter().map(|job| job.tag);
+        Ok(tags.zip(results).collect())
     }
 }
 

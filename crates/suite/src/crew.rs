@@ -8,13 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 /// What a member tells the one who waits.
-enum Event<T> {
+enum Message<T> {
     Step,
     Done(usize, Result<T, String>),
 }
 
 /// A member's way to show that it makes progress.
-pub(crate) struct Pulse<T>(Sender<Event<T>>);
+pub(crate) struct Pulse<T>(Sender<Message<T>>);
 
 impl<T> Clone for Pulse<T> {
     fn clone(&self) -> Self {
@@ -26,13 +26,13 @@ impl<T> Pulse<T> {
     /// One step is done.
     pub(crate) fn step(&self) {
         // Nobody listens any more once the crew was given up as hung.
-        let _ = self.0.send(Event::Step);
+        let _ = self.0.send(Message::Step);
     }
 }
 
 /// Threads that were started and are not yet joined.
 pub(crate) struct Crew<T> {
-    events: Receiver<Event<T>>,
+    messages: Receiver<Message<T>>,
     threads: usize,
 }
 
@@ -53,7 +53,7 @@ impl<T: Send + 'static> Crew<T> {
         threads: usize,
         body: impl Fn(usize, &Pulse<T>) -> T + Clone + Send + 'static,
     ) -> Result<Self, String> {
-        let (sender, events) = mpsc::channel();
+        let (sender, messages) = mpsc::channel();
         // CORRECTNESS: members meet each other, so none may begin before all exist. They wait for
         // this lock, which is held until the last one was started or one was refused.
         let all_exist = Arc::new(RwLock::new(false));
@@ -68,7 +68,7 @@ impl<T: Send + 'static> Crew<T> {
                 }
                 let result = caught(|| body(member, &pulse));
                 drop(body);
-                let _ = pulse.0.send(Event::Done(member, result));
+                let _ = pulse.0.send(Message::Done(member, result));
             };
             thread::Builder::new().name(format!("{name}-{member}")).spawn(run).map_err(
                 |error| format!("thread {} of {threads} could not be started: {error}", member + 1),
@@ -76,7 +76,7 @@ impl<T: Send + 'static> Crew<T> {
         }
         *gate = true;
         drop(gate);
-        Ok(Self { events, threads })
+        Ok(Self { messages, threads })
     }
 
     /// Waits for all members and gives their results in order; a member that panicked gives the
@@ -91,9 +91,9 @@ impl<T: Send + 'static> Crew<T> {
     ) -> Result<Vec<Result<T, String>>, Hung> {
         let mut results: Vec<Option<Result<T, String>>> = (0..self.threads).map(|_| None).collect();
         while results.iter().any(Option::is_none) {
-            match self.events.recv_timeout(stall_after) {
-                Ok(Event::Step) => step(),
-                Ok(Event::Done(member, result)) => results[member] = Some(result),
+            match self.messages.recv_timeout(stall_after) {
+                Ok(Message::Step) => step(),
+                Ok(Message::Done(member, result)) => results[member] = Some(result),
                 // A member that ends always says so first; both mean that no one will come.
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     let members = (0..self.threads).filter(|&m| results[m].is_none());

@@ -1,8 +1,8 @@
 //! [`Report`]: what a run of the suite found, in the form that is written as JSON.
 
 use crate::device::DeviceKind;
+use crate::mode::Mode;
 use crate::outcome::{Batches, Outcome, Plan};
-use crate::suite::Mode;
 
 /// One test with one number of threads.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]

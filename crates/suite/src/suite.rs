@@ -1,52 +1,17 @@
 //! The run of the suite: settings, and the loop over tests and numbers of threads.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batched::run_batched;
 use crate::case::Case;
-use crate::compare::Tolerance;
 use crate::device::Device;
 use crate::direct::run_direct;
+use crate::mode::Mode;
 use crate::outcome::{Outcome, Plan};
 use crate::report::{Report, TestResult};
 use crate::single::run_single;
 use crate::ten::TEN;
-
-/// How the tests are run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// One thread; the device against the reference on the CPU, within 1e-4.
-    #[default]
-    Single,
-    /// Threads call the device directly; golden is the same device run sequentially, within 1e-6.
-    Parallel,
-    /// Threads submit to a batch queue; golden is the same device run sequentially, within 1e-5.
-    Batched,
-}
-
-impl Mode {
-    /// How far results may lie from the golden ones in this mode.
-    pub const fn tolerance(self) -> Tolerance {
-        Tolerance::both(match self {
-            Mode::Single => 1e-4,
-            Mode::Parallel => 1e-6,
-            Mode::Batched => 1e-5,
-        })
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mode::Single => "single",
-            Mode::Parallel => "parallel",
-            Mode::Batched => "batched",
-        })
-    }
-}
 
 /// What to run, and how.
 #[derive(Clone, Debug)]

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from onelane import _onelane
-from onelane.sim.errors import SimError, SimUnavailable
+from onelane.sim import _current
+from onelane.sim.errors import SimError
 
 T = TypeVar("T")
 
-_active: Device | None = None
 _switching = threading.Lock()
 
 
@@ -25,18 +25,8 @@ def profiles() -> tuple[str, ...]:
 
 def active() -> Device | None:
     """Return the simulated device that stands in for `mps` now, or None."""
-    return _active
-
-
-def current() -> Device:
-    """The device that stands in for `mps`; raises `SimUnavailable` if there is none."""
-    device = _active
-    if device is None:
-        raise SimUnavailable(
-            "no simulated mps device is in use now: use one inside of "
-            "`with onelane.sim.device(...)`, or after `onelane.sim.install(...)`"
-        )
-    return device
+    present = _current.present()
+    return present if isinstance(present, Device) else None
 
 
 class Device:
@@ -82,22 +72,21 @@ class Device:
     def __enter__(self) -> Device:
         from onelane.sim import _install
 
-        global _active
         _install.prepare()
         with _switching:
-            if _active is not None:
-                raise SimError(f"{_active!r} stands in for mps already: leave it first")
+            present = _current.present()
+            if present is not None:
+                raise SimError(f"{present!r} stands in for mps already: leave it first")
             _install.switch_on()
-            _active = self
+            _current.put(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         from onelane.sim import _install
 
-        global _active
         with _switching:
-            if _active is self:
-                _active = None
+            if _current.present() is self:
+                _current.put(None)
                 _install.switch_off()
 
     # --- The device ---------------------------------------------------------------------------

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from onelane.sim import _random, _table
+from onelane.sim._current import SimulatedDevice
 from onelane.sim._native import Layout, dense_layout
 from onelane.sim._plan import (
     Call,
@@ -22,9 +23,6 @@ from onelane.sim._plan import (
 )
 from onelane.sim._tensor import SimTensor, is_simulated, wrap
 from onelane.sim.errors import SimError, UnsupportedOperator
-
-if TYPE_CHECKING:
-    from onelane.sim._device import Device
 
 aten = torch.ops.aten
 
@@ -147,7 +145,7 @@ def _unsafe_split(self: SimTensor, sizes: Any, dim: int = 0) -> Any:
 # --- Copies -----------------------------------------------------------------------------------
 
 
-def empty(device: Device, layout: Layout) -> SimTensor:
+def empty(device: SimulatedDevice, layout: Layout) -> SimTensor:
     """A tensor whose memory holds what was there before."""
     layout = new_layout(layout)
     return wrap(device, device.native.alloc(layout.nbytes), layout)
@@ -192,7 +190,7 @@ def clone(self: SimTensor, *, memory_format: Any = None) -> SimTensor:
     return made
 
 
-def upload(device: Device, host: torch.Tensor) -> SimTensor:
+def upload(device: SimulatedDevice, host: torch.Tensor) -> SimTensor:
     """A copy of a host tensor: a blit that commits."""
     host = host.detach().contiguous()
     made = empty(device, dense_layout(tuple(host.shape), host.dtype))

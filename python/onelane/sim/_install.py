@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from onelane.sim import _device, _guard
-from onelane.sim._dispatch import aten, empty
+from onelane.sim import _guard
+from onelane.sim._current import current
+from onelane.sim._dispatch import aten, dispatch, empty
 from onelane.sim._native import Bytes, dense_layout, on_bytes
 from onelane.sim._plan import digest, host_arithmetic, layout_of, new_layout
 from onelane.sim._tensor import SimTensor
@@ -32,12 +33,13 @@ _library: Any = None
 
 
 def prepare() -> None:
-    """Load the guard and register the factories, once in a process."""
+    """Load the guard and register operators and factories, once in a process."""
     global _library
     with _prepared:
         if _library is not None:
             return
         _guard.load()
+        SimTensor._sim_dispatch = staticmethod(dispatch)
         make: Any = torch.library.Library
         library = make("aten", "IMPL")
         library.impl("empty.memory_format", _empty, "MPS")
@@ -59,9 +61,9 @@ def _empty(
 ) -> SimTensor:
     dtype = dtype or torch.get_default_dtype()
     if memory_format in (None, torch.contiguous_format, torch.preserve_format):
-        return empty(_device.current(), dense_layout(tuple(size), dtype))
+        return empty(current(), dense_layout(tuple(size), dtype))
     meta = torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
-    return empty(_device.current(), layout_of(meta))
+    return empty(current(), layout_of(meta))
 
 
 def _empty_strided(
@@ -73,7 +75,7 @@ def _empty_strided(
     pin_memory: Any = None,
 ) -> SimTensor:
     wanted = dense_layout(tuple(size), dtype or torch.get_default_dtype())
-    return empty(_device.current(), wanted._replace(strides=tuple(stride)))
+    return empty(current(), wanted._replace(strides=tuple(stride)))
 
 
 def _factory(func: Any) -> Callable[..., SimTensor]:
@@ -87,7 +89,7 @@ def _factory(func: Any) -> Callable[..., SimTensor]:
         pin_memory: Any = None,
     ) -> SimTensor:
         layout_ = new_layout(layout_of(func(*args, dtype=dtype, device="meta")))
-        made = empty(_device.current(), layout_)
+        made = empty(current(), layout_)
 
         def work(reads: list[Bytes], writes: list[Bytes]) -> None:
             with host_arithmetic():
@@ -111,18 +113,18 @@ _before: list[tuple[Any, str, Any]] = []
 
 
 def _reserved() -> int:
-    return _device.current().stats()["reserved_bytes"]
+    return current().stats()["reserved_bytes"]
 
 
 _STAND_INS: dict[str, Callable[..., Any]] = {
-    "synchronize": lambda: _device.current().synchronise(),
-    "empty_cache": lambda: _device.current().empty_cache(),
-    "current_allocated_memory": lambda: _device.current().stats()["used_bytes"],
+    "synchronize": lambda: current().synchronise(),
+    "empty_cache": lambda: current().empty_cache(),
+    "current_allocated_memory": lambda: current().stats()["used_bytes"],
     "driver_allocated_memory": _reserved,
     "recommended_max_memory": lambda: 1 << 36,
     "device_count": lambda: 1,
     "is_available": lambda: True,
-    "manual_seed": lambda seed: _device.current().manual_seed(seed),
+    "manual_seed": lambda seed: current().manual_seed(seed),
     "seed": lambda: None,
 }
 

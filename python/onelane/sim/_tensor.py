@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 
 from onelane import _onelane
+from onelane.sim._current import SimulatedDevice
 from onelane.sim._native import Layout
-
-if TYPE_CHECKING:
-    from onelane.sim._device import Device
 
 MPS = torch.device("mps", 0)
 
@@ -22,7 +21,10 @@ class SimTensor(torch.Tensor):
     goes, at that moment.
     """
 
-    _sim_device: Device
+    # Runs an operator on simulated tensors. Set before the first device stands in for `mps`.
+    _sim_dispatch: ClassVar[Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]]
+
+    _sim_device: SimulatedDevice
     _sim_block: _onelane.SimBlock
     _sim_layout: Layout
 
@@ -32,9 +34,7 @@ class SimTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        from onelane.sim._dispatch import dispatch
-
-        return dispatch(func, args, kwargs or {})
+        return SimTensor._sim_dispatch(func, args, kwargs or {})
 
     def __repr__(  # type: ignore[override]
         self, *, tensor_contents: Any = None
@@ -57,7 +57,7 @@ def is_simulated(value: object) -> bool:
     return isinstance(value, SimTensor) and value.device.type == "mps"
 
 
-def wrap(device: Device, block: _onelane.SimBlock, layout: Layout) -> SimTensor:
+def wrap(device: SimulatedDevice, block: _onelane.SimBlock, layout: Layout) -> SimTensor:
     """Make a tensor over a block."""
     tensor: SimTensor = torch.Tensor._make_wrapper_subclass(
         SimTensor,

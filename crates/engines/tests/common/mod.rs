@@ -2,7 +2,7 @@
 //!
 //! Also used by the tests of the command line, so it needs `serde_json` and `tempfile` only.
 
-#![allow(dead_code)] // Each test file uses its own part.
+#![allow(dead_code, reason = "each binary that has it uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -4,7 +4,8 @@ use super::Step;
 use super::norm::softmax_row;
 use super::product::{Matrix, multiply};
 use crate::error::SimResult;
-use crate::tensor::{Tensor, View};
+use crate::tensor::Tensor;
+use crate::view::View;
 
 impl Tensor {
     /// Attention without a mask (a graph): q, k, v (batch, heads, length, width of a head) → the same

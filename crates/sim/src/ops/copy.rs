@@ -1,9 +1,13 @@
-//! Copies: `contiguous`, `clone`, and `arange`, which makes data from nothing.
+//! Copies: `contiguous`, `clone`, `reshape` where it needs one, `cpu`; and `arange`, which makes data
+//! from nothing.
+
+use std::sync::Arc;
 
 use super::{Step, gather};
 use crate::command::Op;
 use crate::device::SimDevice;
 use crate::error::SimResult;
+use crate::host::HostTensor;
 use crate::memo::hash_text;
 use crate::tensor::Tensor;
 
@@ -30,6 +34,35 @@ impl Tensor {
             step.op = step.op.identity();
         }
         step.run(&[self], self.shape(), Box::new(move |inputs, out| gather(&view, inputs[0], out)))
+    }
+
+    /// The elements under another shape: a view where the strides allow it, else a dense copy
+    /// (`torch.reshape`).
+    ///
+    /// # Errors
+    /// When the size differs, or the simulated process has failed.
+    pub fn reshape(&self, shape: &[usize]) -> SimResult<Tensor> {
+        match self.resized("reshape", shape)? {
+            Some(view) => Ok(view),
+            None => self.contiguous()?.view(shape),
+        }
+    }
+
+    /// Commits what is pending and copies the tensor to the host, as `.cpu()`: of a strided tensor, a
+    /// dense copy is made on the device first.
+    ///
+    /// # Errors
+    /// When the simulated process has failed.
+    pub fn download(&self) -> SimResult<HostTensor> {
+        let dense = self.contiguous()?;
+        let words = self.device().read_words(&dense.buffer)?;
+        let (from, elements) = (dense.view.offset, dense.view.elements());
+        let data = if from == 0 && words.len() == elements {
+            words
+        } else {
+            Arc::new(words[from..from + elements].to_vec())
+        };
+        Ok(HostTensor::shared(self.view.shape.clone(), data))
     }
 }
 

@@ -17,7 +17,8 @@ use std::borrow::Cow;
 use crate::command::Op;
 use crate::error::SimResult;
 use crate::memo::{hash, hash_text};
-use crate::tensor::{Tensor, View};
+use crate::tensor::Tensor;
+use crate::view::View;
 
 /// A kernel of floats: the inputs' elements, whole buffers, and the output's elements.
 type Floats = Box<dyn FnOnce(&[&[f32]], &mut [f32]) + Send>;

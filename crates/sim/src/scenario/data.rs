@@ -4,7 +4,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::tensor::HostTensor;
+use crate::host::HostTensor;
 
 /// The seed of all weights.
 pub(super) const WEIGHTS: u64 = 42;

@@ -1,7 +1,8 @@
 //! What each cell of the hazard table must give: where there are measurements (`fork-2.9.1`), as they
 //! say; else as the rules say.
 
-use super::table::{Cell, Column};
+use super::cell::Cell;
+use super::table::Column;
 use super::workload::Row;
 use crate::profile::{Profile, StreamPolicy};
 

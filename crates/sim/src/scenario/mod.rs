@@ -9,6 +9,7 @@
 //! - [`Prediction`]: what anybody with a Mac can refute.
 
 mod affinity;
+mod cell;
 mod counterexample;
 mod crash;
 mod data;
@@ -18,11 +19,14 @@ mod front;
 mod growth;
 mod in_flight;
 mod prediction;
+mod run;
 mod samples;
 mod table;
+mod trial;
 mod workload;
 
 pub use affinity::{Use, affinity};
+pub use cell::Cell;
 pub use counterexample::{Counterexample, Program, Step, counterexample, script};
 pub use crash::{Crash, CrashTrial, Rounds};
 pub use expectation::Expectation;
@@ -32,5 +36,6 @@ pub use growth::{Buckets, Growth, growth};
 pub use in_flight::in_flight;
 pub use prediction::Prediction;
 pub use samples::Samples;
-pub use table::{Cell, Column, Job, Trial};
+pub use table::{Column, Job};
+pub use trial::Trial;
 pub use workload::{Row, Workload};

@@ -1,9 +1,10 @@
 //! What the model predicts for a Mac, so that anybody with one can refute it. See
 //! `docs/simulated-device.md` for how to check each.
 
+use super::cell::Cell;
 use super::crash::{Crash, CrashTrial};
 use super::front::Front;
-use super::table::{Cell, Trial};
+use super::trial::Trial;
 use super::workload::{Row, Workload};
 use crate::error::SimError;
 use crate::models::Packing;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::workload::Workload;
 use crate::error::SimResult;
-use crate::tensor::HostTensor;
+use crate::host::HostTensor;
 
 /// What is known of one workload, whatever its packing: all packings of a row give the same.
 type Key = (String, usize, usize);

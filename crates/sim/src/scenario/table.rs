@@ -1,21 +1,15 @@
 //! The hazard table: what happens to each [`Row`] by each way to the device.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::front::{Answers, Front, Run};
-use super::samples::Samples;
+use super::cell::Cell;
+use super::front::{Answers, Front};
+use super::trial::Trial;
 use super::workload::{Row, Workload};
-use crate::device::{SimConfig, SimDevice};
-use crate::error::SimError;
-use crate::memo::Memo;
 use crate::models::Packing;
 use crate::profile::{Profile, Reuse, StreamPolicy};
-use crate::schedule::Schedule;
-use crate::stats::SimStats;
-use crate::trace::Trace;
 
 /// A column of the hazard table: how the threads get to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -112,101 +106,7 @@ impl Job {
     }
 }
 
-/// The conditions of a run.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Trial {
-    /// The rules of the device.
-    pub profile: Profile,
-    /// The seed of the schedule.
-    pub seed: u64,
-    /// How the next thread is chosen.
-    pub schedule: Schedule,
-    /// Threads that run at once.
-    pub threads: usize,
-    /// Iterations; each starts its threads anew.
-    pub iterations: usize,
-    /// The largest absolute difference that passes.
-    pub tolerance: f32,
-    /// Whether a thread may begin before the others have been started.
-    pub staggered: bool,
-    /// Whether events are recorded.
-    pub traced: bool,
-    /// Results of pure commands, shared by runs.
-    pub memo: Memo,
-    /// Weights, inputs and expected results, shared by runs.
-    pub samples: Samples,
-}
-
-/// Bytes of results that trials keep for each other: about what the whole table needs.
-const MEMO_BYTES: usize = 768 << 20;
-
 impl Trial {
-    /// 8 threads, 30 iterations, tolerance 1e-3, random schedule of seed 0.
-    pub fn new(profile: Profile) -> Self {
-        Self {
-            profile,
-            seed: 0,
-            schedule: Schedule::Random,
-            threads: 8,
-            iterations: 30,
-            tolerance: 1e-3,
-            staggered: false,
-            traced: false,
-            memo: Memo::new(MEMO_BYTES),
-            samples: Samples::default(),
-        }
-    }
-
-    /// The same with another seed.
-    #[must_use]
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// The same with another schedule.
-    #[must_use]
-    pub fn schedule(mut self, schedule: Schedule) -> Self {
-        self.schedule = schedule;
-        self
-    }
-
-    /// The same with another number of iterations.
-    #[must_use]
-    pub fn iterations(mut self, iterations: usize) -> Self {
-        self.iterations = iterations;
-        self
-    }
-
-    /// The same with another number of threads.
-    #[must_use]
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = threads;
-        self
-    }
-
-    /// The same under another profile; memo and samples are shared.
-    #[must_use]
-    pub fn profile(mut self, profile: Profile) -> Self {
-        self.profile = profile;
-        self
-    }
-
-    /// The same, where a thread may begin before the others have been started.
-    #[must_use]
-    pub fn staggered(mut self) -> Self {
-        self.staggered = true;
-        self
-    }
-
-    /// The same with events recorded.
-    #[must_use]
-    pub fn traced(mut self) -> Self {
-        self.traced = true;
-        self
-    }
-
     /// Runs one cell of the table.
     pub fn cell(&self, row: Row, column: Column) -> Cell {
         let packing = match column {
@@ -242,97 +142,5 @@ impl Trial {
             cell.expect("every job ran before the scope ended")
         });
         taken.collect()
-    }
-
-    /// Runs a workload through a front.
-    pub fn run(&self, workload: Workload, front: Front) -> Cell {
-        let mut runs = workload.runs().into_iter();
-        let first = runs.next().expect("every row has a run");
-        let mut cell = self.run_one(first, front);
-        for run in runs {
-            cell.join(self.run_one(run, front));
-        }
-        cell
-    }
-
-    fn run_one(&self, workload: Workload, front: Front) -> Cell {
-        let mut config = SimConfig::new(self.profile.clone())
-            .seed(self.seed)
-            .schedule(self.schedule.clone())
-            .memo(self.memo.clone());
-        config.traced = self.traced;
-        let device = SimDevice::new(config);
-        let run = Run {
-            device: &device,
-            trial: self,
-            workload,
-            weights: self.samples.weights(&workload),
-        };
-        let mut cell = Cell {
-            right: BTreeSet::new(),
-            iterations: self.iterations,
-            worst: 0.0,
-            ended_by: None,
-            stats: SimStats::default(),
-            trace: Trace::default(),
-        };
-        let ended = device.run(|main| run.iterate(main, front, &mut cell));
-        cell.ended_by = match ended {
-            Ok(result) => result.err(),
-            Err(error) => Some(error),
-        };
-        cell.stats = device.stats();
-        cell.trace = device.trace();
-        cell
-    }
-}
-
-/// What a cell of the table gave.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Cell {
-    /// The iterations in which every thread's result was right.
-    pub right: BTreeSet<usize>,
-    /// Iterations that were asked for.
-    pub iterations: usize,
-    /// The largest absolute difference to the serial result.
-    pub worst: f32,
-    /// What ended the simulated process before its time: an abort or a hang.
-    pub ended_by: Option<SimError>,
-    /// The device's counters; sums (or maxima), where a row has several runs.
-    pub stats: SimStats,
-    /// The events, when they are recorded; of the first run, where a row has several.
-    pub trace: Trace,
-}
-
-impl Cell {
-    /// Iterations in which every thread's result was right.
-    pub fn passed(&self) -> usize {
-        self.right.len()
-    }
-
-    /// Whether all iterations passed.
-    pub fn passes(&self) -> bool {
-        self.passed() == self.iterations && self.ended_by.is_none()
-    }
-
-    /// An iteration passes when it passes in all runs.
-    fn join(&mut self, other: Cell) {
-        self.right.retain(|iteration| other.right.contains(iteration));
-        self.worst = self.worst.max(other.worst);
-        self.ended_by = self.ended_by.take().or(other.ended_by);
-        self.stats.add(&other.stats);
-    }
-}
-
-impl fmt::Display for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.passed(), self.iterations)?;
-        match &self.ended_by {
-            Some(SimError::Aborted(_)) => f.write_str(" abort"),
-            Some(SimError::Hang(_)) => f.write_str(" hang"),
-            Some(_) => f.write_str(" error"),
-            None => Ok(()),
-        }
     }
 }

@@ -5,8 +5,9 @@ use std::fmt;
 use super::data::{Seeded, WEIGHTS};
 use crate::device::SimDevice;
 use crate::error::SimResult;
+use crate::host::HostTensor;
 use crate::models::{Mlp, MultiheadAttention, PackedProjection, Packing, TransformerBlock};
-use crate::tensor::{HostTensor, Tensor};
+use crate::tensor::Tensor;
 
 /// Sizes of the attention rows: 4 sequences of 128 tokens, 4 heads.
 const BATCH: usize = 4;

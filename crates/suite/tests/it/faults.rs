@@ -1,12 +1,10 @@
 //! Errors, panics and hangs of a device are failed tests in the report, never a crash or a hang of
 //! the suite.
 
-mod faulty;
-
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use faulty::Faulty;
+use crate::faulty::Faulty;
 use onelane_suite::{Caller, Mode, OpError, Report, SuiteConfig, TEN, run_suite};
 
 const PARALLEL: [Mode; 2] = [Mode::Parallel, Mode::Batched];

@@ -1,4 +1,4 @@
-//! What the tests share: a hard timeout. A hang is a failure, not a stuck job.
+//! A hard timeout for a test: a hang is a failure, not a stuck job.
 
 use std::sync::mpsc;
 use std::time::Duration;

@@ -3,11 +3,9 @@
 //! `ONELANE_SIM_SEEDS` sets how many seeds the hazard table runs with (1 unless set; 20 is the full size,
 //! some minutes on two cores).
 
-mod common;
-
 use std::sync::OnceLock;
 
-use common::within_time;
+use crate::within_time::within_time;
 use onelane_sim::models::Packing;
 use onelane_sim::scenario::{
     Answers, Buckets, Cell, Column, Crash, CrashTrial, Expectation, Front, Job, Prediction,

@@ -1,26 +1,15 @@
 //! Real threads, a real queue and the simulated device. Everything on the device is simulated.
 
-mod common;
-
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::within_time;
+use crate::random::random;
+use crate::within_time::within_time;
 use onelane_sim::models::PackedProjection;
 use onelane_sim::sync::SimLock;
 use onelane_sim::{
     HostTensor, Op, OwnershipCheck, Profile, SimConfig, SimDevice, SimError, Tensor, Trace,
 };
-
-fn random(shape: &[usize], seed: u32) -> HostTensor {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-    let elements = shape.iter().product();
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    HostTensor::new(shape, std::iter::repeat_with(next).take(elements).collect())
-}
 
 fn model(device: &SimDevice) -> PackedProjection {
     let upload = |shape: &[usize], seed| -> Tensor { device.upload(&random(shape, seed)).unwrap() };

@@ -1,19 +1,13 @@
 //! Damaged, missing and foreign model files: a typed error that names the file, never a panic.
 
-mod common;
-
 use std::path::Path;
 
-use common::{TinyBert, write_json};
+use crate::common::{TinyBert, write_json};
+use crate::load::load;
 use onelane_engines::{
     BucketConfig, DeviceName, EmbeddingConfig, EmbeddingModel, LoadError, Padding,
 };
 use serde_json::json;
-
-fn load(path: &Path) -> Result<(), LoadError> {
-    let model = EmbeddingModel::open(path, DeviceName::Cpu, EmbeddingConfig::default())?;
-    model.load().map(drop)
-}
 
 /// The error of a directory, and its text; the text must name `file`.
 fn refused(path: &Path, file: &str) -> (LoadError, String) {

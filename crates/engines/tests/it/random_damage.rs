@@ -1,15 +1,12 @@
 //! Model directories and device names with random damage: they load, or an error says what is
 //! wrong; nothing panics. `CASES=20000` looks longer, `SEED=1` elsewhere.
 
-mod common;
-
-use std::path::Path;
-
-use common::{TinyBert, in_time};
+use crate::common::{TinyBert, in_time};
+use crate::load::load;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel, LoadError};
+use onelane_engines::DeviceName;
 
 struct Random(ChaCha8Rng);
 
@@ -76,11 +73,6 @@ fn damage(bytes: &mut Vec<u8>, end: usize, random: &mut Random) {
             }
         }
     }
-}
-
-fn load(path: &Path) -> Result<(), LoadError> {
-    let model = EmbeddingModel::open(path, DeviceName::Cpu, EmbeddingConfig::default())?;
-    model.load().map(drop)
 }
 
 #[test]

@@ -1,11 +1,9 @@
 //! The suite can fail: one wrong element in one result of one thread fails each of the ten tests,
 //! in each mode; and each test passes on candle's CPU device when nothing is wrong.
 
-mod faulty;
-
 use std::sync::Arc;
 
-use faulty::Faulty;
+use crate::faulty::Faulty;
 use onelane_suite::{
     Caller, CandleDevice, HostTensor, Mode, Report, SuiteConfig, TEN, TestResult, run_suite,
 };

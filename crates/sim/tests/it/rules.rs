@@ -1,8 +1,6 @@
 //! One test per rule of the simulated device. Everything here is simulated.
 
-mod common;
-
-use common::within_time;
+use crate::within_time::within_time;
 use onelane_sim::scenario::{Crash, CrashTrial};
 use onelane_sim::{
     ActionKind, Fault, Op, OwnershipCheck, Profile, Reuse, Schedule, SimConfig, SimDevice,
