@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import itertools
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,39 +14,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from onelane import _devices, _model, _modes, _onelane
+from onelane._keys import ALONE, Keys
 from onelane._calls import CallCollator
 from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
+from onelane._budget import Budget
 from onelane._executor import DeviceExecutor, executor
 from onelane._pad import Pad
 from onelane._stats import Health, QueueStats
 from onelane.errors import DeadlineExceeded
 
 Priority = Literal["interactive", "normal", "bulk"]
-
-_KEYS_KEPT = 4096
-
-
-class _Keys:
-    """Gives equal batch keys equal numbers, so that the core compares numbers.
-
-    Bounded: after a while it starts anew. Numbers are never used twice, so all that is lost is
-    that requests from before and after do not share a batch.
-    """
-
-    def __init__(self) -> None:
-        self._numbers: dict[Any, int] = {}
-        self._next = itertools.count()
-        self._lock = threading.Lock()
-
-    def number(self, key: Any) -> int:
-        number = self._numbers.get(key)
-        if number is not None:
-            return number
-        with self._lock:
-            if len(self._numbers) >= _KEYS_KEPT:
-                self._numbers = {}
-            return self._numbers.setdefault(key, next(self._next))
-
 
 class BatchQueue(_onelane.Front):
     """The front of one model on one device. Requests that wait together run as one batch.
@@ -67,6 +43,11 @@ class BatchQueue(_onelane.Front):
         else `cpu`.
     max_batch_size: the most rows in a batch; requests with `collate="list"`. A single request with
         more rows runs alone and whole.
+    max_batch_cost: the most cost in a batch, beside its rows, as `cost` counts it: tokens, pixels
+        or bytes. A single request of more runs alone. With a `Pad` and no `cost` it is the rows
+        times their padded length.
+    cost: a function of a request's inputs, as they are given, that returns its cost: a number of at
+        least 0. Called where the request is made.
     max_wait_ms: how long an idle worker may wait for a batch to fill; 0 never waits.
     capacity: the most requests that may wait; then calls wait for room.
     collate: `"tensor"`: a request is a tensor or NumPy array whose first dimension is the batch's,
@@ -115,6 +96,8 @@ class BatchQueue(_onelane.Front):
         unpack: bool = True,
         idempotent: bool = True,
         name: str | None = None,
+        max_batch_cost: int | None = None,
+        cost: Callable[..., float] | None = None,
     ) -> None:
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
@@ -136,6 +119,7 @@ class BatchQueue(_onelane.Front):
             )
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size}: use at least 1")
+        self._budget = Budget.of(max_batch_cost, cost, pad, max_batch_size)
         if isinstance(device, DeviceExecutor):
             self._executor = device
         else:
@@ -146,7 +130,7 @@ class BatchQueue(_onelane.Front):
             )
         self._collator = _collator(collate, pad, batch, unpack)
         self._max_rows = max_batch_size
-        self._keys = _Keys()
+        self._keys = Keys()
         self._autocast = _devices.autocast_types(self._executor.device)
         build = _model.Build(
             model,
@@ -156,18 +140,20 @@ class BatchQueue(_onelane.Front):
             to_cpu=output == "cpu",
             copy_outputs=copy_outputs,
             cuda_graphs=cuda_graphs,
+            costed=self._budget is not None,
         )
         self._core = _onelane.Queue(
             self._executor._core,
             build,
             name=name or getattr(model, "__name__", None) or type(model).__name__,
             max_batch_size=max_batch_size if batch else 1,
-            max_batch_cost=max_batch_size,
+            max_batch_cost=max_batch_size if self._budget is None else self._budget.most,
             max_wait_ms=float(max_wait_ms),
             capacity=capacity,
             idempotent=idempotent,
         )
-        plain = isinstance(self._collator, TensorCollator) and pad is None
+        tensors = isinstance(self._collator, TensorCollator)
+        plain = tensors and pad is None and self._budget is None
         reading = _reading(self._collator, self._keys, self._autocast) if plain else None
         self._open(self._core, max_batch_size, reading)
 
@@ -190,8 +176,11 @@ class BatchQueue(_onelane.Front):
         modes = _modes.capture(self._autocast)
         request, key = self._collator.prepare(args, kwargs)
         payload = _model.Payload(request, modes, contextvars.copy_context())
-        cost = min(max(request.rows, 1), self._max_rows)
-        return payload, self._keys.number((key, modes)), cost
+        if self._budget is None:
+            cost = min(max(request.rows, 1), self._max_rows)
+        else:
+            cost = request.cost = self._budget.of_request(request, args, kwargs)
+        return payload, self._keys.number(key if key is ALONE else (key, modes)), cost
 
     if TYPE_CHECKING:
 
@@ -354,7 +343,7 @@ def _collator(collate: Any, pad: Pad | None, batch: bool, unpack: bool) -> Colla
     raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list")
 
 
-def _reading(collator: Collator, keys: _Keys, autocast: tuple[str, ...]) -> tuple[Any, ...] | None:
+def _reading(collator: Collator, keys: Keys, autocast: tuple[str, ...]) -> tuple[Any, ...] | None:
     """What `_onelane.Front` reads plain tensors with; see there."""
     import torch
 
@@ -362,8 +351,11 @@ def _reading(collator: Collator, keys: _Keys, autocast: tuple[str, ...]) -> tupl
     if any_autocast is None:
         return None
 
-    def new_kind(tensor: Any) -> tuple[int, _modes.Modes]:
+    def new_kind(tensor: Any) -> tuple[int, _modes.Modes] | None:
         modes = _modes.capture(autocast)
+        if tensor.is_complex() or tensor.is_quantized:
+            # Python looks at each one: the numbers of two may mean different things.
+            return None
         return keys.number((collator.prepare((tensor,), {})[1], modes)), modes
 
     return (
@@ -373,6 +365,7 @@ def _reading(collator: Collator, keys: _Keys, autocast: tuple[str, ...]) -> tupl
         any_autocast,
         contextvars.copy_context,
         new_kind,
+        torch.strided,
     )
 
 

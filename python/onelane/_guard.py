@@ -13,7 +13,7 @@ from typing import Any
 
 from onelane import _collate, _devices, _model, _tree
 from onelane._batch_queue import BatchQueue
-from onelane._calls import CallCollator
+from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Forms
 from onelane._executor import DeviceExecutor, executor
 from onelane.errors import ForkedProcess, QueueClosed
 
@@ -46,7 +46,7 @@ class _Lane:
     def __init__(self, device: DeviceExecutor, methods: Iterable[str] | None) -> None:
         self.executor = device
         self.methods = None if methods is None else frozenset(methods)
-        self.queues: dict[str, BatchQueue] = {}
+        self.batched: dict[str, _Batching] = {}
         self.root: weakref.ref[Guarded] | None = None
         self.root_id = 0
         self.moves_inputs = False
@@ -58,6 +58,13 @@ class _Lane:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run `function` on the worker; what it returns comes back as it may leave the worker."""
         return self.executor.call(lambda: self.leave(function(*args)))
+
+    def batching(self, proxy: Guarded, name: str) -> _Batching | None:
+        """Return how calls of a method are batched; those of the guarded object itself alone."""
+        batching = self.batched.get(name)
+        if batching is None or self.root is None or self.root() is not proxy:
+            return None
+        return batching
 
     # On the worker.
 
@@ -155,9 +162,9 @@ class Guarded:
 
     def __getattr__(self, name: str) -> Any:
         lane, cell = _lane(self), _cell(self)
-        queue = lane.queues.get(name)
-        if queue is not None:
-            return _BatchedMethod(self, name, queue)
+        batching = lane.batching(self, name)
+        if batching is not None:
+            return _BatchedMethod(self, name, batching)
         if lane.methods is not None and name not in lane.methods:
             return getattr(cell.value, name)
         static = inspect.getattr_static(_kind(self), name, None)
@@ -175,9 +182,9 @@ class Guarded:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         lane, cell = _lane(self), _cell(self)
-        queue = lane.queues.get("__call__")
-        if queue is not None:
-            return _BatchedMethod(self, "__call__", queue)(*args, **kwargs)
+        batching = lane.batching(self, "__call__")
+        if batching is not None:
+            return _BatchedMethod(self, "__call__", batching)(*args, **kwargs)
         return lane.call(lambda: lane.invoke(cell.value, args, kwargs))
 
     def __len__(self) -> int:
@@ -316,23 +323,85 @@ class _Method:
 class _BatchedMethod(_Method):
     """A method whose calls from many threads become one call."""
 
-    __slots__ = ("_queue",)
+    __slots__ = ("_batching",)
 
-    def __init__(self, proxy: Guarded, name: str, queue: BatchQueue) -> None:
+    def __init__(self, proxy: Guarded, name: str, batching: _Batching) -> None:
         super().__init__(proxy, name)
-        self._queue = queue
+        self._batching = batching
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if CallCollator.can_batch(args, kwargs):
-            call = CallCollator.request(args, kwargs)
-            return self._queue(call)
-        return super().__call__(*args, **kwargs)
+        call = super().__call__
+        args, kwargs, form = self._batching.read(args, kwargs)
+        forms, queue = self._batching.forms, self._batching.queue
+        if form == AS_IT_IS:
+            return call(*args, **kwargs)
+        if form != UNKNOWN:
+            result = queue(CallCollator.request(args, kwargs, form))
+            if form == ITEM:
+                forms.note_item(args[0])
+            return result
+        try:
+            result = call(*args, **kwargs)
+        except Exception as error:
+            if not isinstance(args[0], tuple):
+                raise
+            result = _or_raise(error, lambda: queue(CallCollator.request(args, kwargs, ITEM)))
+            forms.note_refused(args[0])
+            return result
+        forms.note_call(args[0], result)
+        return result
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method from an event loop."""
-        if CallCollator.can_batch(args, kwargs):
-            return await self._queue.infer(CallCollator.request(args, kwargs))
-        return await super().acall(*args, **kwargs)
+        call = super().acall
+        args, kwargs, form = self._batching.read(args, kwargs)
+        forms, queue = self._batching.forms, self._batching.queue
+        if form == AS_IT_IS:
+            return await call(*args, **kwargs)
+        if form != UNKNOWN:
+            result = await queue.infer(CallCollator.request(args, kwargs, form))
+            if form == ITEM:
+                forms.note_item(args[0])
+            return result
+        try:
+            result = await call(*args, **kwargs)
+        except Exception as error:
+            if not isinstance(args[0], tuple):
+                raise
+            try:
+                result = await queue.infer(CallCollator.request(args, kwargs, ITEM))
+            except Exception:
+                raise error from None
+            forms.note_refused(args[0])
+            return result
+        forms.note_call(args[0], result)
+        return result
+
+
+def _or_raise(error: Exception, function: Callable[[], Any]) -> Any:
+    """Return what `function` returns; if it fails too, `error` is what went wrong."""
+    try:
+        return function()
+    except Exception:
+        raise error from None
+
+
+class _Batching:
+    """The queue of a batched method, and how its calls are read."""
+
+    def __init__(self, queue: BatchQueue, first: str | None) -> None:
+        self.queue, self.forms, self._first = queue, Forms(), first
+
+    def read(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], str]:
+        """Return the arguments, the first one by position, and what that is."""
+        if not args and self._first in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop(self._first),)
+        if not CallCollator.can_batch(args, kwargs):
+            return args, kwargs, AS_IT_IS
+        return args, kwargs, self.forms.of(args[0])
 
 
 def guard(
@@ -357,8 +426,10 @@ def guard(
     methods: run only these on the worker; other attributes are read where the caller is.
     batch: methods whose calls are batched, with the most items in a batch: with
         `batch={"encode": 32}` many threads' `encode("a text")` become one `encode([...])`, when
-        their other arguments are equal. The first argument is one item, or a list of items (a pair
-        for a cross encoder is a tuple). `"__call__"` stands for calling the object itself.
+        their other arguments are equal. The first argument is one item, or several, as for the
+        method itself: whether a list or tuple of texts is one pair or a batch is learnt from its
+        calls, and one that has not been learnt runs by itself. `"__call__"` stands for calling the
+        object itself.
 
     Results: tensors as CPU copies, nested ones too; plain values, arrays and containers as they
     are; other objects, nested modules and methods for example, as further proxies. A generator is
@@ -393,24 +464,32 @@ def guard(
     # A queue must not keep the object alive: it looks it up through the cell.
     cell = _cell(root)
     for name, size in (batch or {}).items():
-        lane.queues[name] = _batched(home, cell, name, size)
+        lane.batched[name] = _batched(home, cell, name, size)
     return root
 
 
-def _batched(home: DeviceExecutor, cell: _Cell, name: str, size: int) -> BatchQueue:
+def _batched(home: DeviceExecutor, cell: _Cell, name: str, size: int) -> _Batching:
+    def method() -> Any:
+        return cell.value if name == "__call__" else getattr(cell.value, name, None)
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        value = cell.value
-        method = value if name == "__call__" else getattr(value, name)
-        return method(*args, **kwargs)
+        return method()(*args, **kwargs)
 
-    def check() -> None:
-        if name != "__call__" and not callable(getattr(cell.value, name, None)):
+    def first_parameter() -> str | None:
+        if not callable(method()):
             raise TypeError(f"batch={{{name!r}: {size}}}: there is no method {name!r} to batch")
+        try:
+            first = next(iter(inspect.signature(method()).parameters.values()), None)
+        except (TypeError, ValueError):
+            return None
+        named = first is not None and first.kind is first.POSITIONAL_OR_KEYWORD
+        return first.name if first is not None and named else None
 
-    home.call(check)
-    return BatchQueue(
+    first = home.call(first_parameter)
+    queue = BatchQueue(
         call, home, max_batch_size=size, collate=CallCollator(), factory=False, name=name
     )
+    return _Batching(queue, first)
 
 
 __all__ = ["Guarded", "GuardedIterator", "guard"]

@@ -44,7 +44,7 @@ class Runner:
     def __init__(self, model: Callable[..., Any], build: Build) -> None:
         self._model, self._collator = model, build.collator
         self.device, self.to_cpu = build.device, build.to_cpu
-        self.copy_outputs = build.copy_outputs
+        self.copy_outputs, self._costed = build.copy_outputs, build.costed
         self.torch_device = build.torch_device
         self.modes: _modes.Modes = None
         self.staging = None
@@ -66,7 +66,12 @@ class Runner:
         first = payloads[0]
         self.modes = first.modes
         inputs = [payload.input for payload in payloads]
-        return first.context.run(self._collator.run, self, inputs)
+        responses, padded = first.context.run(self._collator.run, self, inputs)
+        if self._costed:
+            rows = sum(request.rows for request in inputs)
+            cost = sum(request.cost for request in inputs)
+            padded = cost * padded // rows if rows else cost
+        return responses, padded
 
     def run_plain(
         self,
@@ -102,10 +107,12 @@ class Build:
         to_cpu: bool,
         copy_outputs: bool,
         cuda_graphs: bool,
+        costed: bool = False,
     ) -> None:
         self._model, self._factory = model, factory
         self.device, self.collator = device, collator
         self.to_cpu, self.copy_outputs, self.cuda_graphs = to_cpu, copy_outputs, cuda_graphs
+        self.costed = costed
         self.torch_device = _devices.torch_device(device)
         self._used = False
 
