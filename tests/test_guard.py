@@ -87,7 +87,7 @@ def test_attributes_items_and_changes(device):
     del guarded.name
     with pytest.raises(AttributeError, match="name"):
         _ = guarded.name
-    assert isinstance(guarded.layer, onelane._guard.Guarded)
+    assert issubclass(type(guarded.layer), onelane._guard.Guarded)
     assert guarded.layer.in_features == 4
     weight = guarded.layer.weight
     assert type(weight) is torch.Tensor
@@ -206,7 +206,7 @@ def test_batched_methods(device):
 
 
 def _queues(guarded):
-    return [b.queue for b in onelane._guard._lane(guarded).batched.values()]
+    return [b.queue for b in onelane._proxy.lane_of(guarded).batched.values()]
 
 
 def test_without_a_device_nothing_is_guarded_where_nothing_needs_it():

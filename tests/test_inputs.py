@@ -138,7 +138,9 @@ VALUES = {
     "names of a dict": ({1: "a"}, {True: "a"}),
     "decimals": (decimal.Decimal("1.0"), decimal.Decimal("1.00")),
     "zones": tuple(
-        datetime.datetime(2026, 1, 1, hour, tzinfo=datetime.timezone(datetime.timedelta(hours=hour)))
+        datetime.datetime(
+            2026, 1, 1, hour, tzinfo=datetime.timezone(datetime.timedelta(hours=hour))
+        )
         for hour in (0, 1)
     ),
     "frozen sets": (frozenset({1}), frozenset({True})),
@@ -351,10 +353,12 @@ def test_a_pair_in_either_form_shares_a_batch(device):
         assert guarded.predict(pair) == 12
     from concurrent.futures import ThreadPoolExecutor
 
-    queue = onelane._guard._lane(guarded).batched["predict"].queue
+    queue = onelane._proxy.lane_of(guarded).batched["predict"].queue
     with ThreadPoolExecutor(4) as pool:
         with Hold(device):
-            calls = [pool.submit(guarded.predict, p) for p in (["a", "b"], ("aa", "b"), ["a", "bb"])]
+            calls = [
+                pool.submit(guarded.predict, p) for p in (["a", "b"], ("aa", "b"), ["a", "bb"])
+            ]
             while queue.stats().waiting < 3:
                 pass
         assert [call.result(30) for call in calls] == [11, 21, 12]
@@ -371,7 +375,7 @@ def test_anything_is_one_item(device, item):
     guarded = onelane.guard(Texts, device, batch={"shapes": 8})
     queue = onelane.BatchQueue(Texts().shapes, device, collate="list")
     assert guarded.shapes(item) == queue(item) == Texts().shapes([item])[0]
-    assert onelane._guard._lane(guarded).batched["shapes"].queue.stats().completed == 1
+    assert onelane._proxy.lane_of(guarded).batched["shapes"].queue.stats().completed == 1
 
 
 def test_parameters_that_cannot_be_compared_run_by_themselves(device):

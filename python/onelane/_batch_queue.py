@@ -7,6 +7,7 @@ import contextvars
 import itertools
 import math
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -14,16 +15,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from onelane import _devices, _model, _modes, _onelane
-from onelane._keys import ALONE, Keys
+from onelane._budget import Budget
 from onelane._calls import CallCollator
 from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
-from onelane._budget import Budget
 from onelane._executor import DeviceExecutor, executor
+from onelane._keys import ALONE, Keys
 from onelane._pad import Pad
+from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
 from onelane.errors import DeadlineExceeded
 
 Priority = Literal["interactive", "normal", "bulk"]
+
 
 class BatchQueue(_onelane.Front):
     """The front of one model on one device. Requests that wait together run as one batch.
@@ -141,6 +144,7 @@ class BatchQueue(_onelane.Front):
             copy_outputs=copy_outputs,
             cuda_graphs=cuda_graphs,
             costed=self._budget is not None,
+            wrap=_wrapper(self._executor),
         )
         self._core = _onelane.Queue(
             self._executor._core,
@@ -367,6 +371,17 @@ def _reading(collator: Collator, keys: Keys, autocast: tuple[str, ...]) -> tuple
         new_kind,
         torch.strided,
     )
+
+
+def _wrapper(home: DeviceExecutor) -> Callable[[Any, Any], Any]:
+    """Return what makes a proxy of an object; it does not keep the executor."""
+    executor_of = weakref.ref(home)
+
+    def wrap(departure: Any, value: Any) -> Any:
+        home = executor_of()
+        return value if home is None else lane_on(home).wrap(departure, value)
+
+    return wrap
 
 
 def _left(timeout: float | None, deadline: float | None) -> float:

@@ -54,7 +54,7 @@ class Budget:
             if not isinstance(cost, numbers.Real) or not 0 <= cost < math.inf:
                 raise ValueError(f"cost= returned {cost!r} for a request: return a number >= 0")
         # One row's share is rounded down: the number of requests bounds these, too.
-        share = (request.rows * self.most + (request.rows > 1) * (self._most_rows - 1))
+        share = request.rows * self.most + (request.rows > 1) * (self._most_rows - 1)
         share //= self._most_rows
         return min(max(math.ceil(cost), share, 1), self.most)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from onelane import _collate, _keys, _tensors, _tree
 from onelane._collate import Input, Target
+from onelane._lane import Lane
 from onelane.errors import NotBatchable
 
 # What the first argument of a call is.
@@ -73,7 +74,13 @@ class Forms:
 
 
 class CallCollator:
-    """A request is a method's arguments; the first is an item, or a list or tuple of items."""
+    """A request is a method's arguments; the first is an item, or a list or tuple of items.
+
+    lane: through which responses leave, and arguments enter.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
 
     @staticmethod
     def can_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -106,14 +113,16 @@ class CallCollator:
         for request in inputs:
             bounds.append((len(items), len(items) + request.rows))
             items += _tensors.private_arrays(request.spec[0])
-        output = target.call(items, *inputs[0].args, **inputs[0].kwargs)
+        enter = self._lane.enter
+        rest, named = enter(inputs[0].args), enter(inputs[0].kwargs)
+        output = target.call(enter(items), *rest, **named)
         if _is_results(output, len(items)):
             if len(output) != len(items):
                 raise NotBatchable(
                     f"the method returned {len(output)} results for {len(items)} items: leave it "
                     f"out of guard(..., batch=...)"
                 )
-            left = [_collate.leave(target, part) for part in output]
+            left = [self._lane.leave(part) for part in output]
             responses: list[Any] = [
                 type(output)(left[a:b]) if request.spec[1] else left[a]
                 for (a, b), request in zip(bounds, inputs, strict=True)
@@ -129,8 +138,7 @@ class CallCollator:
             except NotBatchable as error:
                 text = str(error).partition(": the first dimension")[0]
                 raise NotBatchable(
-                    f"{text}, so its calls cannot be batched: leave it out of "
-                    f"guard(..., batch=...)"
+                    f"{text}, so its calls cannot be batched: leave it out of guard(..., batch=...)"
                 ) from None
         return responses, len(items)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from onelane import _devices, _keys, _modes, _tensors, _tree
+from onelane import _devices, _keys, _leave, _modes, _tensors, _tree
 from onelane._graphs import Graphs
 from onelane._pad import Pad
 from onelane.errors import NotBatchable
@@ -57,6 +57,10 @@ class Target(Protocol):
     @property
     def to_cpu(self) -> bool:
         """Whether results leave as CPU copies."""
+
+    @property
+    def wrap(self) -> Callable[[_leave.Departure, Any], Any]:
+        """What becomes of objects that are neither plain, tensors, nor containers of such."""
 
     @property
     def copy_outputs(self) -> bool:
@@ -253,15 +257,32 @@ def _views(whole: Any, rows: list[int] | None) -> list[Any]:
     return list(torch.unsafe_split_with_sizes(whole[: sum(rows)], rows))
 
 
-def leave(target: Target, value: Any, numpy: bool = False) -> Any:
-    """Return a response that is not split as it leaves the worker."""
+def departure(
+    target: Target, numpy: bool = False, known: dict[int, Any] | None = None
+) -> _leave.Departure:
+    """Return what makes one response that is not split fit to leave the worker."""
+    synchronized = False
 
     def change(tensor: Any) -> Any:
-        owned = _owned(*_moved(target, tensor))
-        return owned.numpy() if numpy else owned
+        nonlocal synchronized
+        import torch
 
-    _devices.synchronize(target.device)
-    left = _tree.map_tensors(value, change)
+        if not synchronized:
+            _devices.synchronize(target.device)
+            synchronized = True
+        # A result is no inference tensor: nothing but other results shares its memory.
+        with torch.inference_mode(False):
+            owned = _owned(*_moved(target, tensor))
+            return owned.resolve_conj().resolve_neg().numpy() if numpy else owned
+
+    return _leave.Departure(change, target.wrap, known)
+
+
+def leave(
+    target: Target, value: Any, numpy: bool = False, known: dict[int, Any] | None = None
+) -> Any:
+    """Return a response that is not split as it leaves the worker."""
+    left = departure(target, numpy, known)(value)
     if not target.to_cpu:
         _devices.synchronize(target.device)
     return left
@@ -288,11 +309,16 @@ def split(
         found = _parts(target, tensor, sizes, cut)
         if numpy is None:
             return found
-        return [part.numpy() if n else part for part, n in zip(found, numpy, strict=True)]
+        return [
+            part.resolve_conj().resolve_neg().numpy() if n else part
+            for part, n in zip(found, numpy, strict=True)
+        ]
 
     sizes = None if item else [end - start for start, end in bounds]
     _devices.synchronize(target.device)
-    responses = _tree.Split(bounds, rows, item=item, parts=parts).split(output)
+    responses = _tree.Split(bounds, rows, item=item, parts=parts, leave=departure(target)).split(
+        output
+    )
     if not target.to_cpu:
         _devices.synchronize(target.device)
     return responses
@@ -547,14 +573,9 @@ class ListCollator:
                     f"collate='list' it has to return one for each, in order. If this model cannot "
                     f"be batched, use BatchQueue(..., batch=False)"
                 )
-            return [_item(part) for part in leave(target, list(output))], count
+            return [leave(target, part) for part in output], count
         bounds = [(i, i + 1) for i in range(count)]
         return split(target, output, bounds, count, item=True), count
-
-
-def _item(value: Any) -> Any:
-    """An array that is a view of the batch's keeps all of it: copy it."""
-    return value.copy() if _tree.is_array(value) and value.base is not None else value
 
 
 class SingleCollator:

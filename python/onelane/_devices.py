@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Device types for which autocast exists. A model on mps may run parts on the CPU.
@@ -77,6 +78,23 @@ def synchronize(name: str) -> None:
             torch.cuda.synchronize(torch.device(name))
     elif kind == "xpu":
         torch.xpu.synchronize(torch.device(name))
+
+
+def collector(name: str) -> Callable[[], object]:
+    """Return what is called on the worker after each batch or call.
+
+    On a device whose memory only the worker may free, it has the interpreter collect young garbage
+    there: cycles that hold activations would else be freed by whichever thread allocates next.
+    """
+    return _collect_young if name.partition(":")[0] == "mps" else _nothing
+
+
+def _collect_young() -> None:
+    gc.collect(1)
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from onelane import _aio, _devices, _lifecycle, _modes, _onelane
+from onelane import _aio, _devices, _failure, _lifecycle, _modes, _onelane
+from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
 from onelane.errors import ForkedProcess
 
@@ -21,7 +23,7 @@ T = TypeVar("T")
 class _Call:
     """A function with its arguments, the caller's context variables and its PyTorch modes."""
 
-    __slots__ = ("args", "context", "fn", "kwargs", "modes")
+    __slots__ = ("args", "collect", "context", "fn", "kwargs", "modes")
 
     def __init__(
         self,
@@ -29,12 +31,22 @@ class _Call:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         modes: _modes.Modes,
+        collect: Callable[[], object],
     ) -> None:
         self.fn, self.args, self.kwargs, self.modes = fn, args, kwargs, modes
-        self.context = contextvars.copy_context()
+        self.context, self.collect = contextvars.copy_context(), collect
 
     def __call__(self) -> Any:
-        return self.context.run(self._run)
+        collect = self.collect
+        try:
+            return self.context.run(self._run)
+        except BaseException as error:
+            # This frame goes with the exception.
+            del self
+            _failure.leave(error)
+            raise
+        finally:
+            collect()
 
     def _run(self) -> Any:
         if self.modes is None:
@@ -119,6 +131,7 @@ class DeviceExecutor(Executor):
         self._autocast = _devices.autocast_types(self._device)
         self._core = _onelane.Executor(self._device, workers)
         self._shut_down = False
+        self._collect = _devices.collector(self._device)
         _devices.executors.add(self)
 
     @property
@@ -137,7 +150,7 @@ class DeviceExecutor(Executor):
         return self._core.is_worker()
 
     def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        return _Call(fn, args, kwargs, _modes.capture(self._autocast))
+        return _Call(fn, args, kwargs, _modes.capture(self._autocast), self._collect)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on the worker; on the worker itself, before this returns.
@@ -166,6 +179,20 @@ class DeviceExecutor(Executor):
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._core.submit(_LoopItem(self._call(fn, args, kwargs), future))
         return await future
+
+    def host_results(self, fn: Callable[P, T]) -> Callable[P, T]:
+        """Return `fn` with results that may leave the worker, for `call`, `submit` and the like.
+
+        As `guard` returns them: tensors as host copies, arrays copied, at any depth; objects that
+        belong to the device as proxies. Without this, results come back as they are.
+        """
+
+        @functools.wraps(fn)
+        def hosted(*args: P.args, **kwargs: P.kwargs) -> T:
+            left: T = lane_on(self).leave(fn(*args, **kwargs))
+            return left
+
+        return hosted
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Refuse new work; run what was accepted, or cancel it with `cancel_futures`.

@@ -6,10 +6,10 @@ import contextvars
 import copy
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from onelane import _devices, _modes
+from onelane import _devices, _failure, _leave, _modes
 from onelane._collate import Collator, Input, Staging, TensorCollator
 from onelane._graphs import CudaRecorder, Graphs
 
@@ -45,6 +45,8 @@ class Runner:
         self._model, self._collator = model, build.collator
         self.device, self.to_cpu = build.device, build.to_cpu
         self.copy_outputs, self._costed = build.copy_outputs, build.costed
+        self._wrap = build.wrap
+        self._collect = _devices.collector(build.device)
         self.torch_device = build.torch_device
         self.modes: _modes.Modes = None
         self.staging = None
@@ -61,8 +63,28 @@ class Runner:
             return self.graphs(self.modes, args, kwargs)
         return _modes.call(self.modes, self._model, args, kwargs)
 
+    def wrap(self, departure: _leave.Departure, value: Any) -> Any:
+        """Let an object leave: a proxy of what can only live here, a host copy of others."""
+        if not self.to_cpu:
+            return value
+        if self._wrap is not None and (is_module(value) or isinstance(value, Iterator)):
+            return self._wrap(departure, value)
+        return _leave.host_copy(departure, value)
+
     def __call__(self, payloads: list[Payload]) -> tuple[list[Any], int]:
         """Run one batch; its requests agree about modes, and the first one's context is used."""
+        collect = self._collect
+        try:
+            return self._run(payloads)
+        except BaseException as error:
+            # This frame goes with the exception.
+            del self, payloads
+            _failure.leave(error)
+            raise
+        finally:
+            collect()
+
+    def _run(self, payloads: list[Payload]) -> tuple[list[Any], int]:
         first = payloads[0]
         self.modes = first.modes
         inputs = [payload.input for payload in payloads]
@@ -81,6 +103,23 @@ class Runner:
         context: contextvars.Context | None,
     ) -> tuple[list[Any], int]:
         """Run one batch of plain tensors, which agree about modes."""
+        collect = self._collect
+        try:
+            return self._run_plain(tensors, rows, modes, context)
+        except BaseException as error:
+            del self, tensors, rows, context
+            _failure.leave(error)
+            raise
+        finally:
+            collect()
+
+    def _run_plain(
+        self,
+        tensors: list[Any],
+        rows: list[int],
+        modes: _modes.Modes,
+        context: contextvars.Context | None,
+    ) -> tuple[list[Any], int]:
         self.modes = modes
         context = contextvars.Context() if context is None else context
         assert isinstance(self._collator, TensorCollator)
@@ -108,15 +147,24 @@ class Build:
         copy_outputs: bool,
         cuda_graphs: bool,
         costed: bool = False,
+        wrap: Callable[[_leave.Departure, Any], Any] | None = None,
     ) -> None:
         self._model, self._factory = model, factory
         self.device, self.collator = device, collator
         self.to_cpu, self.copy_outputs, self.cuda_graphs = to_cpu, copy_outputs, cuda_graphs
-        self.costed = costed
+        self.costed, self.wrap = costed, wrap
         self.torch_device = _devices.torch_device(device)
         self._used = False
 
     def __call__(self) -> Callable[[list[Payload]], tuple[list[Any], int]]:
+        try:
+            return self._runner()
+        except BaseException as error:
+            del self
+            _failure.leave(error)
+            raise
+
+    def _runner(self) -> Runner:
         model = self._model
         if self._factory:
             with _devices.synchronous_loading():

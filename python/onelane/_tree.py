@@ -97,7 +97,11 @@ def rebuild_mapping(like: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
     if type(like) is dict:
         return parts
     if dataclasses.is_dataclass(like):
-        return type(like)(**parts)
+        try:
+            return type(like)(**parts)
+        except TypeError:
+            # A key that is no field: the copy below has it.
+            pass
     if isinstance(like, MutableMapping):
         # Its other attributes, such as the factory of a defaultdict, go with it.
         try:
@@ -153,10 +157,13 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _replace(value: Any, fields: dict[str, Any]) -> Any:
+    """Return a dataclass like another, with other fields; made by copying, not by its class."""
     if all(getattr(value, name) is part for name, part in fields.items()):
         return value
-    settable = {field.name for field in dataclasses.fields(value) if field.init}
-    return dataclasses.replace(value, **{k: v for k, v in fields.items() if k in settable})
+    replaced = copy.copy(value)
+    for name, part in fields.items():
+        object.__setattr__(replaced, name, part)
+    return replaced
 
 
 class Split:
@@ -166,6 +173,7 @@ class Split:
         has no batch dimension.
     rows: the size of the batch dimension, padding included.
     parts: makes the parts of a tensor, given the output's name.
+    leave: makes a part that is anything else fit to leave the worker.
     """
 
     def __init__(
@@ -175,8 +183,10 @@ class Split:
         *,
         item: bool,
         parts: Callable[[Any, str], list[Any]],
+        leave: Callable[[Any], Any],
     ) -> None:
         self.bounds, self.rows, self.item, self.parts = bounds, rows, item, parts
+        self.leave = leave
 
     def split(self, value: Any, name: str = "") -> list[Any]:
         """Return the parts of `value`, in the order of the requests."""
@@ -186,7 +196,7 @@ class Split:
             return self.parts(value, name)
         if is_array(value):
             self._check(value, name)
-            return [(value[a] if self.item else value[a:b]).copy() for a, b in self.bounds]
+            return [self.leave(value[a] if self.item else value[a:b]) for a, b in self.bounds]
         if value is None or isinstance(value, (str, bool, enum.Enum)):
             return [value] * count
         if isinstance(value, Mapping):
@@ -198,7 +208,7 @@ class Split:
         if is_values(value):
             if len(value) != self.rows:
                 raise self._error(name, f"a list of {len(value)} values")
-            return [value[a] if self.item else value[a:b] for a, b in self.bounds]
+            return [self.leave(value[a] if self.item else value[a:b]) for a, b in self.bounds]
         if isinstance(value, (tuple, list)):
             columns_list = [self.split(part, _join(name, i)) for i, part in enumerate(value)]
             return [
