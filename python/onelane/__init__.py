@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         get_mps_batch_queue,
     )
     from onelane._pad import Pad
+    from onelane._session import session
     from onelane._stats import Health, QueueStats, Summary
     from onelane.errors import (
         DeadlineExceeded,
@@ -65,6 +66,7 @@ _HOME = {
     "executor": "_executor",
     "get_mps_batch_queue": "_mps_batch_queue",
     "guard": "_guard",
+    "session": "_session",
 }
 
 __all__ = [
@@ -91,6 +93,7 @@ __all__ = [
     "executor",
     "get_mps_batch_queue",
     "guard",
+    "session",
 ]
 
 

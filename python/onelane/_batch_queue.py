@@ -7,6 +7,7 @@ import contextvars
 import itertools
 import math
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +15,12 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from onelane import _devices, _model, _modes, _onelane
+from onelane import _devices, _model, _modes, _onelane, _training
 from onelane._budget import Budget
 from onelane._calls import CallCollator
 from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
 from onelane._executor import DeviceExecutor, executor
-from onelane._keys import ALONE, Keys
+from onelane._keys import ALONE, Keys, of_context
 from onelane._pad import Pad
 from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
@@ -73,6 +74,10 @@ class BatchQueue(_onelane.Front):
     batch: False runs each request by itself, with any shapes in and out.
     unpack: whether a dict given alone becomes keyword arguments of the model, and a tuple
         positional ones.
+    context: whose context variables a batch runs with. `"first"`: those of its first request, so a
+        model must not look at what differs between callers. `"key"`: only requests whose variables
+        are all equal share a batch. A function of a `contextvars.Context`: what it returns must be
+        equal, such as `lambda context: context.get(tenant)`.
     idempotent: False if a failed batch must not be run again in parts. Otherwise a request that
         makes its batch fail fails alone.
 
@@ -101,6 +106,7 @@ class BatchQueue(_onelane.Front):
         name: str | None = None,
         max_batch_cost: int | None = None,
         cost: Callable[..., float] | None = None,
+        context: Literal["first", "key"] | Callable[[contextvars.Context], Any] = "first",
     ) -> None:
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
@@ -134,6 +140,11 @@ class BatchQueue(_onelane.Front):
         self._collator = _collator(collate, pad, batch, unpack)
         self._max_rows = max_batch_size
         self._keys = Keys()
+        self._context_key = _context_key(context)
+        if batch and _training.is_module(model):
+            said = _training.warning(model)
+            if said is not None:
+                warnings.warn(said, stacklevel=2)
         self._autocast = _devices.autocast_types(self._executor.device)
         build = _model.Build(
             model,
@@ -157,7 +168,7 @@ class BatchQueue(_onelane.Front):
             idempotent=idempotent,
         )
         tensors = isinstance(self._collator, TensorCollator)
-        plain = tensors and pad is None and self._budget is None
+        plain = tensors and pad is None and self._budget is None and context == "first"
         reading = _reading(self._collator, self._keys, self._autocast) if plain else None
         self._open(self._core, max_batch_size, reading)
 
@@ -179,12 +190,26 @@ class BatchQueue(_onelane.Front):
         """Read an input; called by `_onelane.Front` for all but plain tensors."""
         modes = _modes.capture(self._autocast)
         request, key = self._collator.prepare(args, kwargs)
-        payload = _model.Payload(request, modes, contextvars.copy_context())
+        context = contextvars.copy_context()
+        if self._context_key is not None and key is not ALONE:
+            key = (key, self._context_key(context))
+        payload = _model.Payload(request, modes, context)
         if self._budget is None:
             cost = min(max(request.rows, 1), self._max_rows)
         else:
             cost = request.cost = self._budget.of_request(request, args, kwargs)
         return payload, self._keys.number(key if key is ALONE else (key, modes)), cost
+
+    def _is_held(self) -> bool:
+        """Whether the calling thread or task holds the device: then the worker waits for it."""
+        hold = self._executor._hold
+        return hold is not None and hold.is_mine()
+
+    def _call_held(self, inputs: tuple[Any, ...], named: dict[str, Any] | None) -> Any:
+        """Run a request of the holder's on the worker; called by `_onelane.Front`."""
+        if not self._is_held():
+            return NotImplemented
+        return self._executor.call(self, *inputs, **(named or {}))
 
     if TYPE_CHECKING:
 
@@ -216,6 +241,9 @@ class BatchQueue(_onelane.Front):
         timeout, deadline: when the request must have started, or the future gets
         `DeadlineExceeded`. Cancelling the future takes the request out of the queue.
         """
+        if self._is_held():
+            terms = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            return self._executor.submit(self, *inputs, **terms, **named)
         future: Future[Any] = self._submit(inputs, named, timeout, deadline, priority)
         return future
 
@@ -228,6 +256,9 @@ class BatchQueue(_onelane.Front):
         priority: Priority = "normal",
     ) -> list[Future[Any]]:
         """Submit several requests at once: all are accepted, or none is."""
+        if self._is_held():
+            terms = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            return [self.submit(x, **terms) for x in inputs]  # type: ignore[arg-type]
         return self._submit_many(inputs, timeout, deadline, priority)
 
     async def infer(
@@ -242,6 +273,9 @@ class BatchQueue(_onelane.Front):
 
         timeout, deadline: as in a call. Cancelling the task cancels the request.
         """
+        if self._is_held():
+            terms = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            return await self._executor.acall(self, *inputs, **terms, **named)
         future, ticket = self._infer(inputs, named, timeout, deadline, priority)
         if timeout is None and deadline is None:
             try:
@@ -355,6 +389,9 @@ def _reading(collator: Collator, keys: Keys, autocast: tuple[str, ...]) -> tuple
     if any_autocast is None:
         return None
 
+    def is_special() -> bool:
+        return any_autocast() or _modes.default_device_may_be_set(torch)
+
     def new_kind(tensor: Any) -> tuple[int, _modes.Modes] | None:
         modes = _modes.capture(autocast)
         if tensor.is_complex() or tensor.is_quantized:
@@ -366,11 +403,26 @@ def _reading(collator: Collator, keys: Keys, autocast: tuple[str, ...]) -> tuple
         torch.Tensor,
         torch.is_grad_enabled,
         torch.is_inference_mode_enabled,
-        any_autocast,
+        is_special,
         contextvars.copy_context,
         new_kind,
         torch.strided,
     )
+
+
+def _context_key(context: Any) -> Callable[[contextvars.Context], Any] | None:
+    """Return what makes the part of a batch key that is the caller's context; None: nothing."""
+    if context == "first":
+        return None
+    if context == "key":
+        return lambda present: frozenset(
+            (variable, of_context(value)) for variable, value in present.items()
+        )
+    if not callable(context):
+        raise ValueError(
+            f"context={context!r}: use 'first', 'key' or a function of a contextvars.Context"
+        )
+    return lambda present: of_context(context(present))
 
 
 def _wrapper(home: DeviceExecutor) -> Callable[[Any, Any], Any]:

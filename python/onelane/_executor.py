@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
 from onelane import _aio, _devices, _failure, _lifecycle, _modes, _onelane
+from onelane._hold import DeviceHold
 from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
 from onelane.errors import ForkedProcess
@@ -131,6 +132,7 @@ class DeviceExecutor(Executor):
         self._autocast = _devices.autocast_types(self._device)
         self._core = _onelane.Executor(self._device, workers)
         self._shut_down = False
+        self._hold: DeviceHold | None = None
         self._collect = _devices.collector(self._device)
         _devices.executors.add(self)
 
@@ -158,8 +160,15 @@ class DeviceExecutor(Executor):
         Raises `QueueClosed`, a `RuntimeError`, after `shutdown`.
         """
         future: Future[T] = Future()
-        self._core.submit(_ThreadItem(self._call(fn, args, kwargs), future))
+        self._send(_ThreadItem(self._call(fn, args, kwargs), future))
         return future
+
+    def _send(self, item: _ThreadItem | _LoopItem) -> None:
+        hold = self._hold
+        if hold is not None and hold.is_mine():
+            hold.put(item)
+        else:
+            self._core.submit(item)
 
     def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn(*args, **kwargs)` on the worker and return what it returns; no future is made.
@@ -168,6 +177,8 @@ class DeviceExecutor(Executor):
         """
         if self._core.is_worker():
             return fn(*args, **kwargs)
+        if self._hold is not None and self._hold.is_mine():
+            return self.submit(fn, *args, **kwargs).result()
         result: T = self._core.call(self._call(fn, args, kwargs))
         return result
 
@@ -177,8 +188,30 @@ class DeviceExecutor(Executor):
         Cancelling the task cancels the call if it has not started.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._core.submit(_LoopItem(self._call(fn, args, kwargs), future))
+        self._send(_LoopItem(self._call(fn, args, kwargs), future))
         return await future
+
+    def hold(self) -> DeviceHold:
+        """Keep several calls together: a context manager, also an asynchronous one.
+
+        ::
+
+            with device.hold():
+                device.call(model.set_adapter, "night")
+                y = queue(x)
+
+        Until it ends, the worker runs nothing but the calls of this thread or task, of guarded
+        objects and queues, too; all others wait. Waits for its turn like a call. Entered again
+        inside of itself it does nothing more. For executors with one worker.
+        """
+        if self._workers > 1:
+            raise ValueError(
+                f"hold() needs an executor with one worker, and {self!r} has {self._workers}"
+            )
+        return DeviceHold(self)
+
+    def _ending(self) -> bool:
+        return self._shut_down or _lifecycle.ending()
 
     def host_results(self, fn: Callable[P, T]) -> Callable[P, T]:
         """Return `fn` with results that may leave the worker, for `call`, `submit` and the like.

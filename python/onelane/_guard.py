@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from onelane import _devices, _model
+from onelane import _devices, _training
 from onelane._batch_queue import BatchQueue
 from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Forms
 from onelane._exclusive import Exclusive
@@ -122,6 +123,10 @@ def guard(
     device: Any = None,
     methods: Iterable[str] | None = None,
     batch: Mapping[str, int] | None = None,
+    *,
+    exclusive: Iterable[str] | bool | None = None,
+    context: Any = "first",
+    factory: bool | None = None,
 ) -> Any:
     """Return a proxy of an object that lives on a device's worker thread.
 
@@ -144,6 +149,13 @@ def guard(
         calls, and one that has not been learnt runs by itself. `"__call__"` stands for calling the
         object itself.
 
+    exclusive: methods whose streams have the object alone: while one is open, other calls of the
+        object wait, but for those of the thread or task that reads the stream. Default: all
+        generators, so that two streams never change one state in turns. `()` says that streams of
+        this object are safe. `with onelane.session(proxy):` keeps several calls together.
+    context: for batched methods; as for `BatchQueue`.
+    factory: whether `obj_or_factory` makes the object, where that is in doubt.
+
     Results: tensors as CPU copies, nested ones too; plain values, arrays and containers as they
     are; other objects, nested modules and methods for example, as further proxies. A generator is
     streamed item by item and closed on the worker when it is dropped. `x.to(...)`, or whatever else
@@ -157,14 +169,16 @@ def guard(
         if device != "mps" and not batch:
             return obj_or_factory() if is_factory else obj_or_factory
     home = device if isinstance(device, DeviceExecutor) else executor(device)
-    lane = lane_on(home, methods)
+    if isinstance(exclusive, str):
+        raise TypeError(f"exclusive={exclusive!r}: give a tuple of names: ({exclusive!r},)")
+    lane = lane_on(home, methods, exclusive)
 
     def build() -> Guarded:
         value = obj_or_factory
         if is_factory:
             with _devices.synchronous_loading():
                 value = obj_or_factory()
-        if _model.is_module(value):
+        if _training.is_module(value):
             lane.moves_inputs = True
             lane.torch_device = _devices.torch_device(home.device)
             if lane.torch_device is not None:
@@ -177,11 +191,11 @@ def guard(
     # A queue must not keep the object alive: it looks it up through the cell.
     cell = cell_of(root)
     for name, size in (batch or {}).items():
-        lane.batched[name] = _batched(lane, cell, name, size)
+        lane.batched[name] = _batched(lane, cell, name, size, context)
     return root
 
 
-def _batched(lane: Lane, cell: Cell, name: str, size: int) -> _Batching:
+def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Batching:
     home = lane.executor
 
     def method() -> Any:
@@ -191,6 +205,10 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int) -> _Batching:
         return method()(*args, **kwargs)
 
     def first_parameter() -> str | None:
+        if _training.is_module(cell.value):
+            said = _training.warning(cell.value)
+            if said is not None:
+                warnings.warn(said, stacklevel=2)
         if not callable(method()):
             raise TypeError(f"batch={{{name!r}: {size}}}: there is no method {name!r} to batch")
         try:
@@ -202,7 +220,13 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int) -> _Batching:
 
     first = home.call(first_parameter)
     queue = BatchQueue(
-        call, home, max_batch_size=size, collate=CallCollator(lane), factory=False, name=name
+        call,
+        home,
+        max_batch_size=size,
+        collate=CallCollator(lane),
+        factory=False,
+        name=name,
+        context=context,
     )
     return _Batching(queue, first)
 

@@ -111,4 +111,27 @@ def of_value(value: Any) -> Any:
     return _Comparable(value)
 
 
-__all__ = ["ALONE", "Keys", "of_value"]
+def of_context(value: Any) -> Any:
+    """Return a key of the value of a context variable: one that has none is equal to itself alone."""
+    try:
+        return of_value(value)
+    except TypeError:
+        return _Same(value)
+
+
+class _Same:
+    """A value that is equal to itself alone."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._value is other._value
+
+
+__all__ = ["ALONE", "Keys", "of_context", "of_value"]

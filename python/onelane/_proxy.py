@@ -75,7 +75,19 @@ class Guarded:
         static = inspect.getattr_static(_kind(self), name, None)
         if isinstance(static, (types.FunctionType, functools.partialmethod)):
             return Method(self, name)
+        if name == "session" and static is None:
+            return self._onelane_session()
         return lane.call(lambda: getattr(cell.value, name))
+
+    def _onelane_session(self) -> Any:
+        """Return the object's own `session`, or what begins one of the proxy."""
+        from onelane._session import session
+
+        cell, missing = cell_of(self), object()
+        found = lane_of(self).executor.call(lambda: getattr(cell.value, "session", missing))
+        if found is missing:
+            return functools.partial(session, self)
+        return lane_of(self).call(lambda: cell.value.session)
 
     def __setattr__(self, name: str, value: Any) -> None:
         lane, cell = lane_of(self), cell_of(self)
