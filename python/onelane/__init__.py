@@ -100,7 +100,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
-        raise AttributeError(f"module 'onelane' has no attribute {name!r}")
+        said = ""
+        if not name.startswith("_"):
+            from onelane._names import nearest
+
+            said = nearest(name, __all__)
+        raise AttributeError(f"module 'onelane' has no attribute {name!r}{said}")
     import importlib
 
     value = getattr(importlib.import_module(f"onelane.{home}"), name)

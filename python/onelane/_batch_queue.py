@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from onelane import _devices, _model, _modes, _onelane, _training
+from onelane import _devices, _factory, _model, _modes, _names, _onelane, _training
 from onelane._budget import Budget
 from onelane._calls import CallCollator
 from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
@@ -40,8 +40,9 @@ class BatchQueue(_onelane.Front):
         y = await queue.infer(x)          # from any event loop
 
     model: an `nn.Module` (moved to the device on the worker), any callable, or a factory: a
-        function without parameters, or anything with `factory=True`. A factory is called on the
-        worker, and what it returns lives and dies there.
+        function without parameters, a class of models, or anything with `factory=True`. A factory
+        is called on the worker, and what it returns lives and dies there. A function whose
+        parameters all have defaults may be either: say `factory=True` or `False`.
     device: a name (`"mps"`, `"cuda:1"`, `"cpu"`), a `torch.device`, or a `DeviceExecutor`. The
         queues of one device share its one worker. Default: `mps` where there is one, else `cuda`,
         else `cpu`.
@@ -85,6 +86,7 @@ class BatchQueue(_onelane.Front):
     of the first request of the batch. Do not change an input before its result is there.
     """
 
+    @_names.settings
     def __init__(
         self,
         model: Any,
@@ -108,10 +110,12 @@ class BatchQueue(_onelane.Front):
         cost: Callable[..., float] | None = None,
         context: Literal["first", "key"] | Callable[[contextvars.Context], Any] = "first",
     ) -> None:
+        is_factory = _factory.is_factory(model, factory)
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
         if output not in ("cpu", "device"):
-            raise ValueError(f"output={output!r}: use 'cpu' or 'device'")
+            said = _names.nearest(str(output), ("cpu", "device"))
+            raise ValueError(f"output={output!r}: use 'cpu' or 'device'{said}")
         if not isinstance(copy_outputs, bool):
             raise TypeError(f"copy_outputs={copy_outputs!r}: use True or False")
         if not isinstance(cuda_graphs, bool):
@@ -148,7 +152,7 @@ class BatchQueue(_onelane.Front):
         self._autocast = _devices.autocast_types(self._executor.device)
         build = _model.Build(
             model,
-            factory=_model.takes_nothing(model) if factory is None else factory,
+            factory=is_factory,
             device=self._executor.device,
             collator=self._collator,
             to_cpu=output == "cpu",
@@ -378,7 +382,8 @@ def _collator(collate: Any, pad: Pad | None, batch: bool, unpack: bool) -> Colla
         return ListCollator(None)
     if callable(collate):
         return ListCollator(collate)
-    raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list")
+    said = _names.nearest(str(collate), ("tensor", "list"))
+    raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list{said}")
 
 
 def _reading(collator: Collator, keys: Keys, autocast: tuple[str, ...]) -> tuple[Any, ...] | None:

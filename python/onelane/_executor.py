@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from onelane import _aio, _devices, _failure, _lifecycle, _modes, _onelane
+from onelane import _aio, _devices, _failure, _lifecycle, _modes, _names, _onelane
 from onelane._hold import DeviceHold
 from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
@@ -122,12 +122,15 @@ class DeviceExecutor(Executor):
     private one, a second owner if the device has one already. More than one worker is for devices
     whose runtime is thread-safe: MPS is not.
 
+    device: PyTorch's name of it, in any case. custom: any name, for another runtime (`"mlx"`).
+
     A call runs in a copy of the caller's context variables, with the caller's grad, inference and
-    autocast modes. Results are returned as they are: bring tensors to the host inside the call.
+    autocast modes and default device. Results are returned as they are: bring tensors to the host inside the call.
     """
 
-    def __init__(self, device: Any = "mps", workers: int = 1) -> None:
-        self._device = _devices.canonical(device)
+    @_names.settings
+    def __init__(self, device: Any = "mps", workers: int = 1, *, custom: bool = False) -> None:
+        self._device = _devices.canonical(device, custom)
         self._workers = workers
         self._autocast = _devices.autocast_types(self._device)
         self._core = _onelane.Executor(self._device, workers)
@@ -252,15 +255,17 @@ _shared: dict[str, DeviceExecutor] = {}
 _shared_lock = threading.Lock()
 
 
-def executor(device: Any = "mps", workers: int = 1) -> DeviceExecutor:
+@_names.settings
+def executor(device: Any = "mps", workers: int = 1, *, custom: bool = False) -> DeviceExecutor:
     """Return the process-wide executor of a device, made on first use.
 
-    `mps` and `mps:0` are one device; any name will do, for example `mlx`. After it has been shut
-    down, and in the child of a fork, a new one is made.
+    `mps`, `MPS` and `mps:0` are one device. custom: any name will do, for runtimes other than
+    PyTorch's; said once, it need not be said again. After it has been shut down, and in the child
+    of a fork, a new one is made.
 
-    Raises `ValueError` if the device has an executor with another number of workers.
+    Raises `ValueError` if the name is not known, with the nearest one, or if the device has an executor with another number of workers.
     """
-    name = _devices.canonical(device)
+    name = _devices.canonical(device, custom)
     while True:
         with _shared_lock:
             present = _shared.get(name)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import types
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from onelane import _devices, _training
+from onelane import _devices, _factory, _names, _training
 from onelane._batch_queue import BatchQueue
 from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Forms
 from onelane._exclusive import Exclusive
@@ -118,6 +116,7 @@ class _Batching:
             turns.leave(hold)
 
 
+@_names.settings
 def guard(
     obj_or_factory: Any,
     device: Any = None,
@@ -135,8 +134,9 @@ def guard(
         st = onelane.guard(lambda: SentenceTransformer(path, device="mps"), "mps")
         st.encode("from any thread")
 
-    obj_or_factory: a function, class or `functools.partial` is called on the worker and its result
-        guarded: load the model in it. Anything else is guarded as it is. An `nn.Module` is moved to
+    obj_or_factory: a function, class or `functools.partial` that can be called without arguments
+        is called on the worker, and its result guarded: load the model in it. Anything else is
+        guarded as it is, a function that needs arguments, too. An `nn.Module` is moved to
         the device on the worker, and tensors given to it are too.
     device: as for `BatchQueue`; the object shares the device's one worker with everything else.
         Default: `mps` where there is one; elsewhere nothing needs a guard and the object itself is
@@ -161,9 +161,7 @@ def guard(
     streamed item by item and closed on the worker when it is dropped. `x.to(...)`, or whatever else
     returns the object itself, returns the proxy.
     """
-    is_factory = isinstance(
-        obj_or_factory, (types.FunctionType, types.MethodType, type, functools.partial)
-    )
+    is_factory = _factory.is_factory_of_object(obj_or_factory, factory)
     if device is None:
         device = _devices.default()
         if device != "mps" and not batch:
@@ -188,11 +186,21 @@ def guard(
         return root
 
     root = home.call(build)
+    names = {"methods": lane.methods, "exclusive": lane.exclusive}
+    for setting, given in names.items():
+        home.call(_check_names, cell_of(root), setting, given or ())
     # A queue must not keep the object alive: it looks it up through the cell.
     cell = cell_of(root)
     for name, size in (batch or {}).items():
         lane.batched[name] = _batched(lane, cell, name, size, context)
     return root
+
+
+def _check_names(cell: Cell, setting: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not hasattr(cell.value, name):
+            said = _names.nearest(name, dir(cell.value))
+            raise TypeError(f"{setting}: there is no method {name!r}{said}")
 
 
 def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Batching:
@@ -210,7 +218,10 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Bat
             if said is not None:
                 warnings.warn(said, stacklevel=2)
         if not callable(method()):
-            raise TypeError(f"batch={{{name!r}: {size}}}: there is no method {name!r} to batch")
+            said = _names.nearest(name, dir(cell.value))
+            raise TypeError(
+                f"batch={{{name!r}: {size}}}: there is no method {name!r} to batch{said}"
+            )
         try:
             first = next(iter(inspect.signature(method()).parameters.values()), None)
         except (TypeError, ValueError):

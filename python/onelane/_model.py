@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import copy
-import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,16 +20,6 @@ class Payload(NamedTuple):
     input: Input
     modes: _modes.Modes
     context: contextvars.Context
-
-
-def takes_nothing(function: Any) -> bool:
-    """Whether a callable takes no argument at all: it can be a factory, but not a model."""
-    if isinstance(function, type) or _training.is_module(function):
-        return False
-    try:
-        return not inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
 
 
 class Runner:

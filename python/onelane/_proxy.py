@@ -23,7 +23,36 @@ from onelane._leave import Departure
 if TYPE_CHECKING:
     from onelane._executor import DeviceExecutor
 
-_UNARY = ["neg", "pos", "abs", "invert", "int", "float", "complex", "index", "round", "trunc", "floor", "ceil", "len", "bool", "str", "format", "bytes", "reversed", "iter", "enter", "exit", "contains", "getitem", "setitem", "delitem", "call", "array", "length_hint"]
+_UNARY = [
+    "neg",
+    "pos",
+    "abs",
+    "invert",
+    "int",
+    "float",
+    "complex",
+    "index",
+    "round",
+    "trunc",
+    "floor",
+    "ceil",
+    "len",
+    "bool",
+    "str",
+    "format",
+    "bytes",
+    "reversed",
+    "iter",
+    "enter",
+    "exit",
+    "contains",
+    "getitem",
+    "setitem",
+    "delitem",
+    "call",
+    "array",
+    "length_hint",
+]
 _BINARY = ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift", "and", "xor", "or"]  # fmt: skip
 _COMPARED = ("lt", "le", "gt", "ge", "eq", "ne")
 _FORWARDED = (
