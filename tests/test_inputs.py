@@ -1,4 +1,4 @@
-"""What goes in: nothing of a neighbour changes a number or a type, and callers keep what is theirs."""
+"""What goes in: neighbours change no number and no type, and callers keep what is theirs."""
 
 from __future__ import annotations
 

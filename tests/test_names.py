@@ -129,8 +129,8 @@ def test_a_loader_is_not_taken_for_a_model(device):
         assert onelane.guard(loader, device)(x).shape == (1, 2)
     for factory in (Net, lambda: load()):
         assert onelane.BatchQueue(factory, device)(x).shape == (1, 2)
-    model = load()
-    for model in (model, model.forward, lambda *x: x[0], lambda x, scale=1: x):
+    net = load()
+    for model in (net, net.forward, lambda *x: x[0], lambda x, scale=1: x):
         assert onelane.BatchQueue(model, device)(x).shape == (1, 2)
     optional = onelane.BatchQueue(lambda x=None: x, device, factory=False)
     assert optional(x).shape == (1, 2)

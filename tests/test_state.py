@@ -1,10 +1,11 @@
-"""State between calls: streams and sessions of one object, held devices, modes, context variables."""
+"""State between calls: streams, sessions, held devices, modes, context variables."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import gc
+import itertools
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ class Llama:
 
     def begin(self, prompt):
         self.kv = list(prompt)
-        return map(lambda _: self.next(), range(8))
+        return itertools.islice(iter(self.next, None), 8)
 
     def next(self):
         token = (sum(self.kv) * 31 + len(self.kv)) % 97
@@ -264,7 +265,6 @@ def test_what_a_holder_asks_of_queues_comes_between_nothing(device):
                 queue({"x": x}),
                 queue.submit(x).result(30),
                 *(f.result(30) for f in queue.submit_many([x])),
-                asyncio.run(queue.infer(x)) if False else x * i,
                 next(queue.map([x])),
             ]
             return all(float(r) == i for r in results)
@@ -272,6 +272,21 @@ def test_what_a_holder_asks_of_queues_comes_between_nothing(device):
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(both, range(60)))
     assert float(queue(torch.ones(1, 1))) == state["adapter"]
+
+
+def test_what_a_task_that_holds_asks_of_queues_comes_between_nothing(device):
+    state = {"adapter": None}
+    queue = onelane.BatchQueue(lambda x: x * state["adapter"], device)
+
+    async def both(i):
+        async with device.hold():
+            await device.acall(state.update, adapter=i)
+            return float(await queue.infer(torch.ones(1, 1))) == i
+
+    async def main():
+        return await asyncio.gather(*(both(i) for i in range(30)))
+
+    assert all(asyncio.run(main()))
 
 
 def test_a_holder_that_fails_or_ends_gives_the_device_back(device):
@@ -319,8 +334,8 @@ def test_a_batched_module_in_training_mode_is_warned_of(device, make):
         queue(torch.ones(2, 2))
         onelane.BatchQueue(make(), device, batch=False)
         onelane.BatchQueue(torch.nn.Linear(2, 2), device)(torch.ones(1, 2))
+    model.train()
     with pytest.warns(UserWarning, match=r"\.eval\(\)"):
-        model.train()
         queue(torch.ones(2, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -146,9 +146,10 @@ class BatchQueue(_onelane.Front):
         self._keys = Keys()
         self._context_key = _context_key(context)
         if batch and _training.is_module(model):
-            said = _training.warning(model)
-            if said is not None:
-                warnings.warn(said, stacklevel=2)
+            warning = _training.warning(model)
+            if warning is not None:
+                # Past the check of the settings' names.
+                warnings.warn(warning, stacklevel=3)
         self._autocast = _devices.autocast_types(self._executor.device)
         build = _model.Build(
             model,
@@ -246,7 +247,7 @@ class BatchQueue(_onelane.Front):
         `DeadlineExceeded`. Cancelling the future takes the request out of the queue.
         """
         if self._is_held():
-            terms = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
             return self._executor.submit(self, *inputs, **terms, **named)
         future: Future[Any] = self._submit(inputs, named, timeout, deadline, priority)
         return future
@@ -261,8 +262,8 @@ class BatchQueue(_onelane.Front):
     ) -> list[Future[Any]]:
         """Submit several requests at once: all are accepted, or none is."""
         if self._is_held():
-            terms = {"timeout": timeout, "deadline": deadline, "priority": priority}
-            return [self.submit(x, **terms) for x in inputs]  # type: ignore[arg-type]
+            terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            return [self.submit(x, **terms) for x in inputs]
         return self._submit_many(inputs, timeout, deadline, priority)
 
     async def infer(
@@ -278,7 +279,7 @@ class BatchQueue(_onelane.Front):
         timeout, deadline: as in a call. Cancelling the task cancels the request.
         """
         if self._is_held():
-            terms = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
             return await self._executor.acall(self, *inputs, **terms, **named)
         future, ticket = self._infer(inputs, named, timeout, deadline, priority)
         if timeout is None and deadline is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +50,13 @@ class Budget:
             cost = self._cost(*args, **kwargs)
             if hasattr(cost, "item"):
                 cost = cost.item()
-            if not isinstance(cost, numbers.Real) or not 0 <= cost < math.inf:
+            if not isinstance(cost, (int, float)) or not 0 <= cost < math.inf:
                 raise ValueError(f"cost= returned {cost!r} for a request: return a number >= 0")
         # One row's share is rounded down: the number of requests bounds these, too.
         share = request.rows * self.most + (request.rows > 1) * (self._most_rows - 1)
         share //= self._most_rows
-        return min(max(math.ceil(cost), share, 1), self.most)
+        counted: int = min(max(math.ceil(cost), share, 1), self.most)
+        return counted
 
 
 __all__ = ["Budget"]

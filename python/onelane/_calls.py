@@ -1,8 +1,8 @@
 """Batching the calls of one method: many `encode("a text")` become one `encode([...])`.
 
 The first argument of a call is one item, or several. Whether a list of strings is two texts or one
-pair for a cross encoder, the method alone knows: `Forms` finds it out, and until it has, such a call
-runs as it was made, by itself. So a call that is batched means what it meant.
+pair for a cross encoder, the method alone knows: `Forms` finds it out, and until it has, such a
+call runs as it was made, by itself. So a call that is batched means what it meant.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Exclusive:
             return self._wait(None)
 
     def take(self, hold: Hold) -> Future[Hold | None]:
-        """Have the object alone. Returns a future of the hold, which may be another of one's own."""
+        """Have the object alone. Returns a future of the hold, or of another of one's own."""
         with self._lock:
             if self._hold is not None and self._hold.asker is here():
                 self._hold.depth += 1
@@ -174,7 +174,7 @@ class Exclusive:
 
         def wake(_: object) -> None:
             try:
-                loop.call_soon_threadsafe(lambda: admitted.done() or admitted.set_result(None))
+                loop.call_soon_threadsafe(_resolve, admitted)
             except RuntimeError:
                 # The loop is closed: nobody waits any more.
                 self.withdraw(future)
@@ -195,6 +195,11 @@ class Exclusive:
             _TELL_AFTER_S,
             "something else" if hold is None else hold.what,
         )
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _done(hold: Hold) -> Future[Hold | None]:

@@ -125,7 +125,8 @@ class DeviceExecutor(Executor):
     device: PyTorch's name of it, in any case. custom: any name, for another runtime (`"mlx"`).
 
     A call runs in a copy of the caller's context variables, with the caller's grad, inference and
-    autocast modes and default device. Results are returned as they are: bring tensors to the host inside the call.
+    autocast modes and default device. Results are returned as they are: bring tensors to the host
+    inside the call, or use `host_results`.
     """
 
     @_names.settings
@@ -263,7 +264,8 @@ def executor(device: Any = "mps", workers: int = 1, *, custom: bool = False) -> 
     PyTorch's; said once, it need not be said again. After it has been shut down, and in the child
     of a fork, a new one is made.
 
-    Raises `ValueError` if the name is not known, with the nearest one, or if the device has an executor with another number of workers.
+    Raises `ValueError` if the name is not known, with the nearest one, or if the device has an
+    executor with another number of workers.
     """
     name = _devices.canonical(device, custom)
     while True:

@@ -112,7 +112,7 @@ def of_value(value: Any) -> Any:
 
 
 def of_context(value: Any) -> Any:
-    """Return a key of the value of a context variable: one that has none is equal to itself alone."""
+    """Return a key of a context variable's value: one that has none is equal to itself alone."""
     try:
         return of_value(value)
     except TypeError:

@@ -23,37 +23,15 @@ from onelane._leave import Departure
 if TYPE_CHECKING:
     from onelane._executor import DeviceExecutor
 
-_UNARY = [
-    "neg",
-    "pos",
-    "abs",
-    "invert",
-    "int",
-    "float",
-    "complex",
-    "index",
-    "round",
-    "trunc",
-    "floor",
-    "ceil",
-    "len",
-    "bool",
-    "str",
-    "format",
-    "bytes",
-    "reversed",
-    "iter",
-    "enter",
-    "exit",
-    "contains",
-    "getitem",
-    "setitem",
-    "delitem",
-    "call",
-    "array",
-    "length_hint",
-]
-_BINARY = ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift", "and", "xor", "or"]  # fmt: skip
+_UNARY = (
+    *("neg", "pos", "abs", "invert", "int", "float", "complex", "index", "round", "trunc", "floor"),
+    *("ceil", "len", "bool", "str", "format", "bytes", "reversed", "iter", "enter", "exit"),
+    *("contains", "getitem", "setitem", "delitem", "call", "array", "length_hint"),
+)
+_BINARY = (
+    *("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift"),
+    *("rshift", "and", "xor", "or"),
+)
 _COMPARED = ("lt", "le", "gt", "ge", "eq", "ne")
 _FORWARDED = (
     *(f"__{name}__" for name in (*_UNARY, *_COMPARED, *_BINARY)),
@@ -83,8 +61,8 @@ class Guarded:
         object.__setattr__(self, "_onelane_kind", type(value))
         weakref.finalize(self, lane.release, cell)
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return _kind(self)
 
     @property
@@ -279,8 +257,8 @@ class GuardedIterator(Guarded):
         object.__setattr__(self, "_onelane_begun", False)
         object.__setattr__(self, "_onelane_hold", hold)
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return GuardedIterator
 
     def __iter__(self) -> Iterator[Any]:
