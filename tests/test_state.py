@@ -289,6 +289,28 @@ def test_what_a_task_that_holds_asks_of_queues_comes_between_nothing(device):
     assert all(asyncio.run(main()))
 
 
+def test_a_holder_is_told_of_a_stream_that_cannot_end(device):
+    guarded = onelane.guard(Llama, device)
+    stream = guarded.stream([1])
+    next(stream)
+
+    def hold():
+        with device.hold():
+            return guarded.count()
+
+    async def hold_async():
+        async with device.hold():
+            return await guarded.count.acall()
+
+    with ThreadPoolExecutor(1) as pool:
+        for held in (hold, lambda: asyncio.run(hold_async())):
+            with pytest.raises(onelane.WouldDeadlock, match=r"a stream of stream\(\).*session"):
+                pool.submit(held).result(30)
+        assert next(stream) is not None
+        stream.close()
+        assert pool.submit(hold).result(30) == 3
+
+
 def test_a_holder_that_fails_or_ends_gives_the_device_back(device):
     with pytest.raises(ZeroDivisionError), device.hold():
         device.call(lambda: 1 / 0)

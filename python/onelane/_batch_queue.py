@@ -205,14 +205,9 @@ class BatchQueue(_onelane.Front):
             cost = request.cost = self._budget.of_request(request, args, kwargs)
         return payload, self._keys.number(key if key is ALONE else (key, modes)), cost
 
-    def _is_held(self) -> bool:
-        """Whether the calling thread or task holds the device: then the worker waits for it."""
-        hold = self._executor._hold
-        return hold is not None and hold.is_mine()
-
     def _call_held(self, inputs: tuple[Any, ...], named: dict[str, Any] | None) -> Any:
         """Run a request of the holder's on the worker; called by `_onelane.Front`."""
-        if not self._is_held():
+        if not self._executor.is_held_here():
             return NotImplemented
         return self._executor.call(self, *inputs, **(named or {}))
 
@@ -246,7 +241,7 @@ class BatchQueue(_onelane.Front):
         timeout, deadline: when the request must have started, or the future gets
         `DeadlineExceeded`. Cancelling the future takes the request out of the queue.
         """
-        if self._is_held():
+        if self._executor.is_held_here():
             terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
             return self._executor.submit(self, *inputs, **terms, **named)
         future: Future[Any] = self._submit(inputs, named, timeout, deadline, priority)
@@ -261,7 +256,7 @@ class BatchQueue(_onelane.Front):
         priority: Priority = "normal",
     ) -> list[Future[Any]]:
         """Submit several requests at once: all are accepted, or none is."""
-        if self._is_held():
+        if self._executor.is_held_here():
             terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
             return [self.submit(x, **terms) for x in inputs]
         return self._submit_many(inputs, timeout, deadline, priority)
@@ -278,7 +273,7 @@ class BatchQueue(_onelane.Front):
 
         timeout, deadline: as in a call. Cancelling the task cancels the request.
         """
-        if self._is_held():
+        if self._executor.is_held_here():
             terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
             return await self._executor.acall(self, *inputs, **terms, **named)
         future, ticket = self._infer(inputs, named, timeout, deadline, priority)

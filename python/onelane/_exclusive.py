@@ -16,9 +16,12 @@ import logging
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
+
+from onelane.errors import WouldDeadlock
 
 _LOG = logging.getLogger("onelane.guard")
 _TELL_AFTER_S = 30.0
@@ -63,9 +66,14 @@ class Hold:
 
 
 class Exclusive:
-    """The turns of one object."""
+    """The turns of one object.
 
-    def __init__(self) -> None:
+    holds_device: whether who asks holds the device: then nobody else's stream can end, and waiting
+        for one raises `WouldDeadlock`.
+    """
+
+    def __init__(self, holds_device: Callable[[], bool]) -> None:
+        self._holds_device = holds_device
         self._lock = threading.Lock()
         self._sharing = 0
         self._hold: Hold | None = None
@@ -151,6 +159,7 @@ class Exclusive:
         """Wait on a thread."""
         if future is None:
             return None
+        self._check(future)
         told = False
         try:
             while True:
@@ -169,6 +178,7 @@ class Exclusive:
             return None
         if future.done():
             return future.result()
+        self._check(future)
         loop = asyncio.get_running_loop()
         admitted: asyncio.Future[None] = loop.create_future()
 
@@ -186,6 +196,15 @@ class Exclusive:
             self.withdraw(future)
             raise
         return future.result()
+
+    def _check(self, future: Future[Hold | None]) -> None:
+        if not future.done() and self._holds_device():
+            hold = self._hold
+            self.withdraw(future)
+            raise WouldDeadlock(
+                f"{'another call' if hold is None else hold.what} of this object is open elsewhere "
+                f"and cannot end while the device is held here: take a session before hold()"
+            )
 
     def _tell(self) -> None:
         hold = self._hold

@@ -181,7 +181,7 @@ class DeviceExecutor(Executor):
         """
         if self._core.is_worker():
             return fn(*args, **kwargs)
-        if self._hold is not None and self._hold.is_mine():
+        if self.is_held_here():
             return self.submit(fn, *args, **kwargs).result()
         result: T = self._core.call(self._call(fn, args, kwargs))
         return result
@@ -213,6 +213,11 @@ class DeviceExecutor(Executor):
                 f"hold() needs an executor with one worker, and {self!r} has {self._workers}"
             )
         return DeviceHold(self)
+
+    def is_held_here(self) -> bool:
+        """Whether the calling thread or task holds this executor; see `hold`."""
+        hold = self._hold
+        return hold is not None and hold.is_mine()
 
     def _ending(self) -> bool:
         return self._shut_down or _lifecycle.ending()

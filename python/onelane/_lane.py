@@ -77,7 +77,7 @@ class Lane:
         self.root: weakref.ref[Guarded] | None = None
         self.root_id = 0
         self.moves_inputs = False
-        self.turns = Exclusive()
+        self.turns = Exclusive(device.is_held_here)
         # None: every generator has the object alone; else the methods that do.
         self.exclusive = None if exclusive in (None, True) else frozenset(exclusive or ())  # type: ignore[arg-type]
         self._loop: asyncio.AbstractEventLoop | None = None
