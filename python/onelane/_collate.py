@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -179,7 +180,7 @@ def _owned(part: Any, copied: bool) -> Any:
 
 def _is_dense(tensor: Any) -> bool:
     """Whether a tensor has one storage, by rows."""
-    return str(tensor.layout) == "torch.strided" and not tensor.is_nested
+    return tensor.layout is sys.modules["torch"].strided and not tensor.is_nested
 
 
 def _parts(

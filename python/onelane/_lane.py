@@ -145,7 +145,7 @@ class Lane:
 
     def leave(self, value: Any) -> Any:
         """Return host values as they are, tensors as host copies, other objects as proxies."""
-        if value is END:
+        if value is END or type(value) in _leave.EXACT:
             return value
         root = None if self.root is None else self.root()
         return _collate.leave(self, value, known=None if root is None else {self.root_id: root})

@@ -24,7 +24,7 @@ from typing import Any
 
 from onelane import _failure, _tree
 
-_EXACT = frozenset((type(None), bool, int, float, complex, str, bytes))
+EXACT = frozenset((type(None), bool, int, float, complex, str, bytes))
 # Nothing of these can change or belong to a device, but for what a subclass adds.
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, range, slice, type(...),
@@ -40,7 +40,7 @@ _VIEWS = (KeysView, ValuesView, ItemsView)
 
 def is_plain(value: Any) -> bool:
     """Whether a value may leave as it is."""
-    if type(value) in _EXACT:
+    if type(value) in EXACT:
         return True
     if isinstance(value, _PLAIN):
         state = getattr(value, "__dict__", None)
@@ -75,7 +75,7 @@ class Departure:
         self._kept: list[Any] = []
 
     def __call__(self, value: Any) -> Any:
-        if type(value) in _EXACT or hasattr(type(value), "_onelane_is_proxy") or is_plain(value):
+        if type(value) in EXACT or hasattr(type(value), "_onelane_is_proxy") or is_plain(value):
             return value
         done = self._done.get(id(value), self)
         if done is not self:
@@ -250,4 +250,4 @@ def _is_record(value: Any) -> bool:
     )
 
 
-__all__ = ["Departure", "holds_memory", "host_copy", "is_image", "is_plain", "state_of"]
+__all__ = ["EXACT", "Departure", "holds_memory", "host_copy", "is_image", "is_plain", "state_of"]
