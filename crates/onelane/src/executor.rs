@@ -11,9 +11,9 @@ use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
 use crate::handle::{Outstanding, ResponseHandle};
 use crate::request::Request;
-use crate::scheduler::{ExecutorShared, RequestId};
 use crate::scheduler::closures::{Closure, RunClosures};
 use crate::scheduler::workers::WorkerCommand;
+use crate::scheduler::{ExecutorShared, RequestId};
 use crate::stats::{Health, QueueStats};
 use crate::sync::{
     Deferred, JoinHandle, Mutex, Receiver, catch_panic, may_lock, spawn, thread_waker,

@@ -37,11 +37,7 @@ impl<T: Send + 'static> Outstanding<T> {
 
     /// One look for the answer. A deadline that has passed and, on a worker, everything that can be
     /// done inline for the answer are seen to first.
-    pub(crate) fn poll(
-        &mut self,
-        shared: &Arc<ExecutorShared>,
-        waker: &Waker,
-    ) -> Poll<Answer<T>> {
+    pub(crate) fn poll(&mut self, shared: &Arc<ExecutorShared>, waker: &Waker) -> Poll<Answer<T>> {
         loop {
             if let Poll::Ready(answer) = self.receiver.poll(waker) {
                 return self.collect(shared, answer);

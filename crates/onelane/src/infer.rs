@@ -146,8 +146,7 @@ impl<E: Engine> SubmitGroup<E> {
 }
 
 impl<E: Engine> Future for SubmitGroup<E> {
-    type Output =
-        Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>>;
+    type Output = Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>>;
 
     /// # Panics
     /// When it is polled again after it has been ready.

@@ -47,8 +47,8 @@
 //! # }
 //! ```
 //!
-//! An async service (tokio, axum, errors to statuses, shutdown from async code) is in
-//! `examples/service.rs`.
+//! An async service (tokio, axum, errors to statuses, shutdown from async code) is in the
+//! repository's `examples/service`.
 //!
 //! # What is promised
 //! Every accepted request is answered exactly once, whatever panics, stops or dies. An engine need

@@ -22,6 +22,8 @@ use crate::sync::{Hint, MAX_SHARERS, Mutex, MutexGuard, Sender, WaiterGroup, may
 
 /// A request on its way in.
 pub(crate) struct Arrival<E: Engine> {
+    /// Names it in its queue, once it has been handed over.
+    pub(crate) number: u64,
     pub(crate) input: E::Item,
     pub(crate) key: <E::Item as BatchItem>::Key,
     pub(crate) hash: u64,
@@ -180,8 +182,9 @@ impl<E: Engine> Inbox<E> {
 impl<E: Engine> InboxState<E> {
     /// Puts a request in for which there is room, and says its number.
     #[inline]
-    pub(crate) fn put(&mut self, arrival: Arrival<E>) -> u64 {
+    pub(crate) fn put(&mut self, mut arrival: Arrival<E>) -> u64 {
         self.number += 1;
+        arrival.number = self.number;
         self.accepted.push(arrival);
         self.number
     }
@@ -240,19 +243,20 @@ impl<E: Engine> InboxState<E> {
         self.accepted.is_empty()
     }
 
-    /// The first of so many new numbers, for requests that do not come in here.
-    pub(crate) fn take_numbers(&mut self, count: usize) -> u64 {
+    /// Numbers requests that do not come in here. Returns the number of the first.
+    pub(crate) fn number_all(&mut self, arrivals: &mut [Arrival<E>]) -> u64 {
         let first = self.number + 1;
-        self.number += count as u64;
+        for arrival in arrivals {
+            self.number += 1;
+            arrival.number = self.number;
+        }
         first
     }
 
-    /// Takes out what is in here, leaving an empty list in its place. Returns the number of the
-    /// request before the first of them.
-    pub(crate) fn swap(&mut self, empty: &mut Vec<Arrival<E>>) -> u64 {
+    /// Takes out what is in here, leaving an empty list in its place.
+    pub(crate) fn swap(&mut self, empty: &mut Vec<Arrival<E>>) {
         std::mem::swap(&mut self.accepted, empty);
         self.latest = None;
-        self.number - empty.len() as u64
     }
 
     /// The group of the batch that a newcomer is likely to be in. Who comes first may stay alone,
@@ -287,6 +291,7 @@ mod tests {
         for value in 0..before {
             let (sender, _receiver) = crate::sync::Receiver::pair(None);
             let arrival = Arrival {
+                number: 0,
                 input: crate::testing::FakeItem::new(value as u64),
                 key: 0,
                 hash: 0,

@@ -74,8 +74,7 @@ impl<E: Engine> Admission<E> {
         }
         let queue = scheduler.next_queue();
         let build = Box::new(build);
-        let factory =
-            Arc::new(EngineFactory::new(queue, &shared.device, &config.name, build));
+        let factory = Arc::new(EngineFactory::new(queue, &shared.device, &config.name, build));
         let pending = Pending::new(Arc::clone(&factory), Arc::clone(&inbox), &config);
         scheduler.insert_queue(queue, Box::new(pending), config.clone());
         drop(scheduler);
@@ -213,7 +212,7 @@ impl<E: Engine> Admission<E> {
         let Request { input, priority: class, .. } = request;
         let key = input.key();
         let hash = self.hasher.hash_one(&key);
-        Arrival { input, key, hash, cost, class, at, deadline, sender }
+        Arrival { number: 0, input, key, hash, cost, class, at, deadline, sender }
     }
 
     /// Puts a request into the inbox, for which there is room, and wakes who has to be woken.

@@ -229,7 +229,7 @@ mod tests {
     fn arrival(class: Priority, at: Instant, deadline: Option<Instant>) -> Arrival<FakeEngine> {
         let (sender, _receiver) = Receiver::pair(None);
         let input = FakeItem::new(0);
-        Arrival { input, key: 0, hash: 0, cost: 1, class, at, deadline, sender }
+        Arrival { number: 0, input, key: 0, hash: 0, cost: 1, class, at, deadline, sender }
     }
 
     /// Who goes first, and so on, of those who come at these times: (class, milliseconds).

@@ -182,7 +182,7 @@ impl<E: Engine> Pending<E> {
     /// Lets requests in for which the inbox had no room, or has them wait; the inbox is drained.
     pub(crate) fn admit(
         &mut self,
-        arrivals: Vec<Arrival<E>>,
+        mut arrivals: Vec<Arrival<E>>,
         class: Priority,
         wait: WaitForRoom,
         deferred: &mut Deferred,
@@ -197,7 +197,7 @@ impl<E: Engine> Pending<E> {
         if !room && wait == WaitForRoom::Never {
             return Admitted::No(arrivals);
         }
-        let number = inbox.take_numbers(arrivals.len());
+        let number = inbox.number_all(&mut arrivals);
         if !room {
             // CORRECTNESS: under the lock under which there was no room; what makes room holds it.
             inbox.set_open(false);
@@ -207,7 +207,7 @@ impl<E: Engine> Pending<E> {
             return Admitted::Later(number, self.waiters.push(arrivals, number, class, told));
         }
         drop(inbox);
-        self.push_all(arrivals, number, deferred);
+        self.push_all(arrivals, deferred);
         Admitted::Now(number)
     }
 
@@ -235,24 +235,22 @@ impl<E: Engine> Pending<E> {
                 return;
             }
             drop(inbox);
-            if let Some(Waiter { arrivals, number, .. }) = self.waiters.admit_first(deferred) {
-                self.push_all(arrivals, number, deferred);
+            if let Some(Waiter { arrivals, .. }) = self.waiters.admit_first(deferred) {
+                self.push_all(arrivals, deferred);
             }
         }
         self.shut = false;
         self.inbox.lock().set_open(self.open);
     }
 
-    fn push_all(&mut self, arrivals: Vec<Arrival<E>>, first: u64, deferred: &mut Deferred) {
-        for (arrival, number) in arrivals.into_iter().zip(first..) {
-            self.push(arrival, number, deferred);
-        }
+    fn push_all(&mut self, arrivals: Vec<Arrival<E>>, deferred: &mut Deferred) {
+        arrivals.into_iter().for_each(|arrival| self.push(arrival, deferred));
         self.inbox.set_idle(false);
     }
 
     /// Appends a request to its group; answers it if that fails.
-    fn push(&mut self, arrival: Arrival<E>, number: u64, deferred: &mut Deferred) {
-        let Arrival { input, key, hash, cost, class, at, deadline, sender } = arrival;
+    fn push(&mut self, arrival: Arrival<E>, deferred: &mut Deferred) {
+        let Arrival { number, input, key, hash, cost, class, at, deadline, sender } = arrival;
         self.accepted += 1;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
@@ -379,14 +377,12 @@ impl<E: Engine> PendingRequests for Pending<E> {
     fn drain_inbox(&mut self, wake_needed: bool, deferred: &mut Deferred) {
         let mut accepted = std::mem::take(&mut self.empty);
         let mut inbox = self.inbox.lock();
-        let before = inbox.swap(&mut accepted);
+        inbox.swap(&mut accepted);
         inbox.release(&mut self.freed);
         inbox.set_wake_needed(wake_needed);
         drop(inbox);
         let failed = self.failed;
-        for (arrival, number) in accepted.drain(..).zip(before + 1..) {
-            self.push(arrival, number, deferred);
-        }
+        accepted.drain(..).for_each(|arrival| self.push(arrival, deferred));
         self.empty = accepted;
         if !self.requests.is_empty() {
             self.inbox.set_idle(false);
@@ -512,7 +508,8 @@ impl<E: Engine> PendingRequests for Pending<E> {
         let mut count = 0;
         // Who waits for room is counted as one who expires in the queue.
         while let Some((_, number)) = self.waiters.first_deadline().filter(|(at, _)| *at <= now) {
-            for arrival in self.waiters.admit(number, deferred).into_iter().flat_map(|w| w.arrivals) {
+            for arrival in self.waiters.admit(number, deferred).into_iter().flat_map(|w| w.arrivals)
+            {
                 let Arrival { input, key, sender, .. } = arrival;
                 sender.send(Err(RequestError::DeadlineExceeded), deferred);
                 deferred.discard((input, key));

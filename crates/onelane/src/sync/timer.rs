@@ -16,8 +16,7 @@ struct Timer {
     thread: Option<Waker>,
 }
 
-static TIMER: Mutex<Timer> =
-    Mutex::new(Timer { alarms: BTreeMap::new(), next: 0, thread: None });
+static TIMER: Mutex<Timer> = Mutex::new(Timer { alarms: BTreeMap::new(), next: 0, thread: None });
 
 /// Wakes `waker`, on the timer's thread, when `at` has come. `waker` is this crate's: it may take an
 /// executor's lock.

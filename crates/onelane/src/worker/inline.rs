@@ -17,20 +17,25 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
 }
 
-std::thread_local! {
+thread_local! {
     /// The executor that the calling thread belongs to: 0 if to none. It has no destructor, so it is
     /// there for the destructors of others, until the thread is gone.
-    static OWNER: Cell<u64> = const { Cell::new(0) };
+    #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
+    static OWNER: Cell<u64> = Cell::new(0);
+}
+
+fn owner() -> u64 {
+    OWNER.try_with(Cell::get).unwrap_or_default()
 }
 
 /// Marks the calling thread as one of `shared`'s own: it must not wait for a worker's end.
 pub(crate) fn belong_to(shared: &ExecutorShared) {
-    OWNER.set(shared.id);
+    OWNER.with(|owner| owner.set(shared.id));
 }
 
 /// Whether the calling thread is one of `shared`'s own.
 pub(crate) fn belongs_to(shared: &ExecutorShared) -> bool {
-    OWNER.get() == shared.id
+    owner() == shared.id
 }
 
 /// What one worker thread has. It never leaves its thread.
@@ -56,7 +61,7 @@ pub(crate) enum InlineProgress {
 
 /// The worker that the calling thread is, of whatever executor.
 pub(crate) fn this_worker() -> Option<Rc<WorkerContext>> {
-    if OWNER.get() == 0 {
+    if owner() == 0 {
         return None;
     }
     CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
@@ -64,7 +69,7 @@ pub(crate) fn this_worker() -> Option<Rc<WorkerContext>> {
 
 /// The calling thread, if it is a worker of `shared`.
 pub(crate) fn worker_of(shared: &ExecutorShared) -> Option<Rc<WorkerContext>> {
-    if OWNER.get() != shared.id {
+    if owner() != shared.id {
         return None;
     }
     this_worker()

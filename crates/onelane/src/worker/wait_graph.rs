@@ -42,9 +42,8 @@ pub(crate) fn wait(worker: WorkerId, edge: WaitEdge) -> bool {
         return false;
     }
     let edges = graph.entry(worker).or_default();
-    let is_same = |other: &WaitEdge| {
-        (other.executor, other.request) == (edge.executor, edge.request)
-    };
+    let is_same =
+        |other: &WaitEdge| (other.executor, other.request) == (edge.executor, edge.request);
     match edges.iter_mut().find(|other| is_same(other)) {
         Some(known) => *known = edge,
         None => edges.push(edge),

@@ -46,9 +46,8 @@ fn a_circle_over_executors_is_told_and_a_path_is_not() {
         within_a_minute(move || {
             let devices = [(); 3].map(|()| executor());
             let later: [Later; 3] = Default::default();
-            let echo = BatchQueue::new(&devices[2], BatchConfig::default(), || {
-                Ok(FakeEngine::echo())
-            });
+            let echo =
+                BatchQueue::new(&devices[2], BatchConfig::default(), || Ok(FakeEngine::echo()));
             // 0 -> 1 -> 2, which answers.
             assert!(later[1].set(asking(&devices[1], &later[2], how)).is_ok());
             assert!(later[2].set(echo.unwrap()).is_ok());

@@ -132,7 +132,8 @@ impl Engine for NosyEngine {
 #[test]
 fn a_key_may_use_its_queue_when_it_is_dropped_and_is_told_not_to_when_it_is_compared() {
     within_a_minute(|| {
-        let queue = BatchQueue::new(&executor(), BatchConfig::default(), || Ok(NosyEngine)).unwrap();
+        let queue =
+            BatchQueue::new(&executor(), BatchConfig::default(), || Ok(NosyEngine)).unwrap();
         let _ = NOSY.set(queue.clone());
         // More keys than are kept, so that some are dropped with their groups.
         for value in 100..200 {
@@ -234,8 +235,8 @@ fn the_last_handle_may_die_in_a_thread_local_of_its_worker() {
         for workers in [1, 2] {
             let device = executor_with(workers);
             let (kept, gate) = (device.clone(), Gate::new());
-            let queue =
-                BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo())).unwrap();
+            let queue = BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo()))
+                .unwrap();
             device.call(move || KEPT.set(Some((kept, queue)))).unwrap();
             let passing = gate.clone();
             let busy = device.submit(move || passing.pass()).unwrap();

@@ -260,7 +260,8 @@ fn a_deadline_runs_in_line_too() {
         clock.advance(ms);
         // The worker is busy, and there is no room; it is told all the same.
         let polled = late.as_mut().poll(context);
-        let told = matches!(polled, Poll::Ready(Err(InferError::Failed(RequestError::DeadlineExceeded))));
+        let told =
+            matches!(polled, Poll::Ready(Err(InferError::Failed(RequestError::DeadlineExceeded))));
         assert!(told, "{polled:?}");
         assert_eq!((queue.stats().expired, queue.stats().waiting_for_room), (1, 1));
         gate.open_for_good();
