@@ -27,7 +27,7 @@ doc: ## documentation without warnings
 macos: ## type-check of everything that runs on a Mac
 	rustup target add aarch64-apple-darwin
 	cargo check --target aarch64-apple-darwin --features metal --locked \
-	    -p onelane -p onelane-engines -p onelane-suite -p onelane-cli
+	    -p onelane -p onelane-engines -p onelane-suite -p onelane-cli -p onelane-bench
 
 # No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels, in a folder of their
 # own, so that no build takes them for real ones.
@@ -35,7 +35,7 @@ cuda: ## type-check and lints of the CUDA code
 	PATH="$(CURDIR)/.ci/cuda/bin:$$PATH" NVCC="$(CURDIR)/.ci/cuda/bin/nvcc" CUDA_COMPUTE_CAP=90 \
 	CUDA_HOME="$(CURDIR)/.ci/cuda" CUDA_PATH="$(CURDIR)/.ci/cuda" \
 	    cargo clippy --target-dir target/cuda-check --features cuda --locked \
-	    -p onelane-engines -p onelane-suite -p onelane-cli -- -D warnings
+	    -p onelane-engines -p onelane-suite -p onelane-cli -p onelane-bench -- -D warnings
 
 mutants-apply: ## that each deliberate bug still has its place in the code
 	@$(PYTHON) verify/mutants.py --list
@@ -69,10 +69,10 @@ test-python: package ## lints, types and tests of the Python side
 
 .PHONY: bench
 bench: ## the queue beside other Rust queues; wants a quiet machine
-	cargo bench -p onelane-bench-peers --locked --bench ratios -- --rounds 15
-	cargo bench -p onelane-bench-peers --locked --bench memory
-	cargo bench -p onelane-bench-peers --locked --bench waiting
-	cargo bench -p onelane-bench-peers --locked --bench idle
+	cargo bench -p onelane-bench --locked --bench ratios -- --rounds 15
+	cargo bench -p onelane-bench --locked --bench memory
+	cargo bench -p onelane-bench --locked --bench waiting
+	cargo bench -p onelane-bench --locked --bench idle
 
 -include verify/targets.mk
 

@@ -68,11 +68,11 @@ tsan: ## the core's tests under ThreadSanitizer
 	$(call with_nightly,rust-src,$(TSAN))
 
 chaos: ## real threads and tasks, random faults, shutdowns and restarts; nothing may be lost
-	cargo run --release --locked -q -p onelane-cli -- chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
-	cargo run --release --locked -q -p onelane-cli -- chaos --seconds 10 --seed $(SEED) --workers 2
+	cargo run --release --locked -q -p onelane-bench -- chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
+	cargo run --release --locked -q -p onelane-bench -- chaos --seconds 10 --seed $(SEED) --workers 2
 
 overload: ## goodput, refusals and latency at 0.5 to 4 times the capacity; draws docs/overload.svg
-	cargo run --release --locked -q -p onelane-cli -- chaos --overload --seconds $(OVERLOAD_SECONDS) \
+	cargo run --release --locked -q -p onelane-bench -- chaos --overload --seconds $(OVERLOAD_SECONDS) \
 	    --csv docs/overload.csv --svg docs/overload.svg
 
 # It needs CPython's debug build and, for CPython's own tests of executors, its test package: Debian's
