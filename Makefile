@@ -77,7 +77,7 @@ bench: ## the queue beside other Rust queues; wants a quiet machine
 -include verify/targets.mk
 
 # Small sizes; VERIFY=full takes hours.
-ci: check test loom spec fuzz chaos tsan miri ## what CI runs
+ci: check test loom fuzz chaos tsan miri ## what CI runs
 
 clean: ## remove what was built
 	rm -rf target $(VENV)

@@ -9,7 +9,6 @@ PROOFS ?= target/proofs
 
 ifeq ($(VERIFY),full)
 LOOM_MORE := 1
-SPEC_SIZE := --full
 CHAOS_SECONDS := 600
 OVERLOAD_SECONDS := 60
 CASES := 20000
@@ -17,7 +16,6 @@ MIRI_TESTS := lib $(basename $(notdir $(wildcard crates/onelane/tests/*.rs)))
 MIRI_CASES := 8
 else
 LOOM_MORE := 0
-SPEC_SIZE :=
 CHAOS_SECONDS := 30
 OVERLOAD_SECONDS := 20
 CASES := 1000
@@ -27,18 +25,13 @@ MIRI_CASES := 2
 endif
 SEED ?= 1
 
-.PHONY: verify loom spec miri tsan chaos overload mutants fuzz python-debug
+.PHONY: verify loom miri tsan chaos overload mutants fuzz python-debug
 
-verify: loom spec fuzz tsan miri chaos mutants ## every proof
+verify: loom fuzz tsan miri chaos mutants ## every proof
 
 loom: ## model checks of the real core: every interleaving up to a bound
 	RUSTFLAGS="--cfg loom" LOOM_MORE=$(LOOM_MORE) RUST_BACKTRACE=0 CARGO_TARGET_DIR=$(PROOFS)/loom \
 	    cargo test -p onelane --release --lib --locked loom_tests -- --nocapture --test-threads=2
-
-spec: ## the protocol, checked exhaustively; its deliberate faults are found
-	cargo run --release --locked -q -p onelane-spec -- $(SPEC_SIZE)
-	cargo test --release --locked -q -p onelane-spec
-	cargo run --release --locked -q -p onelane-spec -- --bug check-then-push --must-fail
 
 # Miri and ThreadSanitizer need a nightly compiler. CI may run where none can be fetched: then they
 # say so and pass. `$(call with_nightly,COMPONENTS,COMMAND)`
