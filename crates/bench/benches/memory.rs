@@ -3,9 +3,9 @@
 //!     cargo bench -p onelane-bench --bench memory
 //!
 //! Every allocation of the process is counted, of all threads. Per request: client threads in a
-//! closed loop, after a warm-up. Per waiting request: 10,000 that wait behind a closed gate; what the
-//! heap has grown by, and the size of the future, which the caller keeps. `batched-fn` cannot be
-//! gated and `tower-batch-control` bounds what waits: of these two only the first is counted.
+//! closed loop, after a warm-up. Per waiting request: 10,000 that wait behind a closed gate; what
+//! the heap has grown by, and the size of the future, which the caller keeps. `batched-fn` cannot
+//! be gated and `tower-batch-control` bounds what waits: of these two only the first is counted.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::future::Future;

@@ -1,6 +1,6 @@
 //! onelane against other queues at 1, 8, 64 and 256 client threads and 256 async tasks: medians of
-//! the ratios of neighbours, over many short rounds. A machine that is busy with something else slows
-//! both of a pair; this is the figure to publish.
+//! the ratios of neighbours, over many short rounds. A machine that is busy with something else
+//! slows both of a pair; this is the figure to publish.
 //!
 //!     cargo bench -p onelane-bench --bench ratios [-- --rounds 15 --only crossbeam,onelane]
 //!

@@ -3,10 +3,10 @@
 //!     cargo bench -p onelane-bench --bench waiting [-- ROUNDS]
 //!
 //! The engine itself submits one request for each that it answers, so that exactly so many wait all
-//! the time, and everything (submit, batch, answer, handle) happens on one thread: no wake-up and no
-//! other client is in the figure. Batches have the same size whatever waits: of 1, and of 32 where
-//! that many wait. The figure is the median of the ratios of neighbours in time. Exit 1 when the
-//! cost grows by 20% or more.
+//! the time, and everything (submit, batch, answer, handle) happens on one thread: no wake-up and
+//! no other client is in the figure. Batches have the same size whatever waits: of 1, and of 32
+//! where that many wait. The figure is the median of the ratios of neighbours in time. Exit 1 when
+//! the cost grows by 20% or more.
 
 use std::collections::VecDeque;
 use std::process::ExitCode;

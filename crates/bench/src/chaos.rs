@@ -1,5 +1,6 @@
-//! `onelane-bench chaos`: real threads and async tasks do everything at once that a program may do, while
-//! engines fail, panic, run out of memory and are slow, and executors are shut down and made anew.
+//! `onelane-bench chaos`: real threads and async tasks do everything at once that a program may do,
+//! while engines fail, panic, run out of memory and are slow, and executors are shut down and made
+//! anew.
 //!
 //! Every answer is checked against its request by value, every count against the others. Exit 1 on
 //! any loss, duplicate, misroute, wrong error or hang. A seed gives each client the same choices;

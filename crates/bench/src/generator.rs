@@ -1,14 +1,14 @@
 //! The load generator. Load is made of three parts:
 //!
-//! - a **target**, which answers requests: [`Target`] makes clients that ask and wait, [`Submit`] takes
-//!   a request and gives back what waits for its answer. [`QueueTarget`] is onelane's batch queue.
+//! - a **target**, which answers requests: [`Target`] makes clients that ask and wait, [`Submit`]
+//!   takes a request and gives back what waits for its answer. [`QueueTarget`] is onelane's queue.
 //! - an **arrival process**: [`ClosedLoop`], where each client asks again when it has its answer;
 //!   [`Arrivals`], where requests come when they come, to a queue ([`open_to_queue`]) or to threads
 //!   ([`open_to_threads`]); and [`saturate`], which keeps a number of requests under way.
 //! - an **observer** of each client, which judges and counts answers ([`Observer`]).
 //!
-//! A request is a number; the target makes of it what it answers. No two requests of one run have the
-//! same number.
+//! A request is a number; the target makes of it what it answers. No two requests of one run have
+//! the same number.
 
 mod arrivals;
 mod closed;

@@ -1,8 +1,8 @@
 //! `onelane-bench load`: how fast an engine is in the hands of many clients, by strategy.
 //!
-//! [`sweep`] measures closed loops and open load, [`priority`] interactive requests beside bulk work,
-//! [`lengths`] texts of mixed lengths. Everything is measured round by round, the strategies in turn,
-//! and compared within a round.
+//! [`sweep`] measures closed loops and open load, [`priority`] interactive requests beside bulk
+//! work, [`lengths`] texts of mixed lengths. Everything is measured round by round, the strategies
+//! in turn, and compared within a round.
 
 mod args;
 mod judge;

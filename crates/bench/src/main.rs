@@ -12,8 +12,8 @@ use onelane_terminal::{Level, exit, log_to_stderr};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Measures onelane, and tries to break it: engines in the hands of many clients, everything at once
-/// at random, overload.
+/// Measures onelane, and tries to break it: engines in the hands of many clients, everything at
+/// once at random, overload.
 #[derive(Parser)]
 #[command(name = "onelane-bench", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {

@@ -8,8 +8,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 pub use tracing_subscriber::filter::LevelFilter as Level;
 
-/// Starts logging, once in a process: at `default`, at INFO and more when `verbose` is 1 and more, or
-/// as `RUST_LOG` says when it is 0.
+/// Starts logging, once in a process: at `default`, at INFO and more when `verbose` is 1 and more,
+/// or as `RUST_LOG` says when it is 0.
 ///
 /// # Errors
 /// When `RUST_LOG` names no levels.

@@ -1,5 +1,5 @@
-//! `onelane-bench chaos --overload`: what happens at 0.5 to 4 times the capacity. Requests are offered at
-//! a steady rate whatever becomes of them, to an engine whose batches take a fixed time.
+//! `onelane-bench chaos --overload`: what happens at 0.5 to 4 times the capacity. Requests are
+//! offered at a steady rate whatever becomes of them, to an engine whose batches take a fixed time.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -53,8 +53,8 @@ struct Report {
     ok: bool,
 }
 
-/// Latencies of accepted requests from the call of submit to when the engine had the answer, not to when
-/// this program got round to it.
+/// Latencies of accepted requests from the call of submit to when the engine had the answer, not to
+/// when this program got round to it.
 #[derive(Default)]
 struct Answers {
     latencies: Latencies,

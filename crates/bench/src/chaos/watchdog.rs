@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// How often it looks. A hang is counted in looks, not in time: a machine that is suspended does not
-/// look.
+/// How often it looks. A hang is counted in looks, not in time: a machine that is suspended does
+/// not look.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// One that is watched.

@@ -1,8 +1,8 @@
 //! [`ClosedLoop`]: each client asks, waits for the answer, and asks again.
 //!
-//! A client may ask once before time is taken, so that its engine, its thread and its place in the queue
-//! are there. Requests that were asked before the end are noted even if they are answered after it: else
-//! the slowest would be left out. Only those answered before the end are in time.
+//! A client may ask once before time is taken, so that its engine, its thread and its place in the
+//! queue are there. Requests that were asked before the end are noted even if they are answered
+//! after it: else the slowest would be left out. Only those answered before the end are in time.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ pub struct ClosedLoop {
     pub warm_up: bool,
 }
 
-/// The numbers of two clients' requests differ, and those of neighbours begin at neighbours in any list
-/// whose length is a power of two.
+/// The numbers of two clients' requests differ, and those of neighbours begin at neighbours in any
+/// list whose length is a power of two.
 const NUMBERS_OF_A_CLIENT: u64 = (1 << 32) + 1;
 
 /// What clients share.
@@ -66,9 +66,12 @@ impl Shared {
 /// What one client saw, and its first and last moment.
 type Part<O> = (O, Instant, Instant);
 
+/// Clients that end with what they saw, or with why they saw nothing.
+type PartCrew<O> = Crew<Result<Part<O>, String>>;
+
 /// Clients that have been started and stand ready.
 pub struct Ready<O> {
-    crew: Crew<Result<Part<O>, String>>,
+    crew: PartCrew<O>,
     starter: Starter,
     shared: Arc<Shared>,
 }
@@ -141,11 +144,10 @@ impl ClosedLoop {
     }
 }
 
-type PartCrew<O> = Crew<Result<Part<O>, String>>;
-
 impl<O: Observer> Ready<O> {
-    /// Lets them begin, and waits until they have ended. The time is from the first client's beginning,
-    /// not from when the caller, who has to share the processor with all of them, looked at the clock.
+    /// Lets them begin, and waits until they have ended. The time is from the first client's
+    /// beginning, not from when the caller, who has to share the processor with all of them, looked
+    /// at the clock.
     ///
     /// # Errors
     /// When a client panicked, could not be made, or failed at its first request.
@@ -246,5 +248,115 @@ impl<O: Observer> LoopClient<O> {
             observer.note(&asked, reply, !shared.over.load(Relaxed));
         }
         Ok((observer, begun, Instant::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::super::crew::runtime;
+    use super::*;
+
+    /// Gives numbers back; of its clients, so many cannot be made.
+    #[derive(Default)]
+    struct Echo {
+        made: AtomicUsize,
+        failing: usize,
+    }
+
+    struct EchoClient;
+
+    impl Target for Echo {
+        type Client = EchoClient;
+
+        fn client(&self) -> Result<EchoClient, String> {
+            match self.made.fetch_add(1, Relaxed) < self.failing {
+                true => Err("there is no room".to_owned()),
+                false => Ok(EchoClient),
+            }
+        }
+    }
+
+    impl Client for EchoClient {
+        type Reply = u64;
+
+        fn ask(&mut self, number: u64) -> u64 {
+            number
+        }
+    }
+
+    impl AsyncClient for EchoClient {
+        async fn infer(&mut self, number: u64) -> u64 {
+            tokio::task::yield_now().await;
+            number
+        }
+    }
+
+    /// Keeps all numbers.
+    #[derive(Default)]
+    struct Numbers {
+        first: Vec<u64>,
+        noted: Vec<u64>,
+    }
+
+    impl Observer for Numbers {
+        type Reply = u64;
+
+        fn first(&mut self, asked: &Asked, reply: u64) -> Result<(), String> {
+            assert_eq!(asked.number, reply);
+            self.first.push(reply);
+            Ok(())
+        }
+
+        fn note(&mut self, asked: &Asked, reply: u64, _: bool) {
+            assert_eq!(asked.number, reply);
+            self.noted.push(reply);
+        }
+
+        fn merge(&mut self, other: Self) {
+            self.first.extend(other.first);
+            self.noted.extend(other.noted);
+        }
+    }
+
+    #[test]
+    fn so_many_requests_are_asked_once_each() {
+        let (limit, target) = (Limit::Requests(1000), Arc::new(Echo::default()));
+        let clients = ClosedLoop { clients: 7, limit, warm_up: true };
+        let runtime = runtime(2).unwrap();
+        for ready in [
+            clients.threads(&target, Numbers::default).unwrap(),
+            clients.tasks(&runtime, &target, Numbers::default).unwrap(),
+        ] {
+            let mut seen = ready.run().unwrap().observer;
+            assert_eq!(seen.first.len(), 7);
+            seen.noted.sort_unstable();
+            assert!(seen.noted.into_iter().eq(0..1000));
+        }
+    }
+
+    #[test]
+    fn for_a_time_no_two_requests_have_the_same_number() {
+        let limit = Limit::Time(Duration::from_millis(5));
+        let clients = ClosedLoop { clients: 3, limit, warm_up: true };
+        let target = Arc::new(Echo::default());
+        let ran = clients.threads(&target, Numbers::default).unwrap().run().unwrap();
+        let Numbers { first, noted } = ran.observer;
+        let all: HashSet<u64> = first.iter().chain(&noted).copied().collect();
+        assert_eq!(all.len(), first.len() + noted.len());
+        assert!(ran.took >= Duration::from_millis(5));
+    }
+
+    #[test]
+    fn a_client_that_cannot_be_made_fails_the_run_and_keeps_nobody() {
+        let target = Arc::new(Echo { failing: 1, ..Echo::default() });
+        for limit in [Limit::Requests(100), Limit::Time(Duration::from_millis(1))] {
+            target.made.store(0, Relaxed);
+            let clients = ClosedLoop { clients: 4, limit, warm_up: false };
+            let error = clients.threads(&target, Numbers::default).unwrap().run().err();
+            assert_eq!(error.unwrap().to_string(), "there is no room");
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! [`Latencies`]: how long answers took, from when they were due.
 //!
-//! Under open load a request counts from the instant at which it was meant to be sent, not from when
-//! a busy client got round to it: what the client waited for is part of what its user sees. So a
-//! pause of the system shows in full, in every request that it held up (no coordinated omission).
+//! Under open load a request counts from the instant at which it was meant to be sent, not from
+//! when a busy client got round to it: what the client waited for is part of what its user sees. So
+//! a pause of the system shows in full, in every request that it held up (no coordinated omission).
 
 use std::time::{Duration, Instant};
 

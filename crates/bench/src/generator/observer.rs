@@ -20,8 +20,8 @@ pub trait Observer: Send + 'static {
     /// What it sees.
     type Reply: Send + 'static;
 
-    /// Whether it looks at the times of requests. In a closed loop without, nobody looks at the clock for
-    /// each request, and `due` and `sent` are when the client began.
+    /// Whether it looks at the times of requests. In a closed loop without, nobody looks at the
+    /// clock for each request, and `due` and `sent` are when the client began.
     const TIMED: bool = true;
 
     /// The answer to a client's first request, before time is taken; it is not counted.

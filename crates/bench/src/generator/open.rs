@@ -1,9 +1,9 @@
 //! Open load: requests arrive when they arrive, whatever has become of those before.
 //!
 //! A latency counts from the instant at which the request was meant to arrive. What submits without
-//! waiting is given each request as it arrives, by one thread, and the answers are waited for as futures.
-//! Where each request needs a thread while it is under way, so many threads take arrivals in turn; what
-//! none of them has got to when the time is over is missed.
+//! waiting is given each request as it arrives, by one thread, and the answers are waited for as
+//! futures. Where each request needs a thread while it is under way, so many threads take arrivals
+//! in turn; what none of them has got to when the time is over is missed.
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! [`Start`]: where clients stand until all are ready, and begin together.
 //!
-//! Invariant: a client that fails, panics or cannot be started keeps nobody waiting. Ready is whoever
-//! has let go of its sender, and clients whose starter is gone are told not to begin.
+//! Invariant: a client that fails, panics or cannot be started keeps nobody waiting. Ready is
+//! whoever has let go of its sender, and clients whose starter is gone are told not to begin.
 
 use std::sync::mpsc;
 use std::time::Instant;

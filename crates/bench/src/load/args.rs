@@ -13,15 +13,16 @@ use super::texts::Lengths;
 
 /// Measures throughput and latency of an engine that many clients use, by strategy.
 ///
-/// Strategies: direct (every client thread has an engine of its own), lock (one engine under a mutex),
-/// queue-1 (a batch queue that runs requests one by one), queue (a batch queue), offline (one thread,
-/// whole batches made before: the limit). They take turns, round by round; rates are medians of the
-/// rounds, ratios medians of the rounds' ratios, and latencies are of all rounds together.
+/// Strategies: direct (every client thread has an engine of its own), lock (one engine under a
+/// mutex), queue-1 (a batch queue that runs requests one by one), queue (a batch queue), offline
+/// (one thread, whole batches made before: the limit). They take turns, round by round; rates are
+/// medians of the rounds, ratios medians of the rounds' ratios, and latencies are of all rounds
+/// together.
 ///
 /// Closed loop (--threads, --tasks): each client asks, waits and asks again. Open load (--rate,
 /// --load): requests arrive as a Poisson process whatever has become of those before, and latency
-/// counts from when a request was meant to arrive. Answers are compared with those of the same request
-/// alone.
+/// counts from when a request was meant to arrive. Answers are compared with those of the same
+/// request alone.
 ///
 /// Exit codes: 0 all is well, 1 an answer was wrong or failed, or a scenario does not hold, 2 wrong
 /// usage or a start that failed.
@@ -98,12 +99,13 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "256", value_parser = at_least_one)]
     pub(super) max_batch_size: usize,
 
-    /// How many threads own the device, each with an engine; more than one only where its runtime is
-    /// thread-safe
+    /// How many threads own the device, each with an engine; more than one only where its runtime
+    /// is thread-safe
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
     pub(super) workers: usize,
 
-    /// On CUDA: launches each operation, instead of recording what is done for a shape and replaying it
+    /// On CUDA: launches each operation, instead of recording what is done for a shape and
+    /// replaying it
     #[arg(long)]
     pub(super) no_cuda_graphs: bool,
 

@@ -15,8 +15,8 @@ use super::workload::Workload;
 pub struct Seen {
     /// Requests answered rightly before the end.
     pub answered: u64,
-    /// Of all requests that have been answered rightly, those after the end too, and the ages of those
-    /// that were missed.
+    /// Of all requests that have been answered rightly, those after the end too, and the ages of
+    /// those that were missed.
     pub latencies: Latencies,
     /// Answers that were not right.
     pub wrong: u64,

@@ -1,5 +1,5 @@
-//! `--scenario lengths`: texts of mixed lengths, one at a time from many threads, against one thread
-//! that has them all, sorted by length, in whole batches.
+//! `--scenario lengths`: texts of mixed lengths, one at a time from many threads, against one
+//! thread that has them all, sorted by length, in whole batches.
 //!
 //! Both compute every text once a round, in turn, so that they do the same work; the figure is the
 //! median of the rounds' ratios. Texts are tokenised beforehand.

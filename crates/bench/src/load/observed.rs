@@ -41,8 +41,8 @@ pub struct BatchSpan {
     pub begun: Instant,
     /// When the engine had the results.
     pub computed: Instant,
-    /// When the worker had handed all answers over; none where it did not: the caller has them from the
-    /// engine itself, or a thread beside the worker delivers.
+    /// When the worker had handed all answers over; none where it did not: the caller has them from
+    /// the engine itself, or a thread beside the worker delivers.
     pub delivered: Option<Instant>,
 }
 

@@ -1,8 +1,8 @@
 //! `--scenario priority`: bulk work that keeps the device full, and interactive requests on top.
 //!
 //! Each round measures the bulk work alone, then with interactive requests that arrive as a Poisson
-//! process. A latency counts from when the request was meant to arrive. In the best case an interactive
-//! request waits for the batch that runs and goes with the next one: two batches.
+//! process. A latency counts from when the request was meant to arrive. In the best case an
+//! interactive request waits for the batch that runs and goes with the next one: two batches.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

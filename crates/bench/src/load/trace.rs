@@ -1,9 +1,9 @@
 //! [`Trace`]: what happened when, as Chrome trace events (`chrome://tracing`, Perfetto).
 //!
-//! Each run is a process of its own. In it each engine has a track with its batches (from the engine's
-//! start to the last answer handed over) and, in each of them, the time of the engine itself. Requests
-//! overlap, so they are asynchronous events, on their client's track: from when they were due to when
-//! the client had the answer, with the number of the batch that it came from.
+//! Each run is a process of its own. In it each engine has a track with its batches (from the
+//! engine's start to the last answer handed over) and, in each of them, the time of the engine
+//! itself. Requests overlap, so they are asynchronous events, on their client's track: from when
+//! they were due to when the client had the answer, with the number of the batch that it came from.
 
 use std::time::Instant;
 

@@ -2,8 +2,8 @@
 //!
 //! It flushes when the weight is reached or its time is over. In a closed loop it does best when a
 //! batch is full as soon as every client has asked, so the weight is the number of clients, and the
-//! time is 1 ms. With clients on threads its worker is a task on a runtime with one thread, where no
-//! other task runs; with clients as tasks it runs among them.
+//! time is 1 ms. With clients on threads its worker is a task on a runtime with one thread, where
+//! no other task runs; with clients as tasks it runs among them.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
