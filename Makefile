@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run check fmt clippy doc macos cuda mutants-apply test test-rust test-model test-python ci clean
+.PHONY: help run check fmt clippy doc macos cuda test test-rust test-model test-python ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -12,7 +12,7 @@ help: ## list the targets
 run: ## the main job: ten tests, eight threads, one worker
 	cargo run --release -- correctness --parallel --threads 8 --use-batching --workers 1
 
-check: fmt clippy doc macos cuda mutants-apply ## formatting, lints, documentation, macOS and CUDA type-checks
+check: fmt clippy doc macos cuda ## formatting, lints, documentation, macOS and CUDA type-checks
 
 fmt: ## formatting
 	cargo fmt --all --check
@@ -36,9 +36,6 @@ cuda: ## type-check and lints of the CUDA code
 	CUDA_HOME="$(CURDIR)/.ci/cuda" CUDA_PATH="$(CURDIR)/.ci/cuda" \
 	    cargo clippy --target-dir target/cuda-check --features cuda --locked \
 	    -p onelane-engines -p onelane-suite -p onelane-cli -p onelane-bench -- -D warnings
-
-mutants-apply: ## that each deliberate bug still has its place in the code
-	@$(PYTHON) verify/mutants.py --list
 
 test: test-rust test-model test-python ## every test
 
