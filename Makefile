@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run check fmt clippy doc macos cuda mutants-apply test test-rust test-model test-python ci clean
+.PHONY: help run check fmt clippy doc macos cuda test test-rust test-model test-python ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -12,7 +12,7 @@ help: ## list the targets
 run: ## the main job: ten tests, eight threads, one worker
 	cargo run --release -- correctness --parallel --threads 8 --use-batching --workers 1
 
-check: fmt clippy doc macos cuda mutants-apply ## formatting, lints, documentation, macOS and CUDA type-checks
+check: fmt clippy doc macos cuda ## formatting, lints, documentation, macOS and CUDA type-checks
 
 fmt: ## formatting
 	cargo fmt --all --check
@@ -27,7 +27,7 @@ doc: ## documentation without warnings
 macos: ## type-check of everything that runs on a Mac
 	rustup target add aarch64-apple-darwin
 	cargo check --target aarch64-apple-darwin --features metal --locked \
-	    -p onelane -p onelane-engines -p onelane-suite -p onelane-cli
+	    -p onelane -p onelane-engines -p onelane-suite -p onelane-cli -p onelane-bench
 
 # No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels, in a folder of their
 # own, so that no build takes them for real ones.
@@ -35,10 +35,7 @@ cuda: ## type-check and lints of the CUDA code
 	PATH="$(CURDIR)/.ci/cuda/bin:$$PATH" NVCC="$(CURDIR)/.ci/cuda/bin/nvcc" CUDA_COMPUTE_CAP=90 \
 	CUDA_HOME="$(CURDIR)/.ci/cuda" CUDA_PATH="$(CURDIR)/.ci/cuda" \
 	    cargo clippy --target-dir target/cuda-check --features cuda --locked \
-	    -p onelane-engines -p onelane-suite -p onelane-cli -- -D warnings
-
-mutants-apply: ## that each deliberate bug still has its place in the code
-	@$(PYTHON) verify/mutants.py --list
+	    -p onelane-engines -p onelane-suite -p onelane-cli -p onelane-bench -- -D warnings
 
 test: test-rust test-model test-python ## every test
 
@@ -69,15 +66,15 @@ test-python: package ## lints, types and tests of the Python side
 
 .PHONY: bench
 bench: ## the queue beside other Rust queues; wants a quiet machine
-	cargo bench -p onelane-bench-peers --locked --bench ratios -- --rounds 15
-	cargo bench -p onelane-bench-peers --locked --bench memory
-	cargo bench -p onelane-bench-peers --locked --bench waiting
-	cargo bench -p onelane-bench-peers --locked --bench idle
+	cargo bench -p onelane-bench --locked --bench ratios -- --rounds 15
+	cargo bench -p onelane-bench --locked --bench memory
+	cargo bench -p onelane-bench --locked --bench waiting
+	cargo bench -p onelane-bench --locked --bench idle
 
 -include verify/targets.mk
 
 # Small sizes; VERIFY=full takes hours.
-ci: check test loom spec fuzz chaos tsan miri ## what CI runs
+ci: check test loom fuzz chaos tsan miri ## what CI runs
 
 clean: ## remove what was built
 	rm -rf target $(VENV)

@@ -9,36 +9,34 @@ PROOFS ?= target/proofs
 
 ifeq ($(VERIFY),full)
 LOOM_MORE := 1
-SPEC_SIZE := --full
 CHAOS_SECONDS := 600
 OVERLOAD_SECONDS := 60
 CASES := 20000
+MUTANTS_PART :=
 MIRI_TESTS := lib $(basename $(notdir $(wildcard crates/onelane/tests/*.rs)))
 MIRI_CASES := 8
 else
 LOOM_MORE := 0
-SPEC_SIZE :=
 CHAOS_SECONDS := 30
 OVERLOAD_SECONDS := 20
 CASES := 1000
+MUTANTS_PART = --sharding round-robin --shard $(MUTANTS_SHARD)
 # Miri is about a thousand times slower than the machine.
 MIRI_TESTS := lib cancel truth worker_death
 MIRI_CASES := 2
 endif
 SEED ?= 1
+# Which part of the mutants the small size takes; MUTANTS_FLAGS chooses more: `--file`, `--list`.
+MUTANTS_SHARD ?= 0/16
+MUTANTS_FLAGS ?=
 
-.PHONY: verify loom spec miri tsan chaos overload mutants fuzz python-debug
+.PHONY: verify loom miri tsan chaos overload mutants fuzz python-debug
 
-verify: loom spec fuzz tsan miri chaos mutants ## every proof
+verify: loom fuzz tsan miri chaos mutants ## every proof
 
 loom: ## model checks of the real core: every interleaving up to a bound
 	RUSTFLAGS="--cfg loom" LOOM_MORE=$(LOOM_MORE) RUST_BACKTRACE=0 CARGO_TARGET_DIR=$(PROOFS)/loom \
 	    cargo test -p onelane --release --lib --locked loom_tests -- --nocapture --test-threads=2
-
-spec: ## the protocol, checked exhaustively; its deliberate faults are found
-	cargo run --release --locked -q -p onelane-spec -- $(SPEC_SIZE)
-	cargo test --release --locked -q -p onelane-spec
-	cargo run --release --locked -q -p onelane-spec -- --bug check-then-push --must-fail
 
 # Miri and ThreadSanitizer need a nightly compiler. CI may run where none can be fetched: then they
 # say so and pass. `$(call with_nightly,COMPONENTS,COMMAND)`
@@ -68,11 +66,11 @@ tsan: ## the core's tests under ThreadSanitizer
 	$(call with_nightly,rust-src,$(TSAN))
 
 chaos: ## real threads and tasks, random faults, shutdowns and restarts; nothing may be lost
-	cargo run --release --locked -q -p onelane-cli -- chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
-	cargo run --release --locked -q -p onelane-cli -- chaos --seconds 10 --seed $(SEED) --workers 2
+	cargo run --release --locked -q -p onelane-bench -- chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
+	cargo run --release --locked -q -p onelane-bench -- chaos --seconds 10 --seed $(SEED) --workers 2
 
 overload: ## goodput, refusals and latency at 0.5 to 4 times the capacity; draws docs/overload.svg
-	cargo run --release --locked -q -p onelane-cli -- chaos --overload --seconds $(OVERLOAD_SECONDS) \
+	cargo run --release --locked -q -p onelane-bench -- chaos --overload --seconds $(OVERLOAD_SECONDS) \
 	    --csv docs/overload.csv --svg docs/overload.svg
 
 # It needs CPython's debug build and, for CPython's own tests of executors, its test package: Debian's
@@ -83,8 +81,15 @@ python-debug: package ## the Python front where CPython checks reference counts 
 	    $(DEBUG_PYTHON) -X faulthandler -m pytest $(addprefix tests/test_,executor.py batch_queue.py \
 	    collate.py pad.py failure.py future.py aio.py lifecycle.py guard.py mps_batch_queue.py leaks.py)
 
-mutants: ## deliberate one-line bugs: each is caught
-	$(PYTHON) verify/mutants.py
+# A folder for what is built, so that dependencies are built once; the tree itself is copied, not
+# changed. Exit code 3 of cargo-mutants: everything was noticed, some of it by a test that hung.
+MUTANTS = target/tools/bin/cargo-mutants
+$(MUTANTS):
+	cargo install cargo-mutants --locked --root target/tools
+
+mutants: $(MUTANTS) ## small changes of the core's decisions: each is noticed by a test
+	PROPTEST_CASES=256 PROPTEST_MAX_SHRINK_ITERS=0 RUST_BACKTRACE=0 CARGO_TARGET_DIR=$(abspath $(PROOFS)/mutants) \
+	    $(MUTANTS) mutants --package onelane -j1 --output $(PROOFS) $(MUTANTS_PART) $(MUTANTS_FLAGS) || test $$? -eq 3
 
 fuzz: ## random workloads against a reference, random text against everything that parses
 	PROPTEST_CASES=$(CASES) cargo test -p onelane --release --locked --test simulation --test parsing

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds `onelane` with CUDA on a machine that has neither a GPU nor a CUDA toolkit: compiler, headers
-# and libraries come as Python wheels. The binary runs on a machine with an NVIDIA GPU and no Rust
+# Builds `onelane` and `onelane-bench` with CUDA on a machine that has neither a GPU nor a CUDA toolkit: compiler, headers
+# and libraries come as Python wheels. The binaries run on a machine with an NVIDIA GPU and no Rust
 # (benches/gpu/rust.sh).
 #
-#     benches/gpu/build.sh [FOLDER]      the binary is FOLDER/onelane
+#     benches/gpu/build.sh [FOLDER]      the binaries are FOLDER/onelane and FOLDER/onelane-bench
 #
 # CUDA_VERSION   the driver's version: a newer compiler makes code that the driver refuses (13.0)
 # COMPUTE_CAP    the GPU's compute capability, 90 for an H100
@@ -49,6 +49,8 @@ done
 # The driver's library is on the other machine: an empty one of its name stands in for it.
 echo | cc -shared -x c - -Wl,-soname,libcuda.so.1 -o "$folder/link/libcuda.so"
 export RUSTFLAGS="-L $folder/link -C link-arg=-Wl,--unresolved-symbols=ignore-all"
-cargo build --release --locked --features cuda --target-dir "$folder/target"
-strip -o "$folder/onelane" "$folder/target/release/onelane"
-ls -l "$folder/onelane"
+cargo build --release --locked --features cuda --target-dir "$folder/target" -p onelane-cli -p onelane-bench
+for binary in onelane onelane-bench; do
+    strip -o "$folder/$binary" "$folder/target/release/$binary"
+    ls -l "$folder/$binary"
+done

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# `onelane bench` on a machine with an NVIDIA GPU and no Rust; benches/gpu/build.sh makes the binary.
+# `onelane-bench load` on a machine with an NVIDIA GPU and no Rust; benches/gpu/build.sh makes the binaries.
 #
-#     benches/gpu/rust.sh [BINARY] [OUT]
+#     benches/gpu/rust.sh [FOLDER] [OUT]      FOLDER has onelane and onelane-bench
 #
 # The driver's library is found where the machine has it; nvrtc, cuBLAS and cuRAND are those of the
 # `nvidia` Python packages (PyTorch brings them), or of CUDA_LIBRARIES=FOLDER.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-binary=${1:-target/cuda/onelane}
+folder=${1:-target/cuda}
 out=${2:-out}
 mkdir -p "$out"
 libraries=${CUDA_LIBRARIES:-$(python3 -c '
@@ -22,14 +22,14 @@ for place in /usr/lib/x86_64-linux-gnu /usr/lib /usr/lib64 /usr/local/nvidia/lib
     if test -z "$driver" && test -e "$place/libcuda.so.1"; then driver=$place/libcuda.so.1; fi
 done
 test -n "$driver" || { echo "no libcuda.so.1: is the driver installed?" >&2; exit 2; }
-# The binary looks symbols of the driver up as it needs them, so that library has to be there first.
+# The binaries look symbols of the driver up as they need them, so that library has to be there first.
 export LD_PRELOAD=$driver LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-"$binary" devices
+"$folder/onelane" devices
 bench() {
     local name=$1
     shift
-    "$binary" bench --device cuda --engine mlp --rounds "${ROUNDS:-3}" "$@" | tee "$out/$name.txt"
+    "$folder/onelane-bench" load --device cuda --engine mlp --rounds "${ROUNDS:-3}" "$@" | tee "$out/$name.txt"
 }
 time=${SECONDS_EACH:-0.7}
 # With direct each client has an engine and a cuBLAS handle of its own: not for 256.

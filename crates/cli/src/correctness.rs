@@ -10,9 +10,8 @@ use std::time::Duration;
 use anyhow::Context;
 use onelane::ExecutorConfig;
 use onelane_suite::{CandleDevice, Case, Mode, SimMps, SuiteConfig, TEN, run_suite, test_named};
+use onelane_terminal::{DeviceArg, OutputFile, at_least_one};
 
-use crate::device_arg::DeviceArg;
-use crate::output::OutputFile;
 use crate::progress::SuiteBar;
 use crate::table;
 
@@ -146,18 +145,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         written => written.context("cannot write to stdout")?,
     }
     Ok(ExitCode::from(u8::from(!report.all_passed())))
-}
-
-/// Parses a number of things of which there is at least one.
-///
-/// # Errors
-/// What is wrong with the text.
-pub fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.trim().parse() {
-        Ok(0) => Err("must be at least 1".to_owned()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("must be a whole number of at least 1".to_owned()),
-    }
 }
 
 fn workers(text: &str) -> Result<usize, String> {

@@ -6,9 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use comfy_table::{Table, presets};
 use onelane_sim::Profile;
+use onelane_terminal::SIMULATED;
 use serde::Serialize;
-
-use crate::device_arg::SIMULATED;
 
 /// Arguments of `onelane devices`.
 #[derive(clap::Args)]

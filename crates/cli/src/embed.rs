@@ -7,7 +7,6 @@ mod crew;
 mod lines;
 mod sink;
 
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Priority, QueueStats, Shutdown};
 use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel};
+use onelane_terminal::{at_least_one, is_broken_pipe};
 
 use crew::{Client, Crew, Done};
 use lines::Input;
@@ -120,19 +120,6 @@ fn write_all(
 ) -> anyhow::Result<()> {
     crew.run(input, &mut sink, |done| progress.note(done))?;
     sink.finish()
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.trim().parse() {
-        Ok(0) => Err("must be at least 1".to_owned()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("must be a whole number of at least 1".to_owned()),
-    }
 }
 
 /// What a run has done so far: a bar on stderr if that is a terminal, and the counts for the end.

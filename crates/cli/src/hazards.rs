@@ -10,14 +10,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 use onelane_sim::Profile;
+use onelane_terminal::{OutputFile, at_least_one, bar};
 
-use crate::correctness::at_least_one;
-use crate::output::OutputFile;
 use report::Report;
 
 /// Shows the hazards of driving one GPU runtime from many threads, and what cures each. Everything is
@@ -61,9 +58,9 @@ pub struct Args {
 /// When the page or the output cannot be written.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let html = args.html.as_deref().map(OutputFile::check).transpose()?;
-    let bar = bar(Report::steps(args.seeds));
+    let bar = bar(Report::steps(args.seeds) as u64);
     let report = Report::gather(&args.profile, (args.seeds, args.iterations), &|what| {
-        bar.set_message(what.to_owned());
+        bar.set_message(format!("{what} (simulated)"));
         bar.inc(1);
     });
     bar.finish_and_clear();
@@ -82,16 +79,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         written => written.context("cannot write to stdout")?,
     }
     Ok(ExitCode::from(u8::from(!report.as_expected)))
-}
-
-/// A bar on stderr; nothing is drawn when that is not a terminal.
-fn bar(steps: usize) -> ProgressBar {
-    let bar = ProgressBar::new(steps as u64);
-    let template = "{elapsed_precise} {bar:30} {percent:>3}% {msg} (simulated)";
-    let style = ProgressStyle::with_template(template);
-    bar.set_style(style.expect("the template is a constant that parses"));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
 fn profile(name: &str) -> Result<Profile, String> {

@@ -1,9 +1,8 @@
 //! A progress bar on stderr, only where that is a terminal.
 
-use std::time::Duration;
-
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use onelane_suite::{Observer, Plan, TestResult};
+use onelane_terminal::bar;
 
 /// Shows a run of the suite.
 pub struct SuiteBar {
@@ -15,13 +14,7 @@ pub struct SuiteBar {
 impl SuiteBar {
     /// A bar for `steps` iterations in all. Nothing is drawn when stderr is not a terminal.
     pub fn new(steps: u64) -> Self {
-        let bar = ProgressBar::new(steps);
-        let template = "{elapsed_precise} {bar:30} {percent:>3}% {msg}";
-        bar.set_style(
-            ProgressStyle::with_template(template).expect("the template is a constant that parses"),
-        );
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar, end: 0 }
+        Self { bar: bar(steps), end: 0 }
     }
 }
 

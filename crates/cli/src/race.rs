@@ -15,11 +15,8 @@ use onelane_suite::race::{RACE_CONTIGUOUS, RACE_TOLERANCE, RACE_VIEWS};
 use onelane_suite::{
     CandleDevice, Device, DeviceKind, Outcome, Plan, SimMps, run_batched, run_direct,
 };
+use onelane_terminal::{DeviceArg, OutputFile, at_least_one};
 use serde::Serialize;
-
-use crate::correctness::at_least_one;
-use crate::device_arg::DeviceArg;
-use crate::output::OutputFile;
 
 /// Bytes of results that the threads of a run keep for each other.
 const MEMO_BYTES: usize = 256 << 20;

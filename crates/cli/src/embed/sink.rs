@@ -8,9 +8,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use onelane_terminal::OutputFile;
 use tempfile::NamedTempFile;
-
-use crate::output::OutputFile;
 
 /// Standard output, a file in the making, or a device or pipe that is written directly.
 pub struct Sink {
