@@ -132,6 +132,10 @@ enum Failure {
 }
 
 impl Failure {
+    fn is_lost(&self) -> bool {
+        matches!(self, Self::Engine(EngineError::Lost(_)))
+    }
+
     fn to_error(&self) -> RequestError {
         match self {
             Self::Engine(error) => RequestError::Engine(error.clone()),
@@ -208,6 +212,13 @@ impl<E: Engine> RequestBatch<E> {
                 for part in parts.drain(..) {
                     self.fail(part, &failure);
                 }
+            } else if part.len() > 1 && splittable && failure.is_lost() {
+                // Singles, not halves: a loss costs a restart, and so the culprit costs only two.
+                tracing::warn!(
+                    queue = %self.plan.name, size = part.len(), error = %failure.to_error(),
+                    "a batch lost its engine: its requests are run one by one"
+                );
+                parts.extend(part.rev().map(|one| one..one + 1));
             } else if part.len() > 1 && splittable {
                 let middle = part.start + part.len() / 2;
                 tracing::warn!(
@@ -281,6 +292,11 @@ impl<E: Engine> RequestBatch<E> {
                     let half = part.len() / 2;
                     self.tally.ceiling =
                         Some(self.tally.ceiling.map_or(half, |lower| lower.min(half)));
+                }
+                if matches!(error, EngineError::Lost(_)) {
+                    let lost = engine.take();
+                    let _ = contain(|| drop(lost));
+                    self.tally.lost_engine = true;
                 }
                 Err((Failure::Engine(error), idempotent))
             }

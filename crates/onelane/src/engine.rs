@@ -42,7 +42,8 @@ pub trait Engine: 'static {
     /// # Errors
     /// [`EngineError::OutOfMemory`] splits the batch and remembers a ceiling for its key;
     /// [`EngineError::Failed`] on more than one item runs the halves apart, so that only the
-    /// requests at fault fail. A wrong number of outputs counts as a failure.
+    /// requests at fault fail. A wrong number of outputs counts as a failure. [`EngineError::Lost`]
+    /// drops the engine, builds it again and runs the requests one by one.
     fn infer(&mut self, batch: &[Self::Item]) -> Result<Vec<Self::Output>, EngineError>;
 
     /// Called once after the factory, before the first batch: compile kernels, touch memory.

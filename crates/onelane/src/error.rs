@@ -19,12 +19,21 @@ pub enum EngineError {
     /// The batch failed.
     #[error("{0}")]
     Failed(#[source] Source),
+    /// The engine is gone: its process died, its device is poisoned. It is dropped and built again;
+    /// then the requests of the batch run one by one, if the engine is idempotent.
+    #[error("the engine was lost: {0}")]
+    Lost(#[source] Source),
 }
 
 impl EngineError {
     /// A failure with any error, or a message, as its cause.
     pub fn failed(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Failed(Arc::from(source.into()))
+    }
+
+    /// The engine is gone, with any error, or a message, as the cause.
+    pub fn lost(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Lost(Arc::from(source.into()))
     }
 
     /// Out of memory, with any error, or a message, as its cause.

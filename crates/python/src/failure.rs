@@ -65,7 +65,9 @@ pub(crate) fn engine_error(py: Python<'_>, error: PyErr) -> EngineError {
 /// The exception inside an engine error, with its traceback; or a new one with the error's text.
 fn from_engine(py: Python<'_>, error: &EngineError) -> PyErr {
     let source = match error {
-        EngineError::OutOfMemory(source) | EngineError::Failed(source) => Some(Arc::clone(source)),
+        EngineError::OutOfMemory(source)
+        | EngineError::Failed(source)
+        | EngineError::Lost(source) => Some(Arc::clone(source)),
         _ => None,
     };
     source
