@@ -1,0 +1,100 @@
+//! Parents that are killed, counted, or forgetful: this program run once more.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use onelane_isolate::IsolationConfig;
+
+use crate::engine::{Act, Ask};
+use crate::world::*;
+
+/// Ends with the code 0 if all is well.
+pub fn main() -> ! {
+    match std::env::var("ONELANE_TEST_PARENT").as_deref() {
+        Ok("busy") => busy(false),
+        Ok("busy_with_spare") => busy(true),
+        Ok("counted") => counted(),
+        other => panic!("no such parent: {other:?}"),
+    }
+}
+
+/// Says who its children are, and works until it is killed.
+fn busy(spare: bool) -> ! {
+    let world = world_of_children(IsolationConfig::default().spare(spare));
+    if spare {
+        eventually("the spare is ready", SOON, || world.supervisor.stats().spare);
+    }
+    for child in world.supervisor.stats().children {
+        println!("{child}");
+    }
+    println!("ready");
+    std::io::stdout().flush().expect("the test reads");
+    loop {
+        world.ask(Act::Work(1), 1).expect("an answer");
+    }
+}
+
+/// A child is this program too, but not this parent.
+fn world_of_children(config: IsolationConfig) -> World {
+    try_world(supervisor_of_children(config)).expect("a child")
+}
+
+fn supervisor_of_children(config: IsolationConfig) -> onelane_isolate::Supervisor {
+    let command = || {
+        let mut command = onelane_isolate::this_program();
+        command.env_remove("ONELANE_TEST");
+        command
+    };
+    onelane_isolate::Supervisor::new(command, config).expect("usable settings")
+}
+
+/// Does everything several times and has as many descriptors and threads afterwards as before.
+fn counted() -> ! {
+    let mut before = None;
+    for round in 0..6 {
+        one_of_each();
+        let now = (count("/proc/self/fd"), count("/proc/self/task"));
+        // The first round has opened what stays open: the clock, the allocator.
+        if round > 0 {
+            assert_eq!(*before.get_or_insert(now), now, "descriptors and threads, round {round}");
+        }
+    }
+    std::process::exit(0);
+}
+
+fn one_of_each() {
+    let config = IsolationConfig::default().hang(Duration::from_millis(300));
+    for spare in [false, true] {
+        let world = world_of_children(config.clone().spare(spare).recycle_batches(3));
+        for act in [Act::Echo, Act::Segfault, Act::Hang, Act::Poison, Act::Panic, Act::Print] {
+            let answers = world.batch(vec![Ask::new(Act::Echo, 1), Ask::new(act, 2)]);
+            assert!(answers[0].is_ok());
+        }
+        world.close();
+    }
+    let refused = supervisor_of_children(config.start(Duration::from_nanos(1)));
+    assert!(try_world(refused).is_err());
+}
+
+fn count(directory: &str) -> usize {
+    let count = || std::fs::read_dir(directory).map_or(0, Iterator::count);
+    // A thread that has been told to end, and one that has been joined, is counted for a moment yet.
+    let mut last = count();
+    for _ in 0..50 {
+        std::thread::sleep(Duration::from_millis(2));
+        let now = count();
+        last = last.min(now);
+    }
+    last
+}
+
+/// A program that makes a queue without having asked whether it is a child.
+pub fn forgetful() -> ! {
+    match try_world(supervisor_of_children(IsolationConfig::default())) {
+        Ok(_) => std::process::exit(0),
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
+    }
+}
