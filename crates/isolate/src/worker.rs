@@ -140,6 +140,9 @@ impl Worker {
                 Kind::NotBuilt => return Err(Interruption::NotBuilt(self.remote_error(&frame)?)),
                 kind => return Err(unexpected(kind)),
             }
+            if deadline.has_passed() {
+                return Err(Interruption::TimedOut(deadline.after));
+            }
         }
     }
 

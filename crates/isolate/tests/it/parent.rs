@@ -72,7 +72,8 @@ fn one_of_each() {
         }
         world.close();
     }
-    let refused = supervisor_of_children(config.start(Duration::from_nanos(1)));
+    let command = || std::process::Command::new("/bin/false");
+    let refused = onelane_isolate::Supervisor::new(command, config).expect("usable settings");
     assert!(try_world(refused).is_err());
 }
 

@@ -69,7 +69,7 @@ impl World {
     /// Runs all of these as one batch: the worker is kept busy while they are submitted.
     pub fn batch(&self, asks: Vec<Ask>) -> Vec<Result<Reply, RequestError>> {
         let (go, gate) = std::sync::mpsc::channel::<()>();
-        let busy = self.device.submit(move || drop(gate.recv())).expect("open");
+        let busy = self.device.submit(move || gate.recv().is_ok()).expect("open");
         let submit = |ask| self.queue.submit(ask).expect("open");
         let handles: Vec<_> = asks.into_iter().map(submit).collect();
         go.send(()).expect("the worker waits");
@@ -114,12 +114,13 @@ pub fn signal(to: u32, signal: Signal) {
     let _ = rustix::process::kill_process(pid(to), signal);
 }
 
-/// Whether there is such a process, not counting one that has only to be reaped.
+/// Whether there is such a process, not counting one that has only to be reaped. Its first thread may
+/// be gone while others still hold its descriptors.
 pub fn exists(pid: u32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")),
-        Err(_) => false,
-    }
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let is_zombie = stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads > 1 || (threads == 1 && !is_zombie)
 }
 
 /// Waits for something that is bound to happen; how long it took.
