@@ -1,1 +1,113 @@
-fn main() {}
+//! What a child process costs a request: the same engine in process and isolated, in turns, one
+//! caller. Medians, in microseconds. `cargo bench -p onelane-isolate`.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use onelane::{BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, EngineError};
+use onelane_isolate::{
+    Isolated, IsolationConfig, Reader, Supervisor, Wire, WireError, Writer, serve, this_program,
+};
+
+/// 1 MB of float32.
+const LARGE: usize = 250_000;
+
+struct Row(Vec<f32>);
+
+impl BatchItem for Row {
+    type Key = ();
+    fn key(&self) {}
+}
+
+impl Wire for Row {
+    fn write(&self, to: &mut Writer<'_>) {
+        self.0.write(to);
+    }
+    fn read(from: &mut Reader<'_>) -> Result<Self, WireError> {
+        Vec::read(from).map(Self)
+    }
+}
+
+/// Answers with what it was asked.
+struct Identity;
+
+impl Engine for Identity {
+    type Item = Row;
+    type Output = Vec<f32>;
+    fn infer(&mut self, batch: &[Row]) -> Result<Vec<Vec<f32>>, EngineError> {
+        Ok(batch.iter().map(|row| row.0.clone()).collect())
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    serve::<Identity>(|| Ok(Identity));
+    let device = DeviceExecutor::shared("bench:0")?;
+    let supervisor = Supervisor::new(this_program, IsolationConfig::default())?;
+    let factory = Isolated::<Identity>::factory(&supervisor);
+    let mut bare = factory()?;
+    let isolated = BatchQueue::new(&device, BatchConfig::default(), factory)?;
+    let direct = BatchQueue::new(&device, BatchConfig::default(), || Ok(Identity))?;
+
+    let mut ping = || {
+        let in_process = median(300, || drop(ask(&direct, vec![1.0; 16])));
+        let through_child = median(300, || drop(ask(&isolated, vec![1.0; 16])));
+        let items = [Row(vec![1.0; 16])];
+        let hop = median(300, || drop(black_box(bare.infer(&items))));
+        [in_process, through_child, hop]
+    };
+    let [in_process, through_child, hop] = rounds(&mut ping);
+    println!("64 bytes: in process {in_process:.1}, isolated {through_child:.1}, hop {hop:.1}");
+    println!("64 bytes: added {:.1} (aim: 60 at most)", through_child - in_process);
+
+    let (from, mut to) = (vec![1.0_f32; LARGE], vec![0.0_f32; LARGE]);
+    let mut large = || {
+        let copies = median(50, || {
+            for _ in 0..2 {
+                black_box(&mut to).copy_from_slice(black_box(&from));
+            }
+        });
+        let in_process = median_of(50, || vec![1.0; LARGE], |row| drop(ask(&direct, row)));
+        let through_child = median_of(50, || vec![1.0; LARGE], |row| drop(ask(&isolated, row)));
+        let items = [Row(vec![1.0; LARGE])];
+        let hop = median(50, || drop(black_box(bare.infer(&items))));
+        [copies, in_process, through_child, hop]
+    };
+    let [copies, in_process, through_child, hop] = rounds(&mut large);
+    println!(
+        "1 MB: two memcpys {copies:.1}, in process {in_process:.1}, isolated {through_child:.1}, \
+         hop {hop:.1}"
+    );
+    let aim = 2.0 * copies + 60.0;
+    println!("1 MB: added {:.1} (aim: {aim:.1} at most)", through_child - in_process);
+    Ok(())
+}
+
+fn ask(queue: &BatchQueue<impl Engine<Item = Row, Output = Vec<f32>>>, row: Vec<f32>) -> Vec<f32> {
+    queue.submit(Row(row)).expect("open").wait().expect("an answer")
+}
+
+/// Medians over rounds in which everything is measured in turn.
+fn rounds<const N: usize>(round: &mut dyn FnMut() -> [f64; N]) -> [f64; N] {
+    round();
+    let rounds: Vec<[f64; N]> = (0..15).map(|_| round()).collect();
+    std::array::from_fn(|i| middle(rounds.iter().map(|round| round[i]).collect()))
+}
+
+fn median(count: usize, mut body: impl FnMut()) -> f64 {
+    median_of(count, || (), |()| body())
+}
+
+fn median_of<T>(count: usize, prepare: impl Fn() -> T, mut body: impl FnMut(T)) -> f64 {
+    let time = |_| {
+        let input = prepare();
+        let since = Instant::now();
+        body(input);
+        since.elapsed().as_secs_f64() * 1e6
+    };
+    middle((0..count).map(time).collect())
+}
+
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
