@@ -51,9 +51,7 @@ impl Channel {
     pub fn from_parent() -> Option<io::Result<Self>> {
         ASKED.store(true, Ordering::Relaxed);
         let parent = std::env::var(CHILD_VARIABLE).ok()?;
-        // What a child starts inherits the variable, but not the socket.
-        rustix::net::sockopt::socket_type(rustix::stdio::stdin()).ok()?;
-        Some(Self::open(&parent))
+        has_socket_as_stdin().then(|| Self::open(&parent))
     }
 
     fn open(parent: &str) -> io::Result<Self> {
@@ -69,7 +67,7 @@ impl Channel {
         if frame.kind != Kind::Start {
             return Err(io::Error::other(format!("the parent began with {:?}", frame.kind)));
         }
-        let mut arena = Arena::open(file, u64::MAX)?;
+        let mut arena = Arena::open(file, frame.cost)?;
         let length = usize::try_from(frame.length).map_err(io::Error::other)?;
         let payload =
             arena.reader(frame.offset, frame.length).and_then(|mut reader| reader.numbers(length));
@@ -214,10 +212,16 @@ pub enum OutputsError {
     Gone(#[from] io::Error),
 }
 
+/// Whether stdin is what a parent makes it. What a child starts inherits the variable, but not this.
+fn has_socket_as_stdin() -> bool {
+    rustix::net::sockopt::socket_type(rustix::stdio::stdin()).is_ok()
+}
+
 /// A child that does not ask whether it is one would run the parent's program, and start a child that
 /// does not ask, and so on.
 pub(crate) fn check_not_forgotten() -> Result<(), String> {
-    if std::env::var_os(CHILD_VARIABLE).is_some() && !ASKED.load(Ordering::Relaxed) {
+    let asked = ASKED.load(Ordering::Relaxed);
+    if !asked && std::env::var_os(CHILD_VARIABLE).is_some() && has_socket_as_stdin() {
         return Err("this process was started as an isolated worker, but did not call \
              onelane_isolate::serve: call it first in main"
             .to_owned());

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use onelane::{Engine, EngineError};
 
-use crate::channel::{Channel, OutputsError};
+use crate::arena::Writer;
+use crate::channel::{Channel, ChildBatch, OutputsError};
 use crate::error::RemoteError;
 use crate::frame::Kind;
 use crate::wire::Wire;
@@ -51,84 +52,98 @@ fn run<E>(mut channel: Channel, factory: &dyn Fn() -> Result<E, EngineError>) ->
 where
     E: Engine<Item: Wire, Output: Wire>,
 {
-    channel.building()?;
-    let mut engine = match contain(factory) {
+    let mut engine = match build(&mut channel, factory)? {
         Ok(engine) => engine,
-        Err((_, error)) => return channel.not_built(&error),
+        Err(error) => return channel.not_built(&error),
     };
-    channel.warming_up()?;
-    if let Err((_, error)) = contain(|| engine.warmup()) {
-        return channel.not_built(&error);
-    }
     channel.ready(engine.idempotent())?;
     while let Some(batch) = channel.receive()? {
-        let items = channel.requests(&batch).and_then(|mut reader| {
-            let items = E::Item::read_vec(batch.count, &mut reader)?;
-            Ok((items, reader.remaining()))
-        });
-        let items = match items {
-            Ok((items, 0)) => items,
-            Ok((_, left)) => {
-                let text = format!("the requests did not arrive whole: {left} bytes are left over");
-                channel.error(Kind::Failed, &RemoteError::new(text, Vec::new()))?;
-                continue;
-            }
-            Err(error) => {
-                let text = format!("the requests did not arrive whole: {error}");
-                channel.error(Kind::Failed, &RemoteError::new(text, Vec::new()))?;
-                continue;
-            }
-        };
-        let ran = contain(|| {
-            let outputs = engine.infer(&items)?;
-            Ok((outputs, engine.padded_cost(&items)))
-        });
-        match ran {
-            Ok((outputs, cost)) => {
-                let sent = channel.outputs(outputs.len(), cost as u64, |to| {
-                    E::Output::write_slice(&outputs, to);
-                });
-                match sent {
-                    Ok(()) => {}
-                    Err(OutputsError::Gone(error)) => return Err(error),
-                    Err(OutputsError::Wire(error)) => {
-                        let error = RemoteError::new(error.to_string(), Vec::new());
-                        channel.error(Kind::OutOfMemory, &error)?;
-                    }
-                }
+        match run_batch(&mut channel, &mut engine, &batch)? {
+            Ok(()) => {}
+            Err((Kind::Lost, error)) => {
+                channel.error(Kind::Lost, &error)?;
+                // Dropping an engine whose device is poisoned may hang; its process ends anyway.
+                std::mem::forget(engine);
+                return Ok(());
             }
             Err((Kind::Panicked, error)) => {
                 // What a panic has left behind is not to be trusted.
-                let dropped = contain(|| {
-                    drop(items);
-                    drop(engine);
-                    Ok(())
-                });
-                let rebuilt = dropped.and_then(|()| contain(factory));
-                let rebuilt = rebuilt.and_then(|mut engine| {
-                    contain(|| engine.warmup())?;
-                    Ok(engine)
-                });
-                match rebuilt {
-                    Ok(fresh) => engine = fresh,
-                    Err((_, again)) => {
+                let dropped = contain(|| Ok(drop(engine)));
+                let rebuilt = match dropped {
+                    Ok(()) => build(&mut channel, factory)?,
+                    Err((_, error)) => Err(error),
+                };
+                engine = match rebuilt {
+                    Ok(engine) => engine,
+                    Err(again) => {
                         let text = format!("{error}; and could not be built again: {again}");
                         return channel.error(Kind::Lost, &RemoteError::new(text, Vec::new()));
                     }
-                }
+                };
                 channel.error(Kind::Panicked, &error)?;
             }
-            Err((kind, error)) => {
-                channel.error(kind, &error)?;
-                if kind == Kind::Lost {
-                    // Dropping an engine whose device is poisoned may hang; its process ends anyway.
-                    std::mem::forget(engine);
-                    return Ok(());
-                }
-            }
+            Err((kind, error)) => channel.error(kind, &error)?,
         }
     }
+    // Its process ends next: a panic here is nobody's.
+    let _ = contain(|| Ok(drop(engine)));
     Ok(())
+}
+
+/// Builds an engine and warms it up. The outer error is that the parent is gone.
+fn build<E: Engine>(
+    channel: &mut Channel,
+    factory: &dyn Fn() -> Result<E, EngineError>,
+) -> io::Result<Result<E, RemoteError>> {
+    channel.building()?;
+    let mut engine = match contain(factory) {
+        Ok(engine) => engine,
+        Err((_, error)) => return Ok(Err(error)),
+    };
+    channel.warming_up()?;
+    Ok(contain(|| engine.warmup()).map(|()| engine).map_err(|(_, error)| error))
+}
+
+/// Runs a batch and sends its outputs. What is returned as the inner error is still to be sent.
+fn run_batch<E>(
+    channel: &mut Channel,
+    engine: &mut E,
+    batch: &ChildBatch,
+) -> io::Result<Result<(), (Kind, RemoteError)>>
+where
+    E: Engine<Item: Wire, Output: Wire>,
+{
+    let items = contain(|| {
+        let mut reader = channel.requests(batch).map_err(EngineError::failed)?;
+        let items = E::Item::read_vec(batch.count, &mut reader).map_err(EngineError::failed)?;
+        match reader.remaining() {
+            0 => Ok(items),
+            left => Err(EngineError::failed(format!("{left} bytes of the requests are left over"))),
+        }
+    });
+    let ran = items.and_then(|items| {
+        contain(|| {
+            let outputs = engine.infer(&items)?;
+            Ok((outputs, engine.padded_cost(&items)))
+        })
+    });
+    let (outputs, cost) = match ran {
+        Ok(ran) => ran,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let mut gone = None;
+    let sent = contain(|| {
+        let write = |to: &mut Writer<'_>| E::Output::write_slice(&outputs, to);
+        match channel.outputs(outputs.len(), cost as u64, write) {
+            Ok(()) => Ok(()),
+            Err(OutputsError::Wire(error)) => Err(EngineError::out_of_memory(error)),
+            Err(OutputsError::Gone(error)) => {
+                gone = Some(error);
+                Ok(())
+            }
+        }
+    });
+    gone.map_or(Ok(sent), Err)
 }
 
 /// Runs the engine's code; its error, or its panic, becomes what is sent to the parent.

@@ -121,7 +121,8 @@ impl Worker {
         let mut writer = self.arena.writer();
         writer.bytes(&self.shared.config.payload);
         let length = writer.finish().map_err(|error| Interruption::Garbage(error.to_string()))?;
-        let frame = Frame { length, ..Frame::new(Kind::Start) };
+        let cost = self.shared.config.max_payload;
+        let frame = Frame { length, cost, ..Frame::new(Kind::Start) };
         socket::send_with(&self.socket, &frame, self.arena.file())
             .map_err(|_| Interruption::Ended)?;
         let deadline = Deadline::new(self.started, self.shared.config.start);
@@ -176,7 +177,7 @@ impl Worker {
         let deadline = Deadline::new(Instant::now(), self.shared.config.hang);
         // A write that failed gave the child nothing that it could have run.
         socket::send(&self.socket, &frame).map_err(|_| Interruption::EndedBefore)?;
-        let frame = self.receive(deadline, None)?;
+        let frame = self.receive_answer(deadline)?;
         if frame.sequence != self.sequence {
             let (got, wanted) = (frame.sequence, self.sequence);
             let what = format!("it answered batch {got} where {wanted} was asked");
@@ -198,6 +199,28 @@ impl Worker {
         self.idempotent = frame.idempotent;
         self.measure(&frame);
         Ok(answer)
+    }
+
+    /// An engine that has panicked is built again before the answer, which may take as long as a
+    /// start: once.
+    fn receive_answer(&mut self, mut deadline: Deadline) -> Result<Frame, Interruption> {
+        let mut is_building = false;
+        loop {
+            let frame = self.receive(deadline, None)?;
+            self.activity = match frame.kind {
+                Kind::Building if is_building => return Err(unexpected(frame.kind)),
+                Kind::Building => {
+                    is_building = true;
+                    deadline = Deadline::new(Instant::now(), self.shared.config.start);
+                    Activity::Building
+                }
+                Kind::WarmingUp if is_building => Activity::WarmingUp,
+                _ => return Ok(frame),
+            };
+            if deadline.has_passed() {
+                return Err(Interruption::TimedOut(deadline.after));
+            }
+        }
     }
 
     fn outputs<O: Wire>(&mut self, frame: &Frame) -> Result<Vec<O>, WireError> {

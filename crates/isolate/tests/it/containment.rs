@@ -27,6 +27,8 @@ pub fn tests() -> Tests {
         ("died_mid_reply", || culprit(Act::DieMidReply, "SIGABRT", 1)),
         ("many_culprits", many_culprits),
         ("not_idempotent", not_idempotent),
+        ("each_worker_has_a_child_of_its_own", each_worker_has_a_child),
+        ("a_panic_and_a_slow_rebuild", a_panic_and_a_slow_rebuild),
         ("killed_from_outside", killed_from_outside),
         ("killed_from_outside_with_a_spare", killed_from_outside_with_a_spare),
         ("stopped_from_outside", stopped_from_outside),
@@ -118,6 +120,46 @@ fn not_idempotent() {
     let ran = std::fs::read_to_string(&record).expect("a record");
     let ran: Vec<u64> = ran.lines().map(|line| line.parse().expect("a value")).collect();
     assert_eq!(ran, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], "each once");
+    world.close();
+}
+
+fn each_worker_has_a_child() {
+    let world = try_world_of(supervisor(config(), Variables::new()), 3).expect("children");
+    let before = world.supervisor.stats().children;
+    assert_eq!(before.len(), 3, "{before:?}");
+    std::thread::scope(|scope| {
+        for client in 0..12 {
+            let world = &world;
+            scope.spawn(move || {
+                for i in 0..20 {
+                    let value = client * 100 + i;
+                    if value == 307 {
+                        let error = world.ask(Act::Segfault, value).expect_err("it is the culprit");
+                        assert!(lost(&error).signal() == Some(11), "{error}");
+                    } else {
+                        world.echoes(value);
+                    }
+                }
+            });
+        }
+    });
+    let stats = world.supervisor.stats();
+    assert!(stats.losses() <= 3, "{stats:?}");
+    // A worker that has been lost is built again by its next batch.
+    let kept = stats.children.iter().filter(|&child| before.contains(child)).count();
+    assert!(kept >= 1, "{before:?} {stats:?}");
+    world.close();
+}
+
+/// The rebuild may take as long as a start, which is longer than a batch may.
+fn a_panic_and_a_slow_rebuild() {
+    let config = IsolationConfig::default().hang(Duration::from_secs(1));
+    let world = world_with(config, &[("BUILD", "slow")]);
+    let child = world.child();
+    let error = world.ask(Act::Panic, 1).expect_err("it panics");
+    assert!(error.to_string().contains("no such token"), "{error}");
+    world.echoes(2);
+    assert_eq!(world.child(), child, "the same process, with a new engine");
     world.close();
 }
 

@@ -31,6 +31,8 @@ pub enum Act {
     /// Take so many milliseconds.
     Work(u64),
     Print,
+    /// Answer with 2 MB.
+    Inflate,
 }
 
 wire_by_serde!(Act);
@@ -89,7 +91,7 @@ impl Actor {
 
     fn act(&mut self, ask: &Ask, size: usize) -> Result<(), EngineError> {
         match ask.act {
-            Act::Echo => {}
+            Act::Echo | Act::Inflate => {}
             Act::Segfault => segfault(),
             Act::Abort => {
                 eprintln!("-[MTLCommandBuffer addCompletedHandler:]: failed assertion");
@@ -140,8 +142,11 @@ impl Engine for Actor {
         for ask in batch {
             self.act(ask, batch.len())?;
         }
-        let double = |data: &Vec<f32>| data.iter().map(|x| x * 2.0).collect();
-        Ok(batch.iter().map(|ask| (ask.value, double(&ask.data))).collect())
+        let data = |ask: &Ask| match ask.act {
+            Act::Inflate => vec![1.0; 500_000],
+            _ => ask.data.iter().map(|x| x * 2.0).collect(),
+        };
+        Ok(batch.iter().map(|ask| (ask.value, data(ask))).collect())
     }
 
     fn warmup(&mut self) -> Result<(), EngineError> {

@@ -119,6 +119,8 @@ fn too_large_payloads() {
     assert!(answers.iter().all(Result::is_ok), "{:?}", answers.iter().find(|a| a.is_err()));
     let error = world.queue.submit(ask(300_000, 9)).expect("open").wait().expect_err("too large");
     assert!(error.to_string().contains("max_payload = 1048576"), "{error}");
+    let error = world.ask(Act::Inflate, 10).expect_err("too large");
+    assert!(error.to_string().contains("max_payload = 1048576"), "{error}");
     assert_eq!(world.supervisor.stats().starts, 1);
     world.close();
 }

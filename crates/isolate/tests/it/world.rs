@@ -40,9 +40,14 @@ pub fn supervisor(config: IsolationConfig, variables: Variables) -> Supervisor {
 }
 
 pub fn try_world(supervisor: Supervisor) -> Result<World, BuildError> {
+    try_world_of(supervisor, 1)
+}
+
+pub fn try_world_of(supervisor: Supervisor, workers: usize) -> Result<World, BuildError> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let device = DeviceExecutor::new(ExecutorConfig::new(format!("test:{number}")))?;
+    let config = ExecutorConfig::new(format!("test:{number}")).workers(workers);
+    let device = DeviceExecutor::new(config)?;
     let factory = Isolated::<Actor>::factory(&supervisor);
     let queue = BatchQueue::new(&device, BatchConfig::default().max_batch_size(64), factory)?;
     Ok(World { queue, supervisor, device })
@@ -116,11 +121,17 @@ pub fn signal(to: u32, signal: Signal) {
 
 /// Whether there is such a process, not counting one that has only to be reaped. Its first thread may
 /// be gone while others still hold its descriptors.
+#[cfg(target_os = "linux")]
 pub fn exists(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let is_zombie = stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     threads > 1 || (threads == 1 && !is_zombie)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn exists(child: u32) -> bool {
+    rustix::process::test_kill_process(pid(child)).is_ok()
 }
 
 /// Waits for something that is bound to happen; how long it took.
