@@ -68,7 +68,7 @@ where
             }
             Err((Kind::Panicked, error)) => {
                 // What a panic has left behind is not to be trusted.
-                let dropped = contain(|| Ok(drop(engine)));
+                let dropped = contain_drop(engine);
                 let rebuilt = match dropped {
                     Ok(()) => build(&mut channel, factory)?,
                     Err((_, error)) => Err(error),
@@ -86,7 +86,7 @@ where
         }
     }
     // Its process ends next: a panic here is nobody's.
-    let _ = contain(|| Ok(drop(engine)));
+    let _ = contain_drop(engine);
     Ok(())
 }
 
@@ -144,6 +144,13 @@ where
         }
     });
     gone.map_or(Ok(sent), Err)
+}
+
+fn contain_drop<E>(engine: E) -> Result<(), (Kind, RemoteError)> {
+    contain(|| {
+        drop(engine);
+        Ok(())
+    })
 }
 
 /// Runs the engine's code; its error, or its panic, becomes what is sent to the parent.
