@@ -11,14 +11,18 @@ use rustix::process::Signal;
 use crate::world::*;
 
 pub fn tests() -> Tests {
-    vec![
+    let mut tests: Tests = vec![
         ("a_killed_parent_leaves_no_child", || parent_is_killed("busy", false)),
         ("a_killed_parent_leaves_no_spare", || parent_is_killed("busy_with_spare", false)),
         ("a_killed_parent_leaves_no_stopped_child", || parent_is_killed("busy", true)),
-        ("descriptors_and_threads_are_the_same", descriptors_and_threads),
         ("a_child_has_a_group_and_ignores_signals_of_terminals", group_and_signals),
-        ("a_child_has_no_descriptor_of_its_parent", no_descriptor_of_its_parent),
-    ]
+    ];
+    // These read /proc.
+    if cfg!(target_os = "linux") {
+        tests.push(("descriptors_and_threads_are_the_same", descriptors_and_threads));
+        tests.push(("a_child_has_no_descriptor_of_its_parent", no_descriptor_of_its_parent));
+    }
+    tests
 }
 
 fn parent(which: &str) -> Command {
