@@ -18,7 +18,7 @@ pub fn main() -> ! {
     }
 }
 
-/// Says who its children are, and works until it is killed.
+/// Says who its children are when one of them is in a batch that does not end.
 fn busy(spare: bool) -> ! {
     let world = world_of_children(IsolationConfig::default().spare(spare));
     if spare {
@@ -27,11 +27,13 @@ fn busy(spare: bool) -> ! {
     for child in world.supervisor.stats().children {
         println!("{child}");
     }
+    let handle = world.queue.submit(Ask::new(Act::Hang, 1)).expect("open");
+    eventually("the batch runs", SOON, || world.queue.stats().running == 1);
+    // The frame is on its way; what is asked of the child takes for ever.
+    std::thread::sleep(Duration::from_millis(50));
     println!("ready");
     std::io::stdout().flush().expect("the test reads");
-    loop {
-        world.ask(Act::Work(1), 1).expect("an answer");
-    }
+    panic!("it is killed before there is an answer: {:?}", handle.wait());
 }
 
 /// A child is this program too, but not this parent.

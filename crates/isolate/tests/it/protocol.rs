@@ -10,6 +10,7 @@ use crate::world::*;
 pub fn tests() -> Tests {
     vec![
         ("garbage_at_the_start", garbage_at_the_start),
+        ("the_truth_among_the_lies", the_truth),
         ("garbage_for_a_reply", garbage_for_a_reply),
         ("noise_for_a_reply", noise_for_a_reply),
         ("a_frame_unasked", a_frame_unasked),
@@ -34,7 +35,7 @@ fn liar(lie: &str, hang: Duration) -> Supervisor {
 /// What comes of one request to a liar.
 fn told(lie: &str) -> ChildLost {
     let world = try_world(liar(lie, Duration::from_secs(2))).expect("it says that it is ready");
-    let error = world.ask(Act::Echo, 1).expect_err("a lie");
+    let error = world.ask(Act::Echo, 0).expect_err("a lie");
     let lost = lost(&error);
     assert!(!error.to_string().contains("panicked"), "{error}");
     world.close();
@@ -46,13 +47,22 @@ fn garbage_at_the_start() {
     assert!(error.to_string().contains("broke the protocol"), "{error}");
 }
 
+/// Bytes 1 to 17 of the request for an echo of 0 happen to be its right answer: without this one, the
+/// lies next to it would be found out for another reason.
+fn the_truth() {
+    let world = try_world(liar("reply:2:0:1:1:16", SOON)).expect("it says that it is ready");
+    world.echoes(0);
+    world.close();
+}
+
 fn garbage_for_a_reply() {
     let max = u64::MAX;
     // Kind, sequence ahead, count, offset, length.
     for lie in [
         "reply:0:0:1:0:16".to_owned(),
         "reply:1:0:1:0:16".to_owned(),
-        "reply:2:1:1:0:16".to_owned(),
+        "reply:2:1:1:1:16".to_owned(),
+        "reply:2:0:1:1:17".to_owned(),
         "reply:2:0:1:0:15".to_owned(),
         "reply:2:0:1:0:20".to_owned(),
         format!("reply:2:0:1:0:{max}"),
