@@ -45,7 +45,9 @@ fn parent_is_killed(which: &str, stopped: bool) {
     let scratch = Scratch::new();
     let shared_memory = names("/dev/shm");
     let mut parent = parent(which);
-    parent.env("TMPDIR", &scratch.0).stdout(Stdio::piped());
+    let elsewhere = Scratch::new();
+    parent.env("TMPDIR", &scratch.0).env("ONELANE_TEST_RECORD", elsewhere.path("record"));
+    parent.stdout(Stdio::piped());
     let mut parent = Kill(parent.spawn().expect("this program"));
     let lines = BufReader::new(parent.0.stdout.take().expect("piped")).lines();
     let lines = lines.map(|line| line.expect("UTF-8")).take_while(|line| line != "ready");
