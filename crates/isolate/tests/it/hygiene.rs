@@ -71,9 +71,14 @@ fn parent_is_killed(which: &str, stopped: bool) {
     assert!(!left.iter().any(|name| name.contains("onelane")), "{left:?}");
 }
 
+/// Whether all of its threads are stopped.
 fn is_stopped(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    threads.into_iter().all(|thread| {
+        let stat = thread.map(|thread| std::fs::read_to_string(thread.path().join("stat")));
+        let stat = stat.and_then(|stat| stat).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
+    })
 }
 
 fn names(directory: &str) -> BTreeSet<String> {
