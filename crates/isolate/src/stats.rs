@@ -29,10 +29,11 @@ pub struct IsolationStats {
     pub recycled_for_age: u64,
     /// Children that were killed and did not die.
     pub stuck: u64,
-    /// Memory of a child in bytes, as last measured: after each batch if `max_memory` is set. 0:
-    /// not measured.
+    /// Memory in bytes of the children that live now, all together, as the operating system counts
+    /// it.
     pub footprint: u64,
-    /// The most that was measured.
+    /// The most memory in bytes that a child had after a batch; 0 if none has said and `max_memory`
+    /// is not set, as it is not measured then.
     pub max_footprint: u64,
     /// How long the last child that became ready took to do so.
     pub last_start: Duration,

@@ -17,6 +17,7 @@ use onelane::ConfigError;
 
 use crate::config::IsolationConfig;
 use crate::error::ChildLost;
+use crate::footprint::Footprint;
 use crate::process::{Ended, Process};
 use crate::stats::IsolationStats;
 use crate::worker::Worker;
@@ -97,13 +98,18 @@ impl Supervisor {
 
     /// A snapshot of the counters.
     pub fn stats(&self) -> IsolationStats {
-        let mut state = self.shared.lock();
-        state.reap();
-        IsolationStats {
-            children: state.children.iter().copied().collect(),
-            spare: matches!(state.spare, Spare::Ready(_)),
-            ..state.stats.clone()
-        }
+        let mut stats = {
+            let mut state = self.shared.lock();
+            state.reap();
+            IsolationStats {
+                children: state.children.iter().copied().collect(),
+                spare: matches!(state.spare, Spare::Ready(_)),
+                ..state.stats.clone()
+            }
+        };
+        let bytes = |&child: &u32| Footprint::of(child).bytes();
+        stats.footprint = stats.children.iter().filter_map(bytes).sum();
+        stats
     }
 
     /// The settings that it was made with.
@@ -346,7 +352,6 @@ impl Shared {
 
     pub(crate) fn measured(&self, bytes: u64) {
         let stats = &mut self.lock().stats;
-        stats.footprint = bytes;
         stats.max_footprint = stats.max_footprint.max(bytes);
     }
 }

@@ -168,17 +168,19 @@ fn a_panic_and_a_slow_rebuild() {
 }
 
 fn killed_from_outside() {
-    killed(config(), Duration::from_secs(4));
+    killed(IsolationConfig::default().hang(Duration::from_millis(300)));
 }
 
 fn killed_from_outside_with_a_spare() {
-    killed(config().spare(true), Duration::from_secs(4));
+    killed(IsolationConfig::default().hang(Duration::from_millis(300)).spare(true));
 }
 
-/// Kills a child every 100 ms, under load.
-fn killed(config: IsolationConfig, length: Duration) {
+/// Kills or stops a child every 100 ms, under load; for longer if a variable says so.
+fn killed(config: IsolationConfig) {
     let world = world(config);
-    let until = Instant::now() + length;
+    let seconds = std::env::var("ONELANE_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
+    let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(4));
+    let mut signals = [Signal::KILL, Signal::ABORT, Signal::QUIT, Signal::STOP].into_iter().cycle();
     let asked: u64 = std::thread::scope(|scope| {
         let client = |client: u64| {
             let world = &world;
@@ -200,9 +202,9 @@ fn killed(config: IsolationConfig, length: Duration) {
         let clients: Vec<_> = (0..8).map(client).collect();
         while Instant::now() < until {
             std::thread::sleep(Duration::from_millis(100));
-            // With a spare, either may be hit.
+            // With a spare, either may be hit; a stopped spare hangs with what it is given.
             if let Some(&child) = world.supervisor.stats().children.first() {
-                signal(child, Signal::KILL);
+                signal(child, signals.next().expect("a cycle"));
             }
         }
         clients.into_iter().map(|client| client.join().expect("no panic")).sum()

@@ -14,6 +14,7 @@ pub fn tests() -> Tests {
     let mut tests: Tests = vec![
         ("a_killed_parent_leaves_no_child", || parent_is_killed("busy", false)),
         ("a_killed_parent_leaves_no_spare", || parent_is_killed("busy_with_spare", false)),
+        ("somebody_else_takes_the_statuses", statuses_are_stolen),
         ("a_child_has_a_group_and_ignores_signals_of_terminals", group_and_signals),
     ];
     // These read /proc.
@@ -87,7 +88,15 @@ fn names(directory: &str) -> BTreeSet<String> {
 }
 
 fn descriptors_and_threads() {
-    let status = Kill(parent("counted").spawn().expect("this program")).0.wait();
+    parent_is_content("counted");
+}
+
+fn statuses_are_stolen() {
+    parent_is_content("robbed");
+}
+
+fn parent_is_content(which: &str) {
+    let status = Kill(parent(which).spawn().expect("this program")).0.wait();
     assert!(status.expect("it is ours").success());
 }
 

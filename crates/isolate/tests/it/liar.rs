@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
 
 use onelane_isolate::frame::{FRAME_LEN, Frame, Kind};
 
@@ -83,6 +84,19 @@ pub fn main() -> ! {
                 *byte = (state >> 56) as u8;
             }
             liar.socket.write_all(&bytes).expect("written");
+        }
+        Some("held") => {
+            liar.ready();
+            liar.hear();
+            // Without CLOEXEC: it outlives this process, out of its group, with the socket.
+            let held = rustix::io::dup(&liar.socket).expect("a descriptor");
+            std::process::Command::new("sleep")
+                .arg("3")
+                .process_group(0)
+                .spawn()
+                .expect("there is one");
+            drop(held);
+            crate::engine::segfault();
         }
         Some("close") => {
             liar.ready();

@@ -14,6 +14,7 @@ pub fn main() -> ! {
         Ok("busy") => busy(false),
         Ok("busy_with_spare") => busy(true),
         Ok("counted") => counted(),
+        Ok("robbed") => robbed(),
         other => panic!("no such parent: {other:?}"),
     }
 }
@@ -76,6 +77,26 @@ fn one_of_each() {
     let command = || std::process::Command::new("/bin/false");
     let refused = onelane_isolate::Supervisor::new(command, config).expect("usable settings");
     assert!(try_world(refused).is_err());
+}
+
+/// Somebody in this process waits for any child, as programs do, and takes the statuses.
+fn robbed() -> ! {
+    std::thread::spawn(|| {
+        loop {
+            if rustix::process::wait(rustix::process::WaitOptions::empty()).is_err() {
+                std::thread::yield_now();
+            }
+        }
+    });
+    let config = IsolationConfig::default().hang(Duration::from_millis(300));
+    let world = world_of_children(config.clone());
+    for act in [Act::Segfault, Act::Hang, Act::Echo, Act::Abort] {
+        let answers = world.batch(vec![Ask::new(Act::Echo, 1), Ask::new(act, 2)]);
+        assert!(answers[0].is_ok(), "{answers:?}");
+        assert_eq!(answers[1].is_ok(), act == Act::Echo, "{answers:?}");
+    }
+    world.close();
+    std::process::exit(0);
 }
 
 fn count(directory: &str) -> usize {

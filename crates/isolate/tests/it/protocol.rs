@@ -16,6 +16,8 @@ pub fn tests() -> Tests {
         ("a_frame_unasked", a_frame_unasked),
         ("half_a_frame", half_a_frame),
         ("a_socket_closed_and_a_process_that_lives", a_socket_closed),
+        ("a_socket_that_somebody_holds", a_socket_that_somebody_holds),
+        ("a_child_in_python", a_child_in_python),
         ("large_payloads", large_payloads),
         ("too_large_payloads", too_large_payloads),
     ]
@@ -97,6 +99,47 @@ fn half_a_frame() {
     assert!(lost.to_string().contains("exit status: 7"), "{lost}");
     let lost = told("half:hang");
     assert!(matches!(lost, ChildLost::Hung { .. }), "{lost}");
+}
+
+/// There is no end of the socket then: the process itself is seen to have ended.
+fn a_socket_that_somebody_holds() {
+    let world = try_world(liar("held", SOON)).expect("it says that it is ready");
+    let since = std::time::Instant::now();
+    let error = world.ask(Act::Echo, 0).expect_err("it dies");
+    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    assert_eq!(lost(&error).signal(), Some(11), "{error}");
+    world.close();
+}
+
+/// A child needs nothing of this crate.
+fn a_child_in_python() {
+    let command = || {
+        let mut command = std::process::Command::new("python3");
+        command.args(["-I", "-S", "-c", include_str!("child.py")]);
+        command
+    };
+    let config = IsolationConfig::default().payload(b"with a payload".to_vec());
+    let world = try_world(Supervisor::new(command, config).expect("usable")).expect("python3");
+    for (value, floats) in [(1, 3), (2, 100_000), (3, 0)] {
+        let mut ask = Ask::new(Act::Echo, value);
+        ask.data = (0..floats).map(|i| i as f32).collect();
+        let doubled: Vec<f32> = ask.data.iter().map(|x| x * 2.0).collect();
+        assert_eq!(world.batch(vec![ask])[0].as_ref().expect("an echo"), &(value, doubled));
+    }
+    let error = world.ask(Act::Fail, 4).expect_err("it fails");
+    assert!(error.to_string().contains("with a payload"), "{error}");
+    let mut times: Vec<_> = (0..500)
+        .map(|value| {
+            let since = std::time::Instant::now();
+            world.echoes(value);
+            since.elapsed()
+        })
+        .collect();
+    times.sort();
+    eprintln!("a request through a child in Python: {:?}", times[250]);
+    let error = world.ask(Act::Abort, 5).expect_err("it aborts");
+    assert_eq!(lost(&error).signal(), Some(6), "{error}");
+    world.close();
 }
 
 fn a_socket_closed() {

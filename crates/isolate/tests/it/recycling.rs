@@ -87,6 +87,8 @@ fn a_limit_below_its_own_size() {
     let world = world(IsolationConfig::default().max_memory(1));
     (0..20).for_each(|value| world.echoes(value));
     assert_eq!(world.supervisor.stats().starts, 1, "it is not replaced after each batch");
+    let before = world.supervisor.stats().footprint;
+    assert!(before > 0 && before < 64 * MIB, "{before}");
     world.close();
 }
 
