@@ -25,6 +25,7 @@ use crate::worker::Worker;
 /// The pause after a start that failed; it doubles with each in a row.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+const REBUILD_ATTEMPTS: u32 = 3;
 /// How often a pause looks whether it is still wanted.
 const BACKOFF_SLICE: Duration = Duration::from_millis(20);
 
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
 struct State {
     spare: Spare,
     engines: usize,
+    /// Whether a child has ever become ready.
+    has_started: bool,
     /// Starts in a row that failed, and when the last one did.
     failures: u32,
     failed_at: Option<Instant>,
@@ -138,10 +141,23 @@ impl Shared {
     pub(crate) fn take(self: &Arc<Self>) -> Result<Worker, ChildLost> {
         let worker = match self.take_spare() {
             Some(worker) => worker,
-            None => self.start(&AtomicBool::new(false))?,
+            None => self.start_persistently()?,
         };
         self.prepare_spare();
         Ok(worker)
+    }
+
+    /// Starts a child. One that dies on its way is tried again if the engine has been built before:
+    /// then it was probably killed from outside, and requests wait for it.
+    fn start_persistently(self: &Arc<Self>) -> Result<Worker, ChildLost> {
+        let mut attempts = if self.lock().has_started { REBUILD_ATTEMPTS } else { 1 };
+        loop {
+            attempts -= 1;
+            match self.start(&AtomicBool::new(false)) {
+                Err(ChildLost::Crashed { .. }) if attempts > 0 => {}
+                started => return started,
+            }
+        }
     }
 
     fn take_spare(&self) -> Option<Worker> {
@@ -185,6 +201,7 @@ impl Shared {
         match &started {
             Ok(_) => {
                 state.failures = 0;
+                state.has_started = true;
                 state.stats.last_start = since.elapsed();
             }
             Err(error) => {

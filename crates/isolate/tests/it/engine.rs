@@ -83,6 +83,9 @@ impl Actor {
             Some("fail_once") if !has_been_here() => {
                 return Err(EngineError::failed("not yet"));
             }
+            Some("abort_on_rebuild") if has_been_here() && !has_been_here_twice() => {
+                std::process::abort();
+            }
             Some("slow") => std::thread::sleep(Duration::from_secs(3)),
             _ => {}
         }
@@ -183,6 +186,11 @@ fn set(name: &str) -> Option<String> {
 /// Whether another child has been here, by the directory of this test.
 fn has_been_here() -> bool {
     let marker = set("MARKER").expect("the test sets it");
+    std::fs::create_dir(marker).is_err()
+}
+
+fn has_been_here_twice() -> bool {
+    let marker = set("MARKER").expect("the test sets it") + ".second";
     std::fs::create_dir(marker).is_err()
 }
 

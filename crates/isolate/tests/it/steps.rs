@@ -23,6 +23,7 @@ pub fn tests() -> Tests {
         ("a_start_that_hangs", || start_fails("BUILD", "hang", "hung while it built")),
         ("starts_that_fail_are_spaced", starts_that_fail_are_spaced),
         ("a_start_that_fails_once", a_start_that_fails_once),
+        ("death_in_a_rebuild", death_in_a_rebuild),
         ("death_while_idle", death_while_idle),
         ("shutdown_while_children_die", shutdown_while_children_die),
         ("shutdown_while_a_spare_starts", shutdown_while_a_spare_starts),
@@ -89,6 +90,21 @@ fn a_start_that_fails_once() {
     assert!(try_world(supervisor.clone()).is_err());
     let world = try_world(supervisor).expect("the second time");
     world.echoes(1);
+    world.close();
+}
+
+/// As when somebody kills a child on its way: the requests that wait for it are none the worse.
+fn death_in_a_rebuild() {
+    let scratch = Scratch::new();
+    let marker = scratch.path("marker");
+    let variables = [("BUILD", "abort_on_rebuild"), ("MARKER", marker.as_str())];
+    let world = world_with(IsolationConfig::default(), &variables);
+    let child = world.child();
+    signal(child, Signal::KILL);
+    eventually("it dies", SOON, || !exists(child));
+    world.echoes(1);
+    let stats = world.supervisor.stats();
+    assert_eq!((stats.starts, stats.failed_starts), (3, 1), "{stats:?}");
     world.close();
 }
 
