@@ -2,12 +2,14 @@
 //! caller. Medians, in microseconds. `cargo bench -p onelane-isolate`.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use onelane::{BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, EngineError};
 use onelane_isolate::{
     Isolated, IsolationConfig, Reader, Supervisor, Wire, WireError, Writer, serve, this_program,
 };
+
+const DEVICE_MS: &str = "ONELANE_BENCH_DEVICE_MS";
 
 /// 1 MB of float32.
 const LARGE: usize = 250_000;
@@ -29,18 +31,32 @@ impl Wire for Row {
 }
 
 /// Answers with what it was asked.
-struct Identity;
+struct Identity {
+    /// How long a batch takes besides: a device that is waited for.
+    device: Duration,
+}
+
+impl Identity {
+    /// In a child a variable says what the device takes.
+    fn new() -> Result<Self, EngineError> {
+        let millis = std::env::var(DEVICE_MS).ok().and_then(|text| text.parse().ok());
+        Ok(Self { device: Duration::from_millis(millis.unwrap_or(0)) })
+    }
+}
 
 impl Engine for Identity {
     type Item = Row;
     type Output = Vec<f32>;
     fn infer(&mut self, batch: &[Row]) -> Result<Vec<Vec<f32>>, EngineError> {
+        if !self.device.is_zero() {
+            std::thread::sleep(self.device);
+        }
         Ok(batch.iter().map(|row| row.0.clone()).collect())
     }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    serve::<Identity>(|| Ok(Identity));
+    serve::<Identity>(Identity::new);
     // glibc keeps freed memory once it has seen a large block freed, as a server that has run for a
     // while has; before that, both sides of the comparison measure page faults.
     drop(black_box(vec![1_u8; 31 << 20]));
@@ -49,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let factory = Isolated::<Identity>::factory(&supervisor);
     let mut bare = factory()?;
     let isolated = BatchQueue::new(&device, BatchConfig::default(), factory)?;
-    let direct = BatchQueue::new(&device, BatchConfig::default(), || Ok(Identity))?;
+    let direct = BatchQueue::new(&device, BatchConfig::default(), Identity::new)?;
 
     let mut ping = || {
         let in_process = median(300, || drop(ask(&direct, vec![1.0; 16])));
@@ -82,7 +98,42 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     let aim = 2.0 * copies + 60.0;
     println!("1 MB: added {:.1} (aim: {aim:.1} at most)", through_child - in_process);
+    throughput()
+}
+
+/// Requests a second of 64 threads on a device that takes 1 ms a batch, isolated over in process.
+fn throughput() -> Result<(), Box<dyn std::error::Error>> {
+    let command = || {
+        let mut command = this_program();
+        command.env(DEVICE_MS, "1");
+        command
+    };
+    let supervisor = Supervisor::new(command, IsolationConfig::default())?;
+    let factory = Isolated::<Identity>::factory(&supervisor);
+    let [first, second] = ["bench:1", "bench:2"].map(DeviceExecutor::shared);
+    let isolated = BatchQueue::new(&first?, BatchConfig::default(), factory)?;
+    let in_process = || Ok::<_, EngineError>(Identity { device: Duration::from_millis(1) });
+    let direct = BatchQueue::new(&second?, BatchConfig::default(), in_process)?;
+    let [direct, isolated] = rounds(&mut || [per_second(&direct), per_second(&isolated)]);
+    println!(
+        "1 ms a batch, 64 threads: {direct:.0} a second in process, {isolated:.0} isolated: {:.3} \
+         (aim: 0.95 at least)",
+        isolated / direct
+    );
     Ok(())
+}
+
+fn per_second<E>(queue: &BatchQueue<E>) -> f64
+where
+    E: Engine<Item = Row, Output = Vec<f32>>,
+{
+    let since = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..64 {
+            scope.spawn(|| (0..100).for_each(|_| drop(ask(queue, vec![1.0; 16]))));
+        }
+    });
+    6400.0 / since.elapsed().as_secs_f64()
 }
 
 fn ask(queue: &BatchQueue<impl Engine<Item = Row, Output = Vec<f32>>>, row: Vec<f32>) -> Vec<f32> {

@@ -2,8 +2,8 @@
 //!
 //! Invariants: nobody makes a reference into the mapping, because the other process may write to it
 //! at any time: bytes are copied in and copied out, and only the copy is looked at. The file only
-//! grows (on Linux it is sealed against shrinking), so what was mapped stays readable. What is copied
-//! was checked against the length of the mapping.
+//! grows (on Linux it is sealed against shrinking), so what was mapped stays readable. What is
+//! copied was checked against the length of the mapping.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -147,8 +147,8 @@ impl Arena {
     }
 }
 
-/// Writes the values of a batch into the arena, one after another. What does not fit makes the arena
-/// grow; the first error is kept, and what comes after it is not written.
+/// Writes the values of a batch into the arena, one after another. What does not fit makes the
+/// arena grow; the first error is kept, and what comes after it is not written.
 pub struct Writer<'a> {
     arena: &'a mut Arena,
     at: usize,

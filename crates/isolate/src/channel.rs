@@ -212,13 +212,14 @@ pub enum OutputsError {
     Gone(#[from] io::Error),
 }
 
-/// Whether stdin is what a parent makes it. What a child starts inherits the variable, but not this.
+/// Whether stdin is what a parent makes it. What a child starts inherits the variable, but not
+/// this.
 fn has_socket_as_stdin() -> bool {
     rustix::net::sockopt::socket_type(rustix::stdio::stdin()).is_ok()
 }
 
-/// A child that does not ask whether it is one would run the parent's program, and start a child that
-/// does not ask, and so on.
+/// A child that does not ask whether it is one would run the parent's program, and start a child
+/// that does not ask, and so on.
 pub(crate) fn check_not_forgotten() -> Result<(), String> {
     let asked = ASKED.load(Ordering::Relaxed);
     if !asked && std::env::var_os(CHILD_VARIABLE).is_some() && has_socket_as_stdin() {
@@ -231,8 +232,8 @@ pub(crate) fn check_not_forgotten() -> Result<(), String> {
 
 /// Starts a thread that ends this process when its parent has gone, whatever the process does.
 ///
-/// The signal that Linux offers for this (`PR_SET_PDEATHSIG`) comes when the *thread* that started the
-/// child ends, which may be long before its process does.
+/// The signal that Linux offers for this (`PR_SET_PDEATHSIG`) comes when the *thread* that started
+/// the child ends, which may be long before its process does.
 fn watch_parent(socket: UnixStream, parent: Option<i32>) -> io::Result<()> {
     std::thread::Builder::new().name("onelane-watch".to_owned()).spawn(move || {
         wait_for_end(&socket, parent);
@@ -242,8 +243,8 @@ fn watch_parent(socket: UnixStream, parent: Option<i32>) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns when the parent has gone. The end of the socket says so, unless a fork of the parent holds
-/// it open; so the parent itself is watched as well.
+/// Returns when the parent has gone. The end of the socket says so, unless a fork of the parent
+/// holds it open; so the parent itself is watched as well.
 fn wait_for_end(socket: &UnixStream, parent: Option<i32>) {
     let parent = parent.and_then(rustix::process::Pid::from_raw);
     #[cfg(target_os = "linux")]

@@ -70,8 +70,8 @@ mod other {
             // SAFETY: all fields of the structure are numbers, for which zero is valid.
             let mut usage: libc::rusage_info_v2 = unsafe { std::mem::zeroed() };
             let buffer = (&raw mut usage).cast::<libc::rusage_info_t>();
-            // SAFETY: the call writes a `rusage_info_v2`, which the flavour asks for, to the buffer,
-            // which is one and lives until the call has returned.
+            // SAFETY: the call writes a `rusage_info_v2`, which the flavour asks for, to the
+            // buffer, which is one and lives until the call has returned.
             let failed = unsafe { libc::proc_pid_rusage(pid, libc::RUSAGE_INFO_V2, buffer) };
             (failed == 0).then_some(usage.ri_phys_footprint)
         }

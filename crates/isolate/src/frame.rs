@@ -9,17 +9,18 @@
 //! | 20..24 | flags | bit 0: the engine is idempotent |
 //! | 24..32 | offset | where the payload starts in the arena |
 //! | 32..40 | length | the bytes of the payload |
-//! | 40..48 | cost | `Outputs`: the cost of the batch as computed, padding included; `Start`: the most bytes of a payload |
+//! | 40..48 | cost | `Outputs`: of the batch, with padding; `Start`: most bytes of a payload |
 //! | 48..56 | footprint | memory of the child in bytes, as it knows it; 0: it does not |
 //! | 56..64 | | zero |
 //!
 //! The conversation: the parent sends `Start` (with the arena's descriptor as `SCM_RIGHTS`, and the
 //! start's payload in the arena); the child answers `Building`, `WarmingUp`, then `Ready` or
 //! `NotBuilt`. Then, again and again: `Batch`, answered by `Outputs`, `OutOfMemory`, `Failed`,
-//! `Panicked` or `Lost`; a child that has to build its engine again before it answers says `Building`
-//! and `WarmingUp` meanwhile. `Exit` or the end of the socket ends the child. The arena belongs to who
-//! was sent the last frame; whoever needs a larger one makes the file longer, and never shorter. The
-//! payload of an error is its text, then its detail: each a `u64` length and the bytes.
+//! `Panicked` or `Lost`; a child that has to build its engine again before it answers says
+//! `Building` and `WarmingUp` meanwhile. `Exit` or the end of the socket ends the child. The arena
+//! belongs to who was sent the last frame; whoever needs a larger one makes the file longer, and
+//! never shorter. The payload of an error is its text, then its detail: each a `u64` length and the
+//! bytes.
 
 /// The length of a frame in bytes.
 pub const FRAME_LEN: usize = 64;

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use onelane::{Engine, EngineError};
 
@@ -15,6 +16,9 @@ use crate::worker::{Answer, Interruption, RunError, Worker};
 /// How often one batch may find that its child has died before it was sent anything.
 const DEAD_ON_ARRIVAL: u32 = 3;
 
+/// How often it is looked, after a batch, whether the spare still lives.
+const SPARE_CHECK: Duration = Duration::from_secs(1);
+
 /// An engine whose batches run in a child process, by the engine `E` there. A child that crashes,
 /// hangs or loses its engine costs the requests at fault, and nobody else.
 ///
@@ -27,6 +31,7 @@ pub struct Isolated<E> {
     idempotent: bool,
     /// The cost of the last batch as computed.
     padded_cost: usize,
+    spare_checked: Instant,
     engine: PhantomData<fn() -> E>,
 }
 
@@ -57,6 +62,7 @@ where
                 idempotent: worker.idempotent,
                 worker: Some(worker),
                 padded_cost: 0,
+                spare_checked: Instant::now(),
                 engine: PhantomData,
             })
         }
@@ -104,10 +110,14 @@ where
         }
     }
 
-    /// Replaces the child if a limit has been passed. With a spare the old one goes on until the
+    /// Replaces the child if it has passed a limit. With a spare the old one goes on until the
     /// new one is ready. Without, the old one is ended first: two of them might not fit on the
     /// device, and a child that is replaced for its memory would then never be.
     fn recycle(&mut self) -> Result<(), EngineError> {
+        if self.shared.config.spare && self.spare_checked.elapsed() >= SPARE_CHECK {
+            self.spare_checked = Instant::now();
+            self.shared.check_spare();
+        }
         let Some(cause) = self.worker.as_ref().and_then(|worker| worker.recycle_cause()) else {
             return Ok(());
         };

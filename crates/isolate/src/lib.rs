@@ -1,10 +1,11 @@
-//! An inference engine in a child process: what crashes, hangs, poisons its device or only grows costs
-//! the requests at fault, and nobody else.
+//! An inference engine in a child process: what crashes, hangs, poisons its device or only grows
+//! costs the requests at fault, and nobody else.
 //!
 //! The queue, its deadlines and its batches stay in the parent. A batch goes to the child as one
-//! frame on a socket pair; its payload goes through an arena, one file without a name that both have
-//! mapped. A child that is lost is started again, the requests that were in it run one by one, and
-//! the one that takes its child along gets [`ChildLost`], with the signal and the last that it wrote.
+//! frame on a socket pair; its payload goes through an arena, one file without a name that both
+//! have mapped. A child that is lost is started again, the requests that were in it run one by one,
+//! and the one that takes its child along gets [`ChildLost`], with the signal and the last that it
+//! wrote.
 //!
 //! ```no_run
 //! use onelane::{BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, EngineError};
@@ -52,9 +53,9 @@
 //! ```
 //!
 //! # What is promised
-//! A child never outlives its parent; no name is left in `/dev/shm` or `/tmp`, whoever is killed. No
-//! request fails because a child is replaced. Nothing that a child sends can make the parent panic or
-//! read out of bounds.
+//! A child never outlives its parent; no name is left in `/dev/shm` or `/tmp`, whoever is killed.
+//! No request fails because a child is replaced. Nothing that a child sends can make the parent
+//! panic or read out of bounds.
 //!
 //! # What is not
 //! The parent trusts the child's program: it is a wall against accidents, not against malice. On

@@ -14,8 +14,8 @@ pub(crate) fn kills() -> Option<u64> {
     None
 }
 
-/// Whether it has killed one since. It may have been another than ours, at about the same time: then
-/// a batch is split for nothing.
+/// Whether it has killed one since. It may have been another than ours, at about the same time:
+/// then a batch is split for nothing.
 pub(crate) fn has_killed_since(before: Option<u64>) -> bool {
     before.zip(kills()).is_some_and(|(before, now)| now > before)
 }

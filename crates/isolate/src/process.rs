@@ -21,13 +21,15 @@ use crate::stderr::Stderr;
 /// Tells a child that it is one: the value is its parent's process id.
 pub(crate) const CHILD_VARIABLE: &str = "ONELANE_ISOLATED";
 
-/// Where glibc's allocator ends up by itself once a block of 32 MiB has been freed. Before that it gives
-/// the memory of each large batch back to the system, and takes it again, zeroed page by page, for
-/// the next: of 1 MB there and back that was nine tenths of the time. Other allocators do not look.
+/// Where glibc's allocator ends up by itself once a block of 32 MiB has been freed. Before that it
+/// gives the memory of each large batch back to the system, and takes it again, zeroed page by
+/// page, for the next: of 1 MB there and back that was nine tenths of the time. Other allocators do
+/// not look.
 const ALLOCATOR: [(&str, &str); 2] =
     [("MALLOC_MMAP_THRESHOLD_", "33554432"), ("MALLOC_TRIM_THRESHOLD_", "67108864")];
 
-/// How long a process that has been killed may take to end: one that is stuck in a driver may never.
+/// How long a process that has been killed may take to end: one that is stuck in a driver may
+/// never.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// How long a process that has closed its socket may take to end by itself.
 const END_LIMIT: Duration = Duration::from_secs(1);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// A snapshot of a supervisor's counters. All of them only grow, but for `footprint`, `children` and
-/// `spare`.
+/// A snapshot of a supervisor's counters. All of them only grow, but for `footprint`, `children`
+/// and `spare`.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct IsolationStats {

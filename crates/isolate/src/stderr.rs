@@ -1,5 +1,5 @@
-//! What a child writes to stdout and stderr: read by a thread of the parent, handed on line by line,
-//! and its last 8 KiB kept for the error.
+//! What a child writes to stdout and stderr: read by a thread of the parent, handed on line by
+//! line, and its last 8 KiB kept for the error.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead as _, BufReader, PipeReader, Read as _};

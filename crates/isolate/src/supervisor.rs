@@ -184,6 +184,31 @@ impl Shared {
         }
     }
 
+    /// Puts another in the place of a spare that has died, which nobody would notice otherwise
+    /// before it is needed.
+    pub(crate) fn check_spare(self: &Arc<Self>) {
+        let dead = {
+            let mut state = self.lock();
+            match std::mem::take(&mut state.spare) {
+                Spare::Ready(worker) => match worker.idle() {
+                    Ok(()) => {
+                        state.spare = Spare::Ready(worker);
+                        None
+                    }
+                    Err(interruption) => Some((worker, interruption)),
+                },
+                other => {
+                    state.spare = other;
+                    None
+                }
+            }
+        };
+        if let Some((worker, interruption)) = dead {
+            self.lost(&worker.lose(interruption).0);
+            self.prepare_spare();
+        }
+    }
+
     /// The spare, if it is ready now.
     pub(crate) fn take_ready_spare(self: &Arc<Self>) -> Option<Worker> {
         let is_ready = matches!(self.lock().spare, Spare::Ready(_));
@@ -387,8 +412,8 @@ impl State {
     }
 }
 
-/// The place of a spare that is being started. Whatever becomes of the start, dropping this leaves the
-/// place as it should be and wakes who waits for it.
+/// The place of a spare that is being started. Whatever becomes of the start, dropping this leaves
+/// the place as it should be and wakes who waits for it.
 struct SparePlace {
     shared: Arc<Shared>,
     cancel: Arc<AtomicBool>,

@@ -200,10 +200,14 @@ fn killed(config: IsolationConfig) {
             })
         };
         let clients: Vec<_> = (0..8).map(client).collect();
-        while Instant::now() < until {
+        for round in 0.. {
+            if Instant::now() >= until {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(100));
-            // With a spare, either may be hit; a stopped spare hangs with what it is given.
-            if let Some(&child) = world.supervisor.stats().children.first() {
+            // With a spare, each is hit in its turn; a stopped spare hangs with what it is given.
+            let children = world.supervisor.stats().children;
+            if let Some(&child) = children.get(round % children.len().max(1)) {
                 signal(child, signals.next().expect("a cycle"));
             }
         }

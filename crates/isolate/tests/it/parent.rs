@@ -101,7 +101,8 @@ fn robbed() -> ! {
 
 fn count(directory: &str) -> usize {
     let count = || std::fs::read_dir(directory).map_or(0, Iterator::count);
-    // A thread that has been told to end, and one that has been joined, is counted for a moment yet.
+    // A thread that has been told to end, and one that has been joined, is counted for a moment
+    // yet.
     let mut last = count();
     for _ in 0..50 {
         std::thread::sleep(Duration::from_millis(2));

@@ -49,8 +49,8 @@ fn garbage_at_the_start() {
     assert!(error.to_string().contains("broke the protocol"), "{error}");
 }
 
-/// Bytes 1 to 17 of the request for an echo of 0 happen to be its right answer: without this one, the
-/// lies next to it would be found out for another reason.
+/// Bytes 1 to 17 of the request for an echo of 0 happen to be its right answer: without this one,
+/// the lies next to it would be found out for another reason.
 fn the_truth() {
     let world = try_world(liar("reply:2:0:1:1:16", SOON)).expect("it says that it is ready");
     world.echoes(0);

@@ -17,6 +17,7 @@ pub fn tests() -> Tests {
         ("recycled_for_its_age", recycled_for_its_age),
         ("a_limit_below_its_own_size_is_borne", a_limit_below_its_own_size),
         ("a_spare_that_died_is_not_used", a_spare_that_died),
+        ("a_spare_that_died_is_replaced", a_spare_that_died_is_replaced),
         ("the_old_child_drops_its_engine", the_old_child_drops_its_engine),
         ("one_that_does_not_end_is_killed", one_that_does_not_end),
     ]
@@ -107,6 +108,23 @@ fn a_spare_that_died() {
             .all(Result::is_ok)
     );
     assert_eq!(world.supervisor.stats().crashes, 2);
+    world.close();
+}
+
+fn a_spare_that_died_is_replaced() {
+    let world = world(IsolationConfig::default().spare(true));
+    let ready = || world.supervisor.stats().spare;
+    eventually("the spare is ready", SOON, ready);
+    let before = world.supervisor.stats().children;
+    let spare = *before.iter().max().expect("two");
+    signal(spare, Signal::KILL);
+    eventually("it dies", SOON, || !exists(spare));
+    eventually("there is another", SOON, || {
+        world.echoes(1);
+        let stats = world.supervisor.stats();
+        stats.spare && !stats.children.contains(&spare) && stats.children.len() == 2
+    });
+    assert_eq!(world.queue.stats().failed, 0);
     world.close();
 }
 

@@ -119,8 +119,8 @@ pub fn signal(to: u32, signal: Signal) {
     let _ = rustix::process::kill_process(pid(to), signal);
 }
 
-/// Whether there is such a process, not counting one that has only to be reaped. Its first thread may
-/// be gone while others still hold its descriptors.
+/// Whether there is such a process, not counting one that has only to be reaped. Its first thread
+/// may be gone while others still hold its descriptors.
 #[cfg(target_os = "linux")]
 pub fn exists(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
