@@ -44,6 +44,17 @@ impl Drop for Kill {
     }
 }
 
+/// What a test that fails leaves behind.
+struct Orphans(Vec<u32>);
+
+impl Drop for Orphans {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.iter().for_each(|&child| signal(child, Signal::KILL));
+        }
+    }
+}
+
 fn parent_is_killed(which: &str, stopped: bool) {
     let scratch = Scratch::new();
     let shared_memory = names("/dev/shm");
@@ -55,6 +66,7 @@ fn parent_is_killed(which: &str, stopped: bool) {
     let lines = BufReader::new(parent.0.stdout.take().expect("piped")).lines();
     let lines = lines.map(|line| line.expect("UTF-8")).take_while(|line| line != "ready");
     let children: Vec<u32> = lines.map(|line| line.parse().expect("a pid")).collect();
+    let _orphans = Orphans(children.clone());
     assert_eq!(children.len(), if which == "busy" { 1 } else { 2 });
     assert!(children.iter().all(|&child| exists(child)));
     if stopped {
