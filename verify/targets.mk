@@ -26,7 +26,7 @@ MIRI_TESTS := lib cancel truth worker_death
 MIRI_CASES := 2
 endif
 SEED ?= 1
-# Which part of the mutants the small size takes; MUTANTS_FLAGS chooses more: `--file`, `--list`.
+# Which part of the mutants the small size takes; MUTANTS_FLAGS says more: `--list`, `--re fifo`.
 MUTANTS_SHARD ?= 0/16
 MUTANTS_FLAGS ?=
 
