@@ -214,7 +214,7 @@ impl Client {
                     open.extend(handles.into_iter().zip(asked));
                 }
                 Err(refused) => {
-                    self.tally.refused(&refused, count);
+                    self.tally.refused(refused.reason(), count);
                     let back: Vec<u64> =
                         refused.into_refused().into_iter().map(|r| r.into_input().id).collect();
                     if !back.iter().eq(asked.iter().map(|asked| &asked.id)) {
@@ -236,7 +236,7 @@ impl Client {
                 open.push((handle, asked));
             }
             Err(refused) => {
-                self.tally.refused(&refused, 1);
+                self.tally.refused(refused.reason(), 1);
                 if refused.into_refused().into_input().id != asked.id {
                     self.tally.fault(|t| &t.misrouted, || "another request came back".into());
                 }
@@ -322,7 +322,7 @@ impl Client {
                     drop(handle);
                     self.tally.add(|t| &t.cancelled, 1);
                 }
-                Err(refused) => self.tally.refused(&refused, 1),
+                Err(refused) => self.tally.refused(refused.reason(), 1),
             }
             return;
         }
@@ -335,7 +335,7 @@ impl Client {
                 self.accepted(world, number, 1);
                 self.judge(world, asked, &Err(error));
             }
-            Err(InferError::Refused(refused)) => self.tally.refused(&refused, 1),
+            Err(InferError::Refused(refused)) => self.tally.refused(refused.reason(), 1),
             Err(other) => self.tally.fault(|t| &t.wrong_errors, || other.to_string()),
         }
     }

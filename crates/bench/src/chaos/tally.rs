@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use onelane::{RequestError, SubmitError};
+use onelane::{Refusal, RequestError};
 use serde::Serialize;
 
 macro_rules! counters {
@@ -90,12 +90,12 @@ impl Tally {
         }
     }
 
-    pub(super) fn refused<R>(&self, error: &SubmitError<R>, requests: usize) {
-        match error {
-            SubmitError::Full(_) => self.add(|t| &t.refused_full, requests),
-            SubmitError::Closed(_) => self.add(|t| &t.refused_closed, requests),
-            SubmitError::Failed(..) => self.add(|t| &t.refused_failed, requests),
-            SubmitError::TooHeavy { .. } => self.add(|t| &t.refused_heavy, requests),
+    pub(super) fn refused(&self, reason: &Refusal, requests: usize) {
+        match reason {
+            Refusal::Full => self.add(|t| &t.refused_full, requests),
+            Refusal::Closed => self.add(|t| &t.refused_closed, requests),
+            Refusal::Failed(_) => self.add(|t| &t.refused_failed, requests),
+            Refusal::RequestTooLarge { .. } => self.add(|t| &t.refused_heavy, requests),
             other => {
                 self.fault(|t| &t.wrong_errors, || format!("refused: {other}"));
                 self.add(|t| &t.refused_failed, requests);

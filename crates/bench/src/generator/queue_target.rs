@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use onelane::{BatchQueue, Engine, Priority, Request, ResponseHandle, SubmitError};
+use onelane::{BatchQueue, Engine, Priority, Refusal, Request, ResponseHandle, SubmitError};
 
 use super::target::{AsyncClient, Client, Refused, Submit, Target};
 
@@ -48,8 +48,8 @@ impl<E: Engine> QueueTarget<E> {
 
 /// Why a queue refused a request.
 fn refused<R>(error: &SubmitError<R>) -> Refused {
-    match error {
-        SubmitError::Full(_) => Refused::Full,
+    match error.reason() {
+        Refusal::Full => Refused::Full,
         other => Refused::Gone(other.to_string()),
     }
 }

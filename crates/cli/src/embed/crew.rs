@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, anyhow, bail};
-use onelane::{BatchQueue, Priority, Request, RequestError, ResponseHandle, SubmitError};
+use onelane::{BatchQueue, Priority, Refusal, Request, RequestError, ResponseHandle};
 use onelane_engines::{EmbeddingEngine, EmbeddingModel};
 
 use super::lines::{Input, Line};
@@ -154,10 +154,10 @@ impl Client {
         let truncated = text.truncated();
         let answer = match self.queue.submit(Request::new(text).priority(self.priority)) {
             Ok(handle) => Answer::Pending(handle),
-            Err(error @ (SubmitError::Failed(..) | SubmitError::Closed(..))) => {
-                Answer::Broken(error.to_string())
-            }
-            Err(error) => Answer::Refused(error.to_string()),
+            Err(error) => match error.reason() {
+                Refusal::Failed(_) | Refusal::Closed => Answer::Broken(error.to_string()),
+                _ => Answer::Refused(error.to_string()),
+            },
         };
         Submitted { index, offset, truncated, answer }
     }
