@@ -13,7 +13,7 @@ CHAOS_SECONDS := 600
 OVERLOAD_SECONDS := 60
 CASES := 20000
 MUTANTS_PART :=
-MIRI_TESTS := lib $(basename $(notdir $(wildcard crates/onelane/tests/*.rs)))
+MIRI_TESTS := lib $(filter-out common main,$(basename $(notdir $(wildcard crates/onelane/tests/it/*.rs)))) simulation
 MIRI_CASES := 8
 else
 LOOM_MORE := 0
@@ -22,7 +22,7 @@ OVERLOAD_SECONDS := 20
 CASES := 1000
 MUTANTS_PART = --sharding round-robin --shard $(MUTANTS_SHARD)
 # Miri is about a thousand times slower than the machine.
-MIRI_TESTS := lib cancel truth worker_death
+MIRI_TESTS := lib cancel truth waiters
 MIRI_CASES := 2
 endif
 SEED ?= 1
@@ -46,17 +46,17 @@ with_nightly = @if { $(foreach part,$(1),$(call NIGHTLY_HAS,$(part)) &&) true; }
     then $(2); \
     else echo "SKIPPED: the nightly toolchain could not be installed ($@, $(NIGHTLY))"; fi
 
-# An interpreter uses one core, so two test files run at once.
+# An interpreter uses one core, so two groups of tests run at once.
 MIRI = MAKEFLAGS= MIRIFLAGS="-Zmiri-disable-isolation" RUST_BACKTRACE=0 PROPTEST_CASES=$(MIRI_CASES) \
     CARGO_TARGET_DIR=$(PROOFS)/miri cargo +$(NIGHTLY) miri test --locked -p onelane
-MIRI_FILE = $(if $(filter lib,$(1)),--lib,--test $(1))
+MIRI_GROUP = $(if $(filter lib,$(1)),--lib,--test it $(1)::)
 
 miri: ## the core's tests in an interpreter that sees undefined behaviour
-	$(call with_nightly,miri rust-src,$(MIRI) --no-run $(foreach file,$(MIRI_TESTS),$(call MIRI_FILE,$(file))) && \
+	$(call with_nightly,miri rust-src,$(MIRI) --no-run --lib --test it && \
 	    $(MAKE) --no-print-directory -j2 $(if $(filter-out 3.%,$(MAKE_VERSION)),-O) $(addprefix miri-,$(MIRI_TESTS)))
 
 miri-%:
-	@$(MIRI) -q $(call MIRI_FILE,$*) -- --test-threads=1
+	@$(MIRI) -q $(call MIRI_GROUP,$*) -- --test-threads=1
 
 TSAN = RUSTFLAGS="-Zsanitizer=thread" RUST_BACKTRACE=0 PROPTEST_CASES=16 CARGO_TARGET_DIR=$(PROOFS)/tsan \
     cargo +$(NIGHTLY) test --locked -p onelane -Zbuild-std \
@@ -92,5 +92,5 @@ mutants: $(MUTANTS) ## small changes of the core's decisions: each is noticed by
 	    $(MUTANTS) mutants --package onelane -j1 --output $(PROOFS) $(MUTANTS_PART) $(MUTANTS_FLAGS) || test $$? -eq 3
 
 fuzz: ## random workloads against a reference, random text against everything that parses
-	PROPTEST_CASES=$(CASES) cargo test -p onelane --release --locked --test simulation --test parsing
+	PROPTEST_CASES=$(CASES) cargo test -p onelane --release --locked --test it -- simulation:: parsing::
 	CASES=$(CASES) RUST_BACKTRACE=0 cargo test -p onelane-engines --release --locked --test it random_damage::

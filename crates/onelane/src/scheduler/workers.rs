@@ -16,6 +16,9 @@ pub(crate) enum WorkerCommand {
     Rebuild(QueueId, Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send>),
     /// Drop the engine of a closed queue.
     Retire(QueueId),
+    /// End out of turn, as no user's code can bring about.
+    #[cfg(test)]
+    Die,
 }
 
 /// One worker.

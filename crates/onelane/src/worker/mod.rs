@@ -76,6 +76,8 @@ impl Exit {
     fn execute(&self, command: WorkerCommand) {
         let WorkerContext { shared, engines, index, .. } = &*self.context;
         match command {
+            #[cfg(test)]
+            WorkerCommand::Die => std::panic::resume_unwind(Box::new("a worker that dies")),
             WorkerCommand::Run(command) => drop(catch_panic(|| command(engines))),
             WorkerCommand::Rebuild(queue, build) => {
                 let built = catch_panic(|| build(engines));
@@ -108,5 +110,71 @@ impl Drop for Exit {
         let mut guard = self.context.shared.lock();
         let (scheduler, deferred) = guard.parts();
         scheduler.worker_ended(self.context.index, deferred);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::{FakeEngine, FakeItem, Gate, within_a_minute};
+    use crate::{
+        BatchConfig, BatchQueue, BuildError, DeviceExecutor, ExecutorConfig, Health, Shutdown,
+    };
+
+    /// Promise 1, at its limit: nothing that others' code does ends a worker. If it ends all the
+    /// same, every handle resolves, and health says so.
+    #[test]
+    fn every_handle_resolves_when_a_worker_dies() {
+        for workers in [1, 2] {
+            within_a_minute(move || {
+                let config = ExecutorConfig::new("test").workers(workers);
+                let device = DeviceExecutor::new(config).unwrap();
+                let gate = Gate::new();
+                let held = gate.clone();
+                let config = BatchConfig::default().max_batch_size(1).capacity(4);
+                let queue = BatchQueue::new(&device, config, move || {
+                    let gate = held.clone();
+                    Ok(FakeEngine::new(move |batch| {
+                        gate.pass();
+                        Ok(vec![0; batch.len()])
+                    }))
+                })
+                .unwrap();
+                let submit = |key| queue.submit(FakeItem::new(0).key(key)).unwrap();
+                // Each worker is in a batch; four more wait; one waits for room.
+                let running: Vec<_> = (0..workers as u64).map(submit).collect();
+                gate.wait_for_arrivals(workers);
+                let waiting: Vec<_> = (10..14).map(submit).collect();
+                let closure = device.submit(|| 1).unwrap();
+                std::thread::scope(|scope| {
+                    let in_line = scope.spawn(|| queue.submit(FakeItem::new(99)));
+                    let ends = scope.spawn(|| queue.shutdown(Shutdown::Drain, Duration::MAX));
+                    let mut guard = device.owner().shared.lock();
+                    let (scheduler, deferred) = guard.parts();
+                    for worker in 0..workers {
+                        scheduler.workers.send(worker, WorkerCommand::Die, deferred);
+                    }
+                    drop(guard);
+                    gate.open_for_good();
+                    // What runs ends; nothing else is computed.
+                    running.into_iter().for_each(|handle| assert_eq!(handle.wait().unwrap(), 0));
+                    waiting.into_iter().for_each(|handle| assert!(handle.wait().is_err()));
+                    assert!(closure.wait().is_err());
+                    let in_line = in_line.join().unwrap().map(|handle| handle.wait());
+                    assert!(!matches!(in_line, Ok(Ok(_))), "{in_line:?}");
+                    assert_eq!(ends.join().unwrap(), Ok(()));
+                });
+                assert!(matches!(queue.health(), Health::Failed(_)));
+                assert!(matches!(device.health(), Health::Failed(_)));
+                assert!(queue.submit(FakeItem::new(1)).is_err());
+                assert!(device.call(|| 1).is_err());
+                let anew =
+                    BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo()));
+                assert!(matches!(anew, Err(BuildError::Closed(_))));
+                device.shutdown(Shutdown::Drain, Duration::from_secs(50)).unwrap();
+            });
+        }
     }
 }
