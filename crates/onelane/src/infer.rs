@@ -11,7 +11,7 @@ use crate::admission::{EnteredGroup, only};
 use crate::engine::Engine;
 use crate::error::{InferError, Refusal, RequestError, SubmitError};
 use crate::handle::{Outstanding, ResponseHandle};
-use crate::queue::BatchQueue;
+use crate::queue_handles::QueueHandles;
 use crate::request::Request;
 use crate::scheduler::pending::WaitForRoom;
 use crate::worker::inline::this_worker;
@@ -24,12 +24,12 @@ enum InferState<E: Engine> {
     Done,
 }
 
-/// The future of [`BatchQueue::infer`].
+/// The future of [`BatchQueue::infer`](crate::BatchQueue::infer).
 ///
 /// It has a handle to the queue of its own, so it can be spawned.
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Infer<E: Engine> {
-    queue: BatchQueue<E>,
+    queue: Arc<QueueHandles<E>>,
     state: InferState<E>,
 }
 
@@ -37,7 +37,7 @@ pub struct Infer<E: Engine> {
 impl<E: Engine> Unpin for Infer<E> {}
 
 impl<E: Engine> Infer<E> {
-    pub(crate) fn new(queue: BatchQueue<E>, request: Request<E::Item>) -> Self {
+    pub(crate) fn new(queue: Arc<QueueHandles<E>>, request: Request<E::Item>) -> Self {
         Self { queue, state: InferState::New(request) }
     }
 }
@@ -49,7 +49,7 @@ impl<E: Engine> Future for Infer<E> {
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { queue, state } = self.get_mut();
-        let (admission, waker) = (queue.admission(), context.waker());
+        let (admission, waker) = (&queue.admission, context.waker());
         if let InferState::New(_) = state {
             let InferState::New(request) = mem::replace(state, InferState::Done) else {
                 unreachable!("matched above")
@@ -76,12 +76,12 @@ impl<E: Engine> Future for Infer<E> {
 }
 
 fn poll_waiting<E: Engine>(
-    queue: &BatchQueue<E>,
+    queue: &QueueHandles<E>,
     outstanding: &mut Outstanding<E::Output>,
     ticket: &mut Option<Arc<Ticket<E>>>,
     waker: &Waker,
 ) -> Poll<Result<E::Output, InferError<E::Item>>> {
-    let admission = queue.admission();
+    let admission = &queue.admission;
     if let Some(refused) = poll_ticket(ticket, waker) {
         admission.count_refused(1);
         return Poll::Ready(Err(InferError::Refused(refused)));
@@ -110,9 +110,9 @@ fn poll_ticket<E: Engine>(
     settled.err().map(|refused| refused.map(only))
 }
 
-fn cancel<E: Engine>(queue: &BatchQueue<E>, state: InferState<E>) {
+fn cancel<E: Engine>(queue: &QueueHandles<E>, state: InferState<E>) {
     if let InferState::Waiting(mut outstanding, _) = state {
-        outstanding.cancel(&queue.admission().shared);
+        outstanding.cancel(&queue.admission.shared);
     }
 }
 
@@ -129,10 +129,10 @@ enum GroupState<E: Engine> {
     Done,
 }
 
-/// The future of [`BatchQueue::submit_group_async`].
+/// The future of [`BatchQueue::submit_group_async`](crate::BatchQueue::submit_group_async).
 #[must_use = "a future does nothing until it is awaited"]
 pub struct SubmitGroup<E: Engine> {
-    queue: BatchQueue<E>,
+    queue: Arc<QueueHandles<E>>,
     state: GroupState<E>,
 }
 
@@ -140,7 +140,7 @@ pub struct SubmitGroup<E: Engine> {
 impl<E: Engine> Unpin for SubmitGroup<E> {}
 
 impl<E: Engine> SubmitGroup<E> {
-    pub(crate) fn new(queue: BatchQueue<E>, requests: Vec<Request<E::Item>>) -> Self {
+    pub(crate) fn new(queue: Arc<QueueHandles<E>>, requests: Vec<Request<E::Item>>) -> Self {
         Self { queue, state: GroupState::New(requests) }
     }
 }
@@ -152,7 +152,7 @@ impl<E: Engine> Future for SubmitGroup<E> {
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { queue, state } = self.get_mut();
-        let admission = queue.admission();
+        let admission = &queue.admission;
         let submitted = match mem::replace(state, GroupState::Done) {
             GroupState::New(requests) => admission.start_group(requests, WaitForRoom::Told)?,
             GroupState::Waiting(submitted) => submitted,
@@ -180,7 +180,7 @@ impl<E: Engine> Drop for SubmitGroup<E> {
         let GroupState::Waiting(submitted) = mem::replace(&mut self.state, GroupState::Done) else {
             return;
         };
-        let admission = self.queue.admission();
+        let admission = &self.queue.admission;
         admission.withdraw(submitted.request, Refusal::Full);
         // Those that went in just now are given up one by one.
         for mut outstanding in submitted.outstanding {

@@ -77,6 +77,7 @@ mod infer;
 #[cfg(all(test, loom))]
 mod loom_tests;
 mod queue;
+mod queue_handles;
 mod request;
 mod scheduler;
 #[cfg(feature = "tower")]

@@ -9,9 +9,10 @@ use crate::engine::Engine;
 use crate::error::{BuildError, EngineError, ShutdownError, SubmitError};
 #[cfg(doc)]
 use crate::error::{InferError, Refusal, RequestError};
-use crate::executor::{DeviceExecutor, Owner, Shutdown, build_engines};
+use crate::executor::{DeviceExecutor, Shutdown, build_engines};
 use crate::handle::ResponseHandle;
 use crate::infer::{Infer, SubmitGroup};
+use crate::queue_handles::QueueHandles;
 use crate::request::Request;
 use crate::stats::{Health, QueueHistograms, QueueStats};
 use crate::sync::thread_waker;
@@ -48,13 +49,6 @@ pub struct BatchQueue<E: Engine> {
     handles: Arc<QueueHandles<E>>,
 }
 
-/// What the handles of one queue share; closes the queue when the last one goes.
-struct QueueHandles<E: Engine> {
-    admission: Admission<E>,
-    // Dropped after `drop` below has closed the queue: this may be the executor's last handle.
-    _owner: Arc<Owner>,
-}
-
 impl<E: Engine> BatchQueue<E> {
     /// Makes a queue and builds its engine: `factory` and then `warmup` run on the worker, once for
     /// each worker. The factory is kept, to rebuild an engine that was lost.
@@ -76,7 +70,7 @@ impl<E: Engine> BatchQueue<E> {
         let (admission, factory) = Admission::new(shared, config, factory)
             .ok_or_else(|| BuildError::Closed(shared.device.clone()))?;
         // If this fails, dropping the handle closes the queue, which drops what was built.
-        let handles = Arc::new(QueueHandles { admission, _owner: Arc::clone(&owner) });
+        let handles = Arc::new(QueueHandles::new(admission, Arc::clone(&owner)));
         build_engines(shared, &factory)?;
         Ok(Self { handles })
     }
@@ -208,7 +202,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         requests: impl IntoIterator<Item = impl Into<Request<E::Item>>>,
     ) -> SubmitGroup<E> {
-        SubmitGroup::new(self.clone(), all(requests))
+        SubmitGroup::new(Arc::clone(&self.handles), all(requests))
     }
 
     /// Submits a request and waits for its response, without blocking the thread at any point.
@@ -237,7 +231,7 @@ impl<E: Engine> BatchQueue<E> {
     /// # }
     /// ```
     pub fn infer(&self, request: impl Into<Request<E::Item>>) -> Infer<E> {
-        Infer::new(self.clone(), request.into())
+        Infer::new(Arc::clone(&self.handles), request.into())
     }
 
     /// Refuses new requests; what was accepted is run. Does not wait.
@@ -339,21 +333,5 @@ impl<E: Engine> std::fmt::Debug for BatchQueue<E> {
             .field("name", &self.config().name)
             .field("device", &self.admission().shared.device)
             .finish_non_exhaustive()
-    }
-}
-
-impl<E: Engine> QueueHandles<E> {
-    fn close(&self, abort: bool) {
-        let mut guard = self.admission.shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        scheduler.close(self.admission.queue, abort, deferred);
-    }
-}
-
-impl<E: Engine> Drop for QueueHandles<E> {
-    fn drop(&mut self) {
-        let mut guard = self.admission.shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        scheduler.let_go(self.admission.queue, deferred);
     }
 }
