@@ -10,7 +10,7 @@ import pytest
 
 import onelane
 from common import Hold
-from onelane import _collate
+from onelane import _tensors
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
@@ -195,8 +195,8 @@ def test_a_large_batch_is_copied_without_the_threads_of_pytorch(shape):
     whole = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
     rows = [1] * shape[0]
     with Copied() as copied:
-        duplicate = _collate._duplicate(torch, whole)
-        together = _collate._concatenate(torch, list(whole.split(rows)), rows)
+        duplicate = _tensors.duplicate(torch, whole)
+        together = _tensors.concatenate(torch, list(whole.split(rows)), rows)
     assert torch.equal(duplicate, whole)
     assert torch.equal(together, whole)
     assert not storages([duplicate, together]) & storages([whole])
@@ -209,7 +209,7 @@ def test_what_does_not_come_in_pieces_is_copied_as_well(shape):
         torch.rand(shape),
         torch.rand(shape[::-1]).permute(tuple(reversed(range(len(shape))))),
     ):
-        duplicate = _collate._duplicate(torch, whole)
+        duplicate = _tensors.duplicate(torch, whole)
         assert torch.equal(duplicate, whole)
         duplicate.fill_(7)
         assert not (whole == 7).any()

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture
 def device():
-    with onelane.DeviceExecutor("test-device") as executor:
+    with onelane.DeviceExecutor("test-device", custom=True) as executor:
         yield executor
 
 
@@ -190,14 +190,14 @@ def test_submit_after_shutdown_raises(device):
 
 
 def test_shutdown_runs_what_was_submitted():
-    device = onelane.DeviceExecutor("test-device")
+    device = onelane.DeviceExecutor("test-device", custom=True)
     futures = [device.submit(pow, i, 2) for i in range(100)]
     device.shutdown()
     assert [f.result(0) for f in futures] == [i * i for i in range(100)]
 
 
 def test_shutdown_without_wait_returns_and_the_rest_still_runs():
-    device = onelane.DeviceExecutor("test-device")
+    device = onelane.DeviceExecutor("test-device", custom=True)
     with Hold(device):
         later = device.submit(int, 5)
         device.shutdown(wait=False)
@@ -208,7 +208,7 @@ def test_shutdown_without_wait_returns_and_the_rest_still_runs():
 
 
 def test_shutdown_can_cancel_what_waits():
-    device = onelane.DeviceExecutor("test-device")
+    device = onelane.DeviceExecutor("test-device", custom=True)
     with Hold(device) as hold:
         waiting = [device.submit(int) for _ in range(50)]
         already = waiting[7]
@@ -227,7 +227,7 @@ def test_shutdown_on_the_worker_does_not_wait_for_itself(device):
 
 
 def test_a_dropped_executor_finishes_its_work():
-    device = onelane.DeviceExecutor("test-device")
+    device = onelane.DeviceExecutor("test-device", custom=True)
     ref = weakref.ref(device)
     with Hold(device):
         future = device.submit(int, 3)
@@ -278,20 +278,20 @@ def test_context_variables_come_along_and_do_not_leak_back(device):
 
 
 def test_shared_executors_are_one_per_device_and_can_be_had_anew():
-    first = onelane.executor("shared-test")
-    assert onelane.executor("shared-test:0") is first
+    first = onelane.executor("shared-test", custom=True)
+    assert onelane.executor("shared-test:0", custom=True) is first
     with pytest.raises(ValueError, match="1 worker") as caught:
-        onelane.executor("shared-test", workers=2)
+        onelane.executor("shared-test", workers=2, custom=True)
     assert "DeviceExecutor('shared-test', workers=2)" in str(caught.value)
     first.shutdown()
-    second = onelane.executor("shared-test", workers=2)
+    second = onelane.executor("shared-test", workers=2, custom=True)
     assert second is not first
     assert second.workers == 2
     second.shutdown()
 
 
 def test_two_workers_are_two_threads():
-    with onelane.DeviceExecutor("test-device", workers=2) as device:
+    with onelane.DeviceExecutor("test-device", workers=2, custom=True) as device:
         both = threading.Barrier(2)
         futures = [device.submit(both.wait, 30) for _ in range(2)]
         assert sorted(f.result(30) for f in futures) == [0, 1]
@@ -393,7 +393,7 @@ def test_cpythons_own_tests_of_executors(mixin):
         worker_count = 1
 
         def setUp(self):
-            self.executor = onelane.DeviceExecutor("test-device")
+            self.executor = onelane.DeviceExecutor("test-device", custom=True)
 
         def tearDown(self):
             self.executor.shutdown()

@@ -164,9 +164,9 @@ def test_an_input_that_wants_a_gradient_is_not_recorded(device, recorder):
     queue = onelane.BatchQueue(
         lambda x: torch.autograd.grad((x * x).sum(), x)[0] if x.requires_grad else 2 * x, device
     )
-    wants, plain = rows_of(1, 1)
-    wants.requires_grad_()
-    for requests in ([plain, wants], [wants, plain]):
+    for requests in (rows_of(1, 1), rows_of(1)):
+        for request in requests:
+            request.requires_grad_()
         responses = together(queue, device, requests)
         for request, response in zip(requests, responses, strict=True):
             torch.testing.assert_close(response, 2 * request.detach())

@@ -87,7 +87,7 @@ def test_attributes_items_and_changes(device):
     del guarded.name
     with pytest.raises(AttributeError, match="name"):
         _ = guarded.name
-    assert isinstance(guarded.layer, onelane._guard.Guarded)
+    assert issubclass(type(guarded.layer), onelane._guard.Guarded)
     assert guarded.layer.in_features == 4
     weight = guarded.layer.weight
     assert type(weight) is torch.Tensor
@@ -170,6 +170,10 @@ def test_used_on_the_worker_it_runs_inline(device):
 
 def test_batched_methods(device):
     guarded = onelane.guard(Encoder, device, batch={"encode": 8, "predict": 8})
+    # From these it knows that a text is an item of `encode`, and a pair one of `predict`.
+    assert guarded.encode("abc")[0] == 3
+    assert guarded.predict(("a", "b")) == "ab"
+    guarded.sizes = []
     hold, held = threading.Event(), threading.Event()
     device.submit(lambda: (held.set(), hold.wait(30)))
     assert held.wait(30)
@@ -202,7 +206,7 @@ def test_batched_methods(device):
 
 
 def _queues(guarded):
-    return onelane._guard._lane(guarded).queues.values()
+    return [b.queue for b in onelane._proxy.lane_of(guarded).batched.values()]
 
 
 def test_without_a_device_nothing_is_guarded_where_nothing_needs_it():

@@ -56,8 +56,8 @@ def test_ctrl_c_ends_a_wait(front):
             print("ready", flush=True)
             release.wait(30)
             return xs
-        device = onelane.DeviceExecutor("test")
-        queue = onelane.BatchQueue(slow, device, collate="list")
+        device = onelane.DeviceExecutor("cpu")
+        queue = onelane.BatchQueue(slow, device, collate="list", factory=False)
         try:
             {front}
         except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def test_ctrl_c_cancels_the_request():
         """
         import threading, onelane
         release, ran = threading.Event(), []
-        device = onelane.DeviceExecutor("test")
+        device = onelane.DeviceExecutor("cpu")
         queue = onelane.BatchQueue(lambda xs: ran.extend(xs) or xs, device, collate="list")
         started = threading.Event()
         device.submit(lambda: (started.set(), release.wait(30)))
@@ -98,7 +98,7 @@ def test_exit_runs_what_was_submitted():
     out, err = run(
         """
         import onelane, threading
-        device = onelane.executor("test")
+        device = onelane.executor("cpu")
         go = threading.Event()
         device.submit(go.wait, 30)
         future = device.submit(print, "the call has run")
@@ -114,7 +114,7 @@ def test_exit_with_requests_in_flight():
     out, err = run(
         """
         import onelane, threading
-        queue = onelane.BatchQueue(lambda xs: xs, "test", collate="list")
+        queue = onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")
         for i in range(500):
             queue.submit(i).add_done_callback(lambda f, i=i: i == 499 and print(f.result()))
         """
@@ -127,7 +127,7 @@ def test_exit_with_daemon_threads_that_wait_and_submit():
     _, err = run(
         """
         import onelane, threading
-        device = onelane.DeviceExecutor("test")
+        device = onelane.DeviceExecutor("cpu")
         queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
         barrier = threading.Barrier(9)
         def spin():
@@ -152,7 +152,7 @@ def test_exit_while_a_thread_pool_still_uses_the_queue():
         """
         import onelane
         from concurrent.futures import ThreadPoolExecutor
-        queue = onelane.BatchQueue(lambda xs: xs, "test", collate="list")
+        queue = onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")
         pool = ThreadPoolExecutor(4)
         futures = [pool.submit(queue, i) for i in range(200)]
         futures[-1].add_done_callback(lambda f: print(f.result()))
@@ -165,7 +165,7 @@ def test_exit_by_an_exception_with_work_in_flight():
     out, err = run(
         """
         import onelane
-        device = onelane.executor("test")
+        device = onelane.executor("cpu")
         device.submit(print, "ran")
         raise ValueError("the program's own")
         """,
@@ -180,8 +180,8 @@ def test_fork_gives_fresh_shared_executors_and_clear_errors():
     out, _ = run(
         """
         import gc, os, threading, onelane
-        shared = onelane.executor("test")
-        own = onelane.DeviceExecutor("own")
+        shared = onelane.executor("cpu")
+        own = onelane.DeviceExecutor("cpu")
         queue = onelane.BatchQueue(lambda xs: xs, shared, collate="list")
         hold, held = threading.Event(), threading.Event()
         own.submit(lambda: (held.set(), hold.wait(30)))
@@ -204,10 +204,10 @@ def test_fork_gives_fresh_shared_executors_and_clear_errors():
                 else:
                     raise SystemExit(3)
             assert not pending.cancel()
-            fresh = onelane.executor("test")
+            fresh = onelane.executor("cpu")
             assert fresh is not shared
             assert fresh.call(os.getpid) == os.getpid()
-            assert onelane.BatchQueue(lambda xs: xs, "test", collate="list")("x") == "x"
+            assert onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")("x") == "x"
             del own, queue, slow, pending, shared
             gc.collect()
             print("child fine", flush=True)
@@ -229,7 +229,7 @@ def test_multiprocessing_with_fork():
         """
         import multiprocessing, onelane
         def work(x):
-            return onelane.executor("test").call(pow, x, 2)
+            return onelane.executor("cpu").call(pow, x, 2)
         work(1)
         with multiprocessing.get_context("fork").Pool(2) as pool:
             print(pool.map(work, range(5)))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         get_mps_batch_queue,
     )
     from onelane._pad import Pad
+    from onelane._session import session
     from onelane._stats import Health, QueueStats, Summary
     from onelane.errors import (
         DeadlineExceeded,
@@ -65,6 +66,7 @@ _HOME = {
     "executor": "_executor",
     "get_mps_batch_queue": "_mps_batch_queue",
     "guard": "_guard",
+    "session": "_session",
 }
 
 __all__ = [
@@ -91,13 +93,19 @@ __all__ = [
     "executor",
     "get_mps_batch_queue",
     "guard",
+    "session",
 ]
 
 
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
-        raise AttributeError(f"module 'onelane' has no attribute {name!r}")
+        said = ""
+        if not name.startswith("_"):
+            from onelane._names import nearest
+
+            said = nearest(name, __all__)
+        raise AttributeError(f"module 'onelane' has no attribute {name!r}{said}")
     import importlib
 
     value = getattr(importlib.import_module(f"onelane.{home}"), name)

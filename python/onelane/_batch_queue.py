@@ -6,47 +6,27 @@ import asyncio
 import contextvars
 import itertools
 import math
-import threading
 import time
+import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from onelane import _devices, _model, _modes, _onelane
+from onelane import _devices, _factory, _model, _modes, _names, _onelane, _training
+from onelane._budget import Budget
 from onelane._calls import CallCollator
 from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
 from onelane._executor import DeviceExecutor, executor
+from onelane._keys import ALONE, Keys, of_context
 from onelane._pad import Pad
+from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
 from onelane.errors import DeadlineExceeded
 
 Priority = Literal["interactive", "normal", "bulk"]
-
-_KEYS_KEPT = 4096
-
-
-class _Keys:
-    """Gives equal batch keys equal numbers, so that the core compares numbers.
-
-    Bounded: after a while it starts anew. Numbers are never used twice, so all that is lost is
-    that requests from before and after do not share a batch.
-    """
-
-    def __init__(self) -> None:
-        self._numbers: dict[Any, int] = {}
-        self._next = itertools.count()
-        self._lock = threading.Lock()
-
-    def number(self, key: Any) -> int:
-        number = self._numbers.get(key)
-        if number is not None:
-            return number
-        with self._lock:
-            if len(self._numbers) >= _KEYS_KEPT:
-                self._numbers = {}
-            return self._numbers.setdefault(key, next(self._next))
 
 
 class BatchQueue(_onelane.Front):
@@ -60,13 +40,19 @@ class BatchQueue(_onelane.Front):
         y = await queue.infer(x)          # from any event loop
 
     model: an `nn.Module` (moved to the device on the worker), any callable, or a factory: a
-        function without parameters, or anything with `factory=True`. A factory is called on the
-        worker, and what it returns lives and dies there.
+        function without parameters, a class of models, or anything with `factory=True`. A factory
+        is called on the worker, and what it returns lives and dies there. A function whose
+        parameters all have defaults may be either: say `factory=True` or `False`.
     device: a name (`"mps"`, `"cuda:1"`, `"cpu"`), a `torch.device`, or a `DeviceExecutor`. The
         queues of one device share its one worker. Default: `mps` where there is one, else `cuda`,
         else `cpu`.
     max_batch_size: the most rows in a batch; requests with `collate="list"`. A single request with
         more rows runs alone and whole.
+    max_batch_cost: the most cost in a batch, beside its rows, as `cost` counts it: tokens, pixels
+        or bytes. A single request of more runs alone. With a `Pad` and no `cost` it is the rows
+        times their padded length.
+    cost: a function of a request's inputs, as they are given, that returns its cost: a number of at
+        least 0. Called where the request is made.
     max_wait_ms: how long an idle worker may wait for a batch to fill; 0 never waits.
     capacity: the most requests that may wait; then calls wait for room.
     collate: `"tensor"`: a request is a tensor or NumPy array whose first dimension is the batch's,
@@ -89,6 +75,10 @@ class BatchQueue(_onelane.Front):
     batch: False runs each request by itself, with any shapes in and out.
     unpack: whether a dict given alone becomes keyword arguments of the model, and a tuple
         positional ones.
+    context: whose context variables a batch runs with. `"first"`: those of its first request, so a
+        model must not look at what differs between callers. `"key"`: only requests whose variables
+        are all equal share a batch. A function of a `contextvars.Context`: what it returns must be
+        equal, such as `lambda context: context.get(tenant)`.
     idempotent: False if a failed batch must not be run again in parts. Otherwise a request that
         makes its batch fail fails alone.
 
@@ -96,6 +86,7 @@ class BatchQueue(_onelane.Front):
     of the first request of the batch. Do not change an input before its result is there.
     """
 
+    @_names.settings
     def __init__(
         self,
         model: Any,
@@ -115,11 +106,16 @@ class BatchQueue(_onelane.Front):
         unpack: bool = True,
         idempotent: bool = True,
         name: str | None = None,
+        max_batch_cost: int | None = None,
+        cost: Callable[..., float] | None = None,
+        context: Literal["first", "key"] | Callable[[contextvars.Context], Any] = "first",
     ) -> None:
+        is_factory = _factory.is_factory(model, factory)
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
         if output not in ("cpu", "device"):
-            raise ValueError(f"output={output!r}: use 'cpu' or 'device'")
+            said = _names.nearest(str(output), ("cpu", "device"))
+            raise ValueError(f"output={output!r}: use 'cpu' or 'device'{said}")
         if not isinstance(copy_outputs, bool):
             raise TypeError(f"copy_outputs={copy_outputs!r}: use True or False")
         if not isinstance(cuda_graphs, bool):
@@ -136,6 +132,7 @@ class BatchQueue(_onelane.Front):
             )
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size}: use at least 1")
+        self._budget = Budget.of(max_batch_cost, cost, pad, max_batch_size)
         if isinstance(device, DeviceExecutor):
             self._executor = device
         else:
@@ -146,28 +143,36 @@ class BatchQueue(_onelane.Front):
             )
         self._collator = _collator(collate, pad, batch, unpack)
         self._max_rows = max_batch_size
-        self._keys = _Keys()
+        self._keys = Keys()
+        self._context_key = _context_key(context)
+        if batch and _training.is_module(model):
+            said = _training.warning(model)
+            if said is not None:
+                warnings.warn(said, stacklevel=2)
         self._autocast = _devices.autocast_types(self._executor.device)
         build = _model.Build(
             model,
-            factory=_model.takes_nothing(model) if factory is None else factory,
+            factory=is_factory,
             device=self._executor.device,
             collator=self._collator,
             to_cpu=output == "cpu",
             copy_outputs=copy_outputs,
             cuda_graphs=cuda_graphs,
+            costed=self._budget is not None,
+            wrap=_wrapper(self._executor),
         )
         self._core = _onelane.Queue(
             self._executor._core,
             build,
             name=name or getattr(model, "__name__", None) or type(model).__name__,
             max_batch_size=max_batch_size if batch else 1,
-            max_batch_cost=max_batch_size,
+            max_batch_cost=max_batch_size if self._budget is None else self._budget.most,
             max_wait_ms=float(max_wait_ms),
             capacity=capacity,
             idempotent=idempotent,
         )
-        plain = isinstance(self._collator, TensorCollator) and pad is None
+        tensors = isinstance(self._collator, TensorCollator)
+        plain = tensors and pad is None and self._budget is None and context == "first"
         reading = _reading(self._collator, self._keys, self._autocast) if plain else None
         self._open(self._core, max_batch_size, reading)
 
@@ -189,9 +194,26 @@ class BatchQueue(_onelane.Front):
         """Read an input; called by `_onelane.Front` for all but plain tensors."""
         modes = _modes.capture(self._autocast)
         request, key = self._collator.prepare(args, kwargs)
-        payload = _model.Payload(request, modes, contextvars.copy_context())
-        cost = min(max(request.rows, 1), self._max_rows)
-        return payload, self._keys.number((key, modes)), cost
+        context = contextvars.copy_context()
+        if self._context_key is not None and key is not ALONE:
+            key = (key, self._context_key(context))
+        payload = _model.Payload(request, modes, context)
+        if self._budget is None:
+            cost = min(max(request.rows, 1), self._max_rows)
+        else:
+            cost = request.cost = self._budget.of_request(request, args, kwargs)
+        return payload, self._keys.number(key if key is ALONE else (key, modes)), cost
+
+    def _is_held(self) -> bool:
+        """Whether the calling thread or task holds the device: then the worker waits for it."""
+        hold = self._executor._hold
+        return hold is not None and hold.is_mine()
+
+    def _call_held(self, inputs: tuple[Any, ...], named: dict[str, Any] | None) -> Any:
+        """Run a request of the holder's on the worker; called by `_onelane.Front`."""
+        if not self._is_held():
+            return NotImplemented
+        return self._executor.call(self, *inputs, **(named or {}))
 
     if TYPE_CHECKING:
 
@@ -223,6 +245,9 @@ class BatchQueue(_onelane.Front):
         timeout, deadline: when the request must have started, or the future gets
         `DeadlineExceeded`. Cancelling the future takes the request out of the queue.
         """
+        if self._is_held():
+            terms = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            return self._executor.submit(self, *inputs, **terms, **named)
         future: Future[Any] = self._submit(inputs, named, timeout, deadline, priority)
         return future
 
@@ -235,6 +260,9 @@ class BatchQueue(_onelane.Front):
         priority: Priority = "normal",
     ) -> list[Future[Any]]:
         """Submit several requests at once: all are accepted, or none is."""
+        if self._is_held():
+            terms = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            return [self.submit(x, **terms) for x in inputs]  # type: ignore[arg-type]
         return self._submit_many(inputs, timeout, deadline, priority)
 
     async def infer(
@@ -249,6 +277,9 @@ class BatchQueue(_onelane.Front):
 
         timeout, deadline: as in a call. Cancelling the task cancels the request.
         """
+        if self._is_held():
+            terms = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            return await self._executor.acall(self, *inputs, **terms, **named)
         future, ticket = self._infer(inputs, named, timeout, deadline, priority)
         if timeout is None and deadline is None:
             try:
@@ -351,10 +382,11 @@ def _collator(collate: Any, pad: Pad | None, batch: bool, unpack: bool) -> Colla
         return ListCollator(None)
     if callable(collate):
         return ListCollator(collate)
-    raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list")
+    said = _names.nearest(str(collate), ("tensor", "list"))
+    raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list{said}")
 
 
-def _reading(collator: Collator, keys: _Keys, autocast: tuple[str, ...]) -> tuple[Any, ...] | None:
+def _reading(collator: Collator, keys: Keys, autocast: tuple[str, ...]) -> tuple[Any, ...] | None:
     """What `_onelane.Front` reads plain tensors with; see there."""
     import torch
 
@@ -362,18 +394,51 @@ def _reading(collator: Collator, keys: _Keys, autocast: tuple[str, ...]) -> tupl
     if any_autocast is None:
         return None
 
-    def new_kind(tensor: Any) -> tuple[int, _modes.Modes]:
+    def is_special() -> bool:
+        return any_autocast() or _modes.default_device_may_be_set(torch)
+
+    def new_kind(tensor: Any) -> tuple[int, _modes.Modes] | None:
         modes = _modes.capture(autocast)
+        if tensor.is_complex() or tensor.is_quantized:
+            # Python looks at each one: the numbers of two may mean different things.
+            return None
         return keys.number((collator.prepare((tensor,), {})[1], modes)), modes
 
     return (
         torch.Tensor,
         torch.is_grad_enabled,
         torch.is_inference_mode_enabled,
-        any_autocast,
+        is_special,
         contextvars.copy_context,
         new_kind,
+        torch.strided,
     )
+
+
+def _context_key(context: Any) -> Callable[[contextvars.Context], Any] | None:
+    """Return what makes the part of a batch key that is the caller's context; None: nothing."""
+    if context == "first":
+        return None
+    if context == "key":
+        return lambda present: frozenset(
+            (variable, of_context(value)) for variable, value in present.items()
+        )
+    if not callable(context):
+        raise ValueError(
+            f"context={context!r}: use 'first', 'key' or a function of a contextvars.Context"
+        )
+    return lambda present: of_context(context(present))
+
+
+def _wrapper(home: DeviceExecutor) -> Callable[[Any, Any], Any]:
+    """Return what makes a proxy of an object; it does not keep the executor."""
+    executor_of = weakref.ref(home)
+
+    def wrap(departure: Any, value: Any) -> Any:
+        home = executor_of()
+        return value if home is None else lane_on(home).wrap(departure, value)
+
+    return wrap
 
 
 def _left(timeout: float | None, deadline: float | None) -> float:

@@ -7,12 +7,13 @@ equal keys.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from onelane import _devices, _modes, _tree
+from onelane import _devices, _keys, _leave, _modes, _tensors, _tree
 from onelane._graphs import Graphs
 from onelane._pad import Pad
 from onelane.errors import NotBatchable
@@ -30,6 +31,8 @@ class Input:
     spec: Any = None
     names: list[str] = field(default_factory=list)
     numpy: bool = False
+    # What it counts for in a batch, where that is not its rows.
+    cost: int = 0
 
 
 class Target(Protocol):
@@ -56,6 +59,10 @@ class Target(Protocol):
         """Whether results leave as CPU copies."""
 
     @property
+    def wrap(self) -> Callable[[_leave.Departure, Any], Any]:
+        """What becomes of objects that are neither plain, tensors, nor containers of such."""
+
+    @property
     def copy_outputs(self) -> bool:
         """Whether each part of an output has memory of its own, not a view of the batch's copy."""
 
@@ -80,52 +87,6 @@ class Collator(Protocol):
 
     def run(self, target: Target, inputs: list[Input]) -> tuple[list[Any], int]:
         """Return one response an input, and the number of rows computed, padding included."""
-
-
-# PyTorch copies this many elements and more with all its threads, which then spin for milliseconds
-# on the cores that those who wait for the batch need.
-_PARALLEL = 32768
-_PIECES = 16
-
-
-def _concatenate(torch: Any, tensors: list[Any], rows: list[int], out: Any = None) -> Any:
-    """Concatenate by rows, in pieces that are copied by this thread alone if a few are enough."""
-    width = math.prod(tensors[0].shape[1:])
-    count = sum(rows)
-    piece = (_PARALLEL - 1) // max(width, 1)
-    if out is None:
-        if count <= piece or count > piece * _PIECES:
-            return torch.cat(tensors)
-        out = torch.empty((count, *tensors[0].shape[1:]), dtype=tensors[0].dtype)
-    elif count <= piece or count > piece * _PIECES:
-        return torch.cat(tensors, out=out)
-    if max(rows) == min(rows) == 1:
-        for start in range(0, count, piece):
-            end = min(start + piece, count)
-            torch.cat(tensors[start:end], out=out[start:end])
-        return out
-    first = start = end = 0
-    for index, size in enumerate(rows):
-        if end + size - start > piece and end > start:
-            torch.cat(tensors[first:index], out=out[start:end])
-            first, start = index, end
-        end += size
-    torch.cat(tensors[first:], out=out[start:])
-    return out
-
-
-def _duplicate(torch: Any, whole: Any) -> Any:
-    """Copy a tensor, in pieces that are copied by this thread alone if a few are enough."""
-    count = whole.shape[0] if whole.ndim else 1
-    piece = (_PARALLEL - 1) * count // max(whole.numel(), 1)
-    in_pieces = piece < count <= piece * _PIECES
-    if not in_pieces or whole.device.type != "cpu" or not whole.is_contiguous():
-        return whole.clone()
-    copy = torch.empty_like(whole)
-    for start in range(0, count, piece):
-        end = min(start + piece, count)
-        copy[start:end].copy_(whole[start:end])
-    return copy
 
 
 class Staging:
@@ -162,7 +123,7 @@ class Staging:
         buffer = self._buffer("in", tensors[0], sum(rows))
         if buffer is None:
             return self._torch.cat(tensors).to(self._device)
-        _concatenate(self._torch, tensors, rows, buffer)
+        _tensors.concatenate(self._torch, tensors, rows, buffer)
         return buffer.to(self._device, non_blocking=True)
 
     def take(self, output: Any) -> Any:
@@ -181,6 +142,12 @@ def _unpack(args: tuple[Any, ...], kwargs: dict[str, Any], unpack: bool) -> Any:
     if unpack and len(args) == 1 and not kwargs:
         (only,) = args
         if isinstance(only, Mapping):
+            for name in only:
+                if not isinstance(name, str):
+                    raise TypeError(
+                        f"a dict given alone is the keyword arguments of the model, and {name!r} "
+                        f"is no name: use unpack=False to give the dict itself"
+                    )
             return (), dict(only)
         if isinstance(only, tuple) and not hasattr(only, "_fields"):
             return only, {}
@@ -194,18 +161,6 @@ def place(target: Target, tensor: Any) -> Any:
     return tensor.to(target.torch_device)
 
 
-def from_numpy(torch: Any, array: Any) -> Any:
-    """Return a tensor on the array's memory, or on a copy where PyTorch needs one."""
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()
-    try:
-        return torch.from_numpy(array)
-    except TypeError:
-        raise TypeError(
-            f"an array of dtype {array.dtype} has no tensor type: convert it, or use collate='list'"
-        ) from None
-
-
 def _moved(target: Target, tensor: Any) -> tuple[Any, bool]:
     """Return a tensor as it leaves the worker, and whether that is a copy already."""
     moved = tensor.detach()
@@ -216,8 +171,15 @@ def _moved(target: Target, tensor: Any) -> tuple[Any, bool]:
 
 def _owned(part: Any, copied: bool) -> Any:
     """Return a part that shares its memory with nothing."""
+    if not _is_dense(part):
+        return part if copied else part.clone()
     whole = part.untyped_storage().nbytes() == part.numel() * part.element_size()
     return part if copied and whole else part.clone()
+
+
+def _is_dense(tensor: Any) -> bool:
+    """Whether a tensor has one storage, by rows."""
+    return str(tensor.layout) == "torch.strided" and not tensor.is_nested
 
 
 def _parts(
@@ -238,13 +200,34 @@ def _parts(
         with torch.inference_mode(False):
             return _parts(target, output, rows, cut)
     moved, copied = _moved(target, output)
+    if not _is_dense(moved) or moved.is_quantized:
+        parts = _odd_parts(moved, rows)
+        return parts if cut is None else [cut(part, i) for i, part in enumerate(parts)]
     if not target.copy_outputs:
-        views = _views(moved if copied else _duplicate(torch, moved), rows)
+        views = _views(moved if copied else _tensors.duplicate(torch, moved), rows)
         return views if cut is None else [cut(part, i) for i, part in enumerate(views)]
     if cut is not None and rows is not None:
         views = moved[: sum(rows)].split(rows)
         return [_owned(cut(part, i), copied) for i, part in enumerate(views)]
     return [_owned(moved, copied)] if rows and len(rows) == 1 else _copies(moved, rows)
+
+
+def _odd_parts(tensor: Any, rows: list[int] | None) -> list[Any]:
+    """Return copies of the parts of a tensor that is not dense, or quantized."""
+    if rows is not None and len(rows) == 1:
+        return [tensor.clone()]
+    try:
+        if rows is None:
+            return [tensor[i].clone() for i in range(tensor.size(0))]
+        starts = itertools.accumulate(rows, initial=0)
+        if tensor.is_sparse:
+            return [tensor.narrow_copy(0, a, n) for a, n in zip(starts, rows, strict=False)]
+        return [tensor[a : a + n].clone() for a, n in zip(starts, rows, strict=False)]
+    except RuntimeError as error:
+        raise NotBatchable(
+            f"the model returned a tensor of layout {tensor.layout} for a batch, which cannot be "
+            f"split by rows ({error}): return a dense one, or use batch=False"
+        ) from error
 
 
 def _copies(tensor: Any, rows: list[int] | None) -> list[Any]:
@@ -274,15 +257,32 @@ def _views(whole: Any, rows: list[int] | None) -> list[Any]:
     return list(torch.unsafe_split_with_sizes(whole[: sum(rows)], rows))
 
 
-def leave(target: Target, value: Any, numpy: bool = False) -> Any:
-    """Return a response that is not split as it leaves the worker."""
+def departure(
+    target: Target, numpy: bool = False, known: dict[int, Any] | None = None
+) -> _leave.Departure:
+    """Return what makes one response that is not split fit to leave the worker."""
+    synchronized = False
 
     def change(tensor: Any) -> Any:
-        owned = _owned(*_moved(target, tensor))
-        return owned.numpy() if numpy else owned
+        nonlocal synchronized
+        import torch
 
-    _devices.synchronize(target.device)
-    left = _tree.map_tensors(value, change)
+        if not synchronized:
+            _devices.synchronize(target.device)
+            synchronized = True
+        # A result is no inference tensor: nothing but other results shares its memory.
+        with torch.inference_mode(False):
+            owned = _owned(*_moved(target, tensor))
+            return owned.resolve_conj().resolve_neg().numpy() if numpy else owned
+
+    return _leave.Departure(change, target.wrap, known)
+
+
+def leave(
+    target: Target, value: Any, numpy: bool = False, known: dict[int, Any] | None = None
+) -> Any:
+    """Return a response that is not split as it leaves the worker."""
+    left = departure(target, numpy, known)(value)
     if not target.to_cpu:
         _devices.synchronize(target.device)
     return left
@@ -309,17 +309,29 @@ def split(
         found = _parts(target, tensor, sizes, cut)
         if numpy is None:
             return found
-        return [part.numpy() if n else part for part, n in zip(found, numpy, strict=True)]
+        return [
+            part.resolve_conj().resolve_neg().numpy() if n else part
+            for part, n in zip(found, numpy, strict=True)
+        ]
 
     sizes = None if item else [end - start for start, end in bounds]
     _devices.synchronize(target.device)
-    responses = _tree.Split(bounds, rows, item=item, parts=parts).split(output)
+    responses = _tree.Split(bounds, rows, item=item, parts=parts, leave=departure(target)).split(
+        output
+    )
     if not target.to_cpu:
         _devices.synchronize(target.device)
     return responses
 
 
 _ONE_NAME = [""]
+ONE_TENSOR_KEY = _tree.key(_tree.ONE_TENSOR)
+_CONTIGUOUS = "contiguous"
+_LAYOUTS = {
+    "torch.contiguous_format": _CONTIGUOUS,
+    "torch.channels_last": "channels_last",
+    "torch.channels_last_3d": "channels_last_3d",
+}
 
 
 class TensorCollator:
@@ -335,13 +347,16 @@ class TensorCollator:
         if self._pad is None and len(args) == 1 and not kwargs:
             # The common case, and a quick one.
             x = args[0]
-            if type(x) is self._torch.Tensor and x.ndim:
+            kind = _tensors.kind(self._torch, x) if type(x) is self._torch.Tensor else None
+            if kind is not None and x.ndim and x.is_contiguous() and not x.is_neg():
                 request = Input(args, {}, x.shape[0], spec=_tree.ONE_TENSOR, names=_ONE_NAME)
-                return request, (_tree.ONE_TENSOR, ((x.dtype, x.device, x.shape[1:]),), 0)
+                if not x.is_complex():
+                    return request, (ONE_TENSOR_KEY, ((kind, x.shape[1:], _CONTIGUOUS),), 0)
         args, kwargs = _unpack(args, kwargs, self._unpack)
         leaves: list[Any] = []
         names: list[str] = []
         spec = _tree.flatten((args, kwargs), leaves, names)
+        structure = _tree.key(spec)
         if not leaves:
             raise TypeError(
                 "there is no tensor in this input: give a tensor or array whose first dimension is "
@@ -352,29 +367,32 @@ class TensorCollator:
         for leaf in leaves:
             if _tree.is_array(leaf):
                 numpy = True
-                leaf = from_numpy(self._torch, leaf)
-            tensors.append(leaf)
+                leaf = _tensors.from_numpy(self._torch, leaf)
+            tensors.append(_tensors.resolved(leaf))
         rows = self._rows(tensors, names)
         length, bucket = self._length(tensors, names)
-        shapes = tuple(
-            (t.dtype, t.device, self._shape(t, name, bucket))
-            for t, name in zip(tensors, names, strict=True)
-        )
         request = Input(tuple(tensors), {}, rows, length, bucket, spec, names, numpy)
-        return request, (spec, shapes, bucket)
+        kinds: list[Any] = []
+        for tensor, name in zip(tensors, names, strict=True):
+            kind = _tensors.kind(self._torch, tensor)
+            if kind is None:
+                return request, _keys.ALONE
+            layout = _LAYOUTS[str(_tensors.memory_format(self._torch, tensor))]
+            kinds.append((kind, self._shape(tensor, name, bucket), layout))
+        return request, (structure, tuple(kinds), bucket)
 
     def _rows(self, tensors: list[Any], names: list[str]) -> int:
         for tensor, name in zip(tensors, names, strict=True):
-            if tensor.ndim == 0:
+            if tensor.dim() == 0:
                 raise ValueError(
                     f"input {name or 'x'!r} is a tensor without dimensions ({tensor.dtype}): the "
                     f"first dimension has to be the batch's. Give it one (x[None]), pass a plain "
                     f"number, or use batch=False"
                 )
-        rows: int = tensors[0].shape[0]
-        if any(tensor.shape[0] != rows for tensor in tensors):
+        rows: int = tensors[0].size(0)
+        if any(tensor.size(0) != rows for tensor in tensors):
             shapes = ", ".join(
-                f"{name or 'x'}: {tuple(tensor.shape)} {tensor.dtype}"
+                f"{name or 'x'}: {_shape_of(tensor)} {tensor.dtype}"
                 for tensor, name in zip(tensors, names, strict=True)
             )
             raise ValueError(
@@ -391,8 +409,14 @@ class TensorCollator:
         lengths = {
             name: tensor.shape[pad.dim]
             for tensor, name in zip(tensors, names, strict=True)
-            if pad.pads(name) and tensor.ndim > pad.dim
+            if pad.pads(name) and tensor.dim() > pad.dim
         }
+        for tensor, name in zip(tensors, names, strict=True):
+            if name in lengths and _tensors.kind(self._torch, tensor) is None:
+                raise TypeError(
+                    f"input {name or 'x'!r} cannot be padded: it is a {type(tensor).__name__} of "
+                    f"dtype {tensor.dtype} and layout {tensor.layout}. Give a plain, dense tensor"
+                )
         if not lengths:
             raise ValueError(
                 f"there is nothing to pad: no input has a dimension {pad.dim}"
@@ -426,7 +450,7 @@ class TensorCollator:
                 whole = pad.concatenate(torch, parts, first.bucket, name)
             else:
                 whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-            batch.append(self._place(target, whole, padded))
+            batch.append(self._place(target, whole, padded, parts[0]))
         args, kwargs = _tree.unflatten(first.spec, iter(batch))
         if pad is not None and pad.mask is not None and pad.mask not in names:
             lengths = [(request.rows, request.length) for request in inputs]
@@ -437,11 +461,13 @@ class TensorCollator:
         del batch, args, kwargs
         return self._split(target, inputs, output, padded), padded
 
-    def _place(self, target: Target, tensor: Any, rows: int) -> Any:
-        if tensor.shape[0] < rows:
+    def _place(self, target: Target, tensor: Any, rows: int, given: Any = None) -> Any:
+        """Return a tensor on the device, with so many rows; never the one that was given."""
+        if tensor.size(0) < rows:
             last = tensor[-1:].expand(rows - tensor.shape[0], *tensor.shape[1:])
             tensor = self._torch.cat([tensor, last])
-        return place(target, tensor)
+        placed = place(target, tensor)
+        return _tensors.private(self._torch, placed) if placed is given else placed
 
     def _split(self, target: Target, inputs: list[Input], output: Any, rows: int) -> list[Any]:
         bounds, start = [], 0
@@ -494,7 +520,7 @@ class TensorCollator:
             return None
 
         def write(place: Any) -> None:
-            _concatenate(self._torch, tensors, rows, place)
+            _tensors.concatenate(self._torch, tensors, rows, place)
 
         return target.graphs.of_one(target.modes, tensors[0], sum(rows), write)
 
@@ -506,8 +532,15 @@ class TensorCollator:
         elif target.staging is not None:
             return target.call(target.staging.bring(tensors, rows))
         else:
-            whole = tensors[0] if len(tensors) == 1 else _concatenate(torch, tensors, rows)
-        return target.call(place(target, whole))
+            whole = tensors[0] if len(tensors) == 1 else _tensors.concatenate(torch, tensors, rows)
+        placed = place(target, whole)
+        if placed is tensors[0]:
+            placed = _tensors.private(torch, placed)
+        return target.call(placed)
+
+
+def _shape_of(tensor: Any) -> Any:
+    return "nested" if tensor.is_nested else tuple(tensor.shape)
 
 
 class ListCollator:
@@ -527,7 +560,8 @@ class ListCollator:
 
     def run(self, target: Target, inputs: list[Input]) -> tuple[list[Any], int]:
         """See `Collator`."""
-        batch: Any = [request.args[0] for request in inputs]
+        # A failed batch is run again in parts: with what the callers gave.
+        batch: Any = [_tensors.private_arrays(request.args[0]) for request in inputs]
         if self._collate is not None:
             batch = _tree.map_tensors(self._collate(batch), lambda t: place(target, t))
         output = target.call(batch)
@@ -539,14 +573,9 @@ class ListCollator:
                     f"collate='list' it has to return one for each, in order. If this model cannot "
                     f"be batched, use BatchQueue(..., batch=False)"
                 )
-            return [_item(part) for part in leave(target, list(output))], count
+            return [leave(target, part) for part in output], count
         bounds = [(i, i + 1) for i in range(count)]
         return split(target, output, bounds, count, item=True), count
-
-
-def _item(value: Any) -> Any:
-    """An array that is a view of the batch's keeps all of it: copy it."""
-    return value.copy() if _tree.is_array(value) and value.base is not None else value
 
 
 class SingleCollator:
@@ -572,10 +601,13 @@ class SingleCollator:
                     import torch
 
                     numpy = True
-                    value = from_numpy(torch, value)
-                return place(target, value)
+                    value = _tensors.from_numpy(torch, value)
+                placed = place(target, value)
+                return placed.clone() if placed is value else placed
 
             arrays = target.torch_device is not None
             args, kwargs = _tree.map_tensors((request.args, request.kwargs), change, arrays=arrays)
+            if not arrays:
+                args, kwargs = _tensors.private_arrays((args, kwargs))
             responses.append(leave(target, target.call(*args, **kwargs), numpy))
         return responses, len(inputs)

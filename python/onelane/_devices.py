@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from onelane import _names
 
 # Device types for which autocast exists. A model on mps may run parts on the CPU.
 _AUTOCAST = ("cuda", "mps", "xpu", "cpu")
@@ -26,12 +29,56 @@ def executors_of(name: str) -> list[Any]:
             continue
 
 
-def canonical(device: Any) -> str:
-    """Return the name of a device: `mps` and `mps:0` are one."""
-    name = str(device)
+# Types that PyTorch has, and whether there can be several devices of one.
+_TYPES = {
+    "cpu": False, "cuda": True, "fpga": True, "hip": True, "hpu": True, "ipu": True, "lazy": True,
+    "maia": True, "meta": False, "mps": False, "mtia": True, "npu": True, "ve": True,
+    "vulkan": True, "xla": True, "xpu": True,
+}  # fmt: skip
+# Names of other runtimes' devices: what has been said to be one need not be said again.
+_custom = {"mlx"}
+_MEANT = {"gpu": "cuda' or 'mps", "metal": "mps", "nvidia": "cuda", "rocm": "cuda", "apple": "mps"}
+
+
+def canonical(device: Any, custom: bool = False) -> str:
+    """Return the name of a device, the same for all its spellings: `MPS` and `mps:0` are `mps`.
+
+    custom: the name may be any, as for runtimes other than PyTorch's.
+    """
+    name = str(device).strip()
     if not name:
         raise ValueError("device is empty: name one, for example 'mps', 'cuda:1' or 'cpu'")
-    return name.removesuffix(":0")
+    if custom or name.removesuffix(":0") in _custom:
+        name = name.removesuffix(":0")
+        _custom.add(name)
+        return name
+    kind, colon, index = name.partition(":")
+    kind = kind.lower()
+    several = _TYPES.get(kind, kind == _private_type() or None)
+    if several is None:
+        meant = _MEANT.get(kind)
+        said = f". Did you mean '{meant}'?" if meant else _names.nearest(kind, _TYPES)
+        raise ValueError(
+            f"device {name!r} is none of PyTorch's{said or '.'} For "
+            f"another runtime (mlx, tensorrt) make its executor with "
+            f"executor({name!r}, custom=True)"
+        )
+    if not colon:
+        return kind
+    if not (index.isascii() and index.isdigit()):
+        raise ValueError(f"device {name!r}: after the colon goes a number, as in 'cuda:1'")
+    if not int(index):
+        return kind
+    if not several:
+        raise ValueError(f"device {name!r}: there is one {kind!r} only; use {kind!r}")
+    return f"{kind}:{int(index)}"
+
+
+def _private_type() -> str:
+    """The name of a backend that is not PyTorch's own and has registered itself."""
+    torch = sys.modules.get("torch")
+    name = None if torch is None else torch._C._get_privateuse1_backend_name()
+    return str(name)
 
 
 def torch_device(name: str) -> Any:
@@ -77,6 +124,23 @@ def synchronize(name: str) -> None:
             torch.cuda.synchronize(torch.device(name))
     elif kind == "xpu":
         torch.xpu.synchronize(torch.device(name))
+
+
+def collector(name: str) -> Callable[[], object]:
+    """Return what is called on the worker after each batch or call.
+
+    On a device whose memory only the worker may free, it has the interpreter collect young garbage
+    there: cycles that hold activations would else be freed by whichever thread allocates next.
+    """
+    return _collect_young if name.partition(":")[0] == "mps" else _nothing
+
+
+def _collect_young() -> None:
+    gc.collect(1)
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager

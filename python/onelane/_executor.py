@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from onelane import _aio, _devices, _lifecycle, _modes, _onelane
+from onelane import _aio, _devices, _failure, _lifecycle, _modes, _names, _onelane
+from onelane._hold import DeviceHold
+from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
 from onelane.errors import ForkedProcess
 
@@ -21,7 +24,7 @@ T = TypeVar("T")
 class _Call:
     """A function with its arguments, the caller's context variables and its PyTorch modes."""
 
-    __slots__ = ("args", "context", "fn", "kwargs", "modes")
+    __slots__ = ("args", "collect", "context", "fn", "kwargs", "modes")
 
     def __init__(
         self,
@@ -29,12 +32,22 @@ class _Call:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         modes: _modes.Modes,
+        collect: Callable[[], object],
     ) -> None:
         self.fn, self.args, self.kwargs, self.modes = fn, args, kwargs, modes
-        self.context = contextvars.copy_context()
+        self.context, self.collect = contextvars.copy_context(), collect
 
     def __call__(self) -> Any:
-        return self.context.run(self._run)
+        collect = self.collect
+        try:
+            return self.context.run(self._run)
+        except BaseException as error:
+            # This frame goes with the exception.
+            del self
+            _failure.leave(error)
+            raise
+        finally:
+            collect()
 
     def _run(self) -> Any:
         if self.modes is None:
@@ -109,16 +122,21 @@ class DeviceExecutor(Executor):
     private one, a second owner if the device has one already. More than one worker is for devices
     whose runtime is thread-safe: MPS is not.
 
+    device: PyTorch's name of it, in any case. custom: any name, for another runtime (`"mlx"`).
+
     A call runs in a copy of the caller's context variables, with the caller's grad, inference and
-    autocast modes. Results are returned as they are: bring tensors to the host inside the call.
+    autocast modes and default device. Results are returned as they are: bring tensors to the host inside the call.
     """
 
-    def __init__(self, device: Any = "mps", workers: int = 1) -> None:
-        self._device = _devices.canonical(device)
+    @_names.settings
+    def __init__(self, device: Any = "mps", workers: int = 1, *, custom: bool = False) -> None:
+        self._device = _devices.canonical(device, custom)
         self._workers = workers
         self._autocast = _devices.autocast_types(self._device)
         self._core = _onelane.Executor(self._device, workers)
         self._shut_down = False
+        self._hold: DeviceHold | None = None
+        self._collect = _devices.collector(self._device)
         _devices.executors.add(self)
 
     @property
@@ -137,7 +155,7 @@ class DeviceExecutor(Executor):
         return self._core.is_worker()
 
     def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        return _Call(fn, args, kwargs, _modes.capture(self._autocast))
+        return _Call(fn, args, kwargs, _modes.capture(self._autocast), self._collect)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on the worker; on the worker itself, before this returns.
@@ -145,8 +163,15 @@ class DeviceExecutor(Executor):
         Raises `QueueClosed`, a `RuntimeError`, after `shutdown`.
         """
         future: Future[T] = Future()
-        self._core.submit(_ThreadItem(self._call(fn, args, kwargs), future))
+        self._send(_ThreadItem(self._call(fn, args, kwargs), future))
         return future
+
+    def _send(self, item: _ThreadItem | _LoopItem) -> None:
+        hold = self._hold
+        if hold is not None and hold.is_mine():
+            hold.put(item)
+        else:
+            self._core.submit(item)
 
     def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn(*args, **kwargs)` on the worker and return what it returns; no future is made.
@@ -155,6 +180,8 @@ class DeviceExecutor(Executor):
         """
         if self._core.is_worker():
             return fn(*args, **kwargs)
+        if self._hold is not None and self._hold.is_mine():
+            return self.submit(fn, *args, **kwargs).result()
         result: T = self._core.call(self._call(fn, args, kwargs))
         return result
 
@@ -164,8 +191,44 @@ class DeviceExecutor(Executor):
         Cancelling the task cancels the call if it has not started.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._core.submit(_LoopItem(self._call(fn, args, kwargs), future))
+        self._send(_LoopItem(self._call(fn, args, kwargs), future))
         return await future
+
+    def hold(self) -> DeviceHold:
+        """Keep several calls together: a context manager, also an asynchronous one.
+
+        ::
+
+            with device.hold():
+                device.call(model.set_adapter, "night")
+                y = queue(x)
+
+        Until it ends, the worker runs nothing but the calls of this thread or task, of guarded
+        objects and queues, too; all others wait. Waits for its turn like a call. Entered again
+        inside of itself it does nothing more. For executors with one worker.
+        """
+        if self._workers > 1:
+            raise ValueError(
+                f"hold() needs an executor with one worker, and {self!r} has {self._workers}"
+            )
+        return DeviceHold(self)
+
+    def _ending(self) -> bool:
+        return self._shut_down or _lifecycle.ending()
+
+    def host_results(self, fn: Callable[P, T]) -> Callable[P, T]:
+        """Return `fn` with results that may leave the worker, for `call`, `submit` and the like.
+
+        As `guard` returns them: tensors as host copies, arrays copied, at any depth; objects that
+        belong to the device as proxies. Without this, results come back as they are.
+        """
+
+        @functools.wraps(fn)
+        def hosted(*args: P.args, **kwargs: P.kwargs) -> T:
+            left: T = lane_on(self).leave(fn(*args, **kwargs))
+            return left
+
+        return hosted
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Refuse new work; run what was accepted, or cancel it with `cancel_futures`.
@@ -192,15 +255,17 @@ _shared: dict[str, DeviceExecutor] = {}
 _shared_lock = threading.Lock()
 
 
-def executor(device: Any = "mps", workers: int = 1) -> DeviceExecutor:
+@_names.settings
+def executor(device: Any = "mps", workers: int = 1, *, custom: bool = False) -> DeviceExecutor:
     """Return the process-wide executor of a device, made on first use.
 
-    `mps` and `mps:0` are one device; any name will do, for example `mlx`. After it has been shut
-    down, and in the child of a fork, a new one is made.
+    `mps`, `MPS` and `mps:0` are one device. custom: any name will do, for runtimes other than
+    PyTorch's; said once, it need not be said again. After it has been shut down, and in the child
+    of a fork, a new one is made.
 
-    Raises `ValueError` if the device has an executor with another number of workers.
+    Raises `ValueError` if the name is not known, with the nearest one, or if the device has an executor with another number of workers.
     """
-    name = _devices.canonical(device)
+    name = _devices.canonical(device, custom)
     while True:
         with _shared_lock:
             present = _shared.get(name)

@@ -161,7 +161,7 @@ class Graphs:
         if rows == 0 or not all(map(_is_plain, like)):
             return None
         size = _size(rows)
-        key = (modes, spec, size, tuple((leaf.dtype, leaf.shape[1:]) for leaf in like))
+        key = (modes, _tree.key(spec), size, tuple((leaf.dtype, leaf.shape[1:]) for leaf in like))
         try:
             recorded = self._recorded[key]
         except KeyError:

@@ -22,7 +22,17 @@ def _after_fork_in_child() -> None:
         hook()
 
 
+def ending() -> bool:
+    """Whether the interpreter has begun to end."""
+    return _ending
+
+
+_ending = False
+
+
 def _at_exit() -> None:
+    global _ending
+    _ending = True
     # Handlers of atexit run when all threads that are not daemons have ended, so thread pools
     # that use an executor have finished with it, and the interpreter still works. Everything that
     # was accepted is run.

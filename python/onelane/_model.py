@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import copy
-import inspect
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from onelane import _devices, _modes
-from onelane._collate import Collator, Input, Staging, TensorCollator
+from onelane import _devices, _failure, _leave, _modes, _training
+from onelane._collate import Collator, Input, SingleCollator, Staging, TensorCollator
 from onelane._graphs import CudaRecorder, Graphs
 
 
@@ -22,31 +22,22 @@ class Payload(NamedTuple):
     context: contextvars.Context
 
 
-def is_module(value: Any) -> bool:
-    """Whether `value` is a `torch.nn.Module`; does not load PyTorch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.nn.Module)
-
-
-def takes_nothing(function: Any) -> bool:
-    """Whether a callable takes no argument at all: it can be a factory, but not a model."""
-    if isinstance(function, type) or is_module(function):
-        return False
-    try:
-        return not inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-
-
 class Runner:
     """Runs batches of one model on one worker."""
 
-    def __init__(self, model: Callable[..., Any], build: Build) -> None:
+    def __init__(self, model: Any, build: Build) -> None:
         self._model, self._collator = model, build.collator
         self.device, self.to_cpu = build.device, build.to_cpu
-        self.copy_outputs = build.copy_outputs
+        self.copy_outputs, self._costed = build.copy_outputs, build.costed
+        self._wrap = build.wrap
+        self._collect = _devices.collector(build.device)
         self.torch_device = build.torch_device
         self.modes: _modes.Modes = None
+        self._batches = build.batches and _training.is_module(model)
+        # A module that was given has been looked at where it was.
+        self._was_training = build.given_module and bool(getattr(model, "training", False))
+        if self._batches and not build.given_module:
+            self._warn_of_training()
         self.staging = None
         self.graphs = None
         if self.torch_device is not None and self.torch_device.type == "cuda":
@@ -61,12 +52,51 @@ class Runner:
             return self.graphs(self.modes, args, kwargs)
         return _modes.call(self.modes, self._model, args, kwargs)
 
+    def wrap(self, departure: _leave.Departure, value: Any) -> Any:
+        """Let an object leave: a proxy of what can only live here, a host copy of others."""
+        if not self.to_cpu:
+            return value
+        if self._wrap is not None and (_training.is_module(value) or isinstance(value, Iterator)):
+            return self._wrap(departure, value)
+        return _leave.host_copy(departure, value)
+
     def __call__(self, payloads: list[Payload]) -> tuple[list[Any], int]:
         """Run one batch; its requests agree about modes, and the first one's context is used."""
+        collect = self._collect
+        try:
+            return self._run(payloads)
+        except BaseException as error:
+            # This frame goes with the exception.
+            del self, payloads
+            _failure.leave(error)
+            raise
+        finally:
+            collect()
+
+    def _check_training(self) -> None:
+        """Warn of a module that has been put into training mode, each time that it is."""
+        if self._model.training and not self._was_training:
+            self._warn_of_training()
+        self._was_training = self._model.training
+
+    def _warn_of_training(self) -> None:
+        said = _training.warning(self._model)
+        if said is not None:
+            warnings.warn(said, stacklevel=2)
+        self._was_training = self._model.training
+
+    def _run(self, payloads: list[Payload]) -> tuple[list[Any], int]:
+        if self._batches:
+            self._check_training()
         first = payloads[0]
         self.modes = first.modes
         inputs = [payload.input for payload in payloads]
-        return first.context.run(self._collator.run, self, inputs)
+        responses, padded = first.context.run(self._collator.run, self, inputs)
+        if self._costed:
+            rows = sum(request.rows for request in inputs)
+            cost = sum(request.cost for request in inputs)
+            padded = cost * padded // rows if rows else cost
+        return responses, padded
 
     def run_plain(
         self,
@@ -76,6 +106,25 @@ class Runner:
         context: contextvars.Context | None,
     ) -> tuple[list[Any], int]:
         """Run one batch of plain tensors, which agree about modes."""
+        collect = self._collect
+        try:
+            return self._run_plain(tensors, rows, modes, context)
+        except BaseException as error:
+            del self, tensors, rows, context
+            _failure.leave(error)
+            raise
+        finally:
+            collect()
+
+    def _run_plain(
+        self,
+        tensors: list[Any],
+        rows: list[int],
+        modes: _modes.Modes,
+        context: contextvars.Context | None,
+    ) -> tuple[list[Any], int]:
+        if self._batches:
+            self._check_training()
         self.modes = modes
         context = contextvars.Context() if context is None else context
         assert isinstance(self._collator, TensorCollator)
@@ -102,14 +151,27 @@ class Build:
         to_cpu: bool,
         copy_outputs: bool,
         cuda_graphs: bool,
+        costed: bool = False,
+        wrap: Callable[[_leave.Departure, Any], Any] | None = None,
     ) -> None:
         self._model, self._factory = model, factory
         self.device, self.collator = device, collator
         self.to_cpu, self.copy_outputs, self.cuda_graphs = to_cpu, copy_outputs, cuda_graphs
+        self.costed, self.wrap = costed, wrap
         self.torch_device = _devices.torch_device(device)
+        self.batches = not isinstance(collator, SingleCollator)
+        self.given_module = _training.is_module(model) and not factory
         self._used = False
 
     def __call__(self) -> Callable[[list[Payload]], tuple[list[Any], int]]:
+        try:
+            return self._runner()
+        except BaseException as error:
+            del self
+            _failure.leave(error)
+            raise
+
+    def _runner(self) -> Runner:
         model = self._model
         if self._factory:
             with _devices.synchronous_loading():
@@ -119,10 +181,10 @@ class Build:
                     f"the factory returned {type(model).__name__}, which cannot be called"
                 )
             self.torch_device = _devices.torch_device(self.device)
-        elif is_module(model) and self._used:
+        elif _training.is_module(model) and self._used:
             # Another worker has the module itself.
             model = copy.deepcopy(model)
         self._used = True
-        if is_module(model) and self.torch_device is not None:
+        if _training.is_module(model) and self.torch_device is not None:
             model = model.to(self.torch_device)
         return Runner(model, self)

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# (grad enabled, inference mode, ((device type, autocast dtype, cache enabled), ...)). Hashable: it
-# is part of a request's batch key. None: torch is not loaded.
-Modes = tuple[bool, bool, tuple[tuple[str, Any, bool], ...]] | None
+# (grad enabled, inference mode, ((device type, autocast dtype, cache enabled), ...), the default
+# device or None). Hashable: it is part of a request's batch key. None: torch is not loaded.
+Modes = tuple[bool, bool, tuple[tuple[str, Any, bool], ...], Any] | None
 
-DEFAULT: Modes = (True, False, ())
+DEFAULT: Modes = (True, False, (), None)
 
 
 def capture(device_types: Iterable[str]) -> Modes:
@@ -24,7 +24,16 @@ def capture(device_types: Iterable[str]) -> Modes:
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
             autocast += ((device_type, dtype, torch.is_autocast_cache_enabled()),)
-    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast)
+    device = torch.get_default_device() if default_device_may_be_set(torch) else None
+    if device is not None and device.type == "cpu":
+        device = None
+    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast, device)
+
+
+def default_device_may_be_set(torch: Any) -> bool:
+    """Whether the calling thread may have a default device: a quick look."""
+    depth = getattr(torch._C, "_len_torch_function_stack", None)
+    return depth is None or depth() > 0
 
 
 def applied(modes: Modes) -> contextlib.AbstractContextManager[object]:
@@ -33,9 +42,10 @@ def applied(modes: Modes) -> contextlib.AbstractContextManager[object]:
         return _AS_IT_IS
     import torch
 
-    grad, inference, autocast = modes
+    grad, inference, autocast, device = modes
     if (
         not autocast
+        and device is None
         and torch.is_grad_enabled() == grad
         and torch.is_inference_mode_enabled() == inference
     ):
@@ -45,6 +55,8 @@ def applied(modes: Modes) -> contextlib.AbstractContextManager[object]:
         stack.enter_context(torch.inference_mode(inference))
     if torch.is_grad_enabled() != grad:
         stack.enter_context(torch.set_grad_enabled(grad))
+    if device is not None:
+        stack.enter_context(device)
     for device_type, dtype, cache in autocast:
         stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=cache))
     return stack

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from onelane import _devices, _modes, _onelane
+from onelane import _devices, _failure, _modes, _onelane
 from onelane._executor import DeviceExecutor, executor
 from onelane._future import RequestFuture
 from onelane.errors import QueueClosed
@@ -142,6 +142,7 @@ class MPSBatchQueue:
                 results.append(operation.context.run(operation.run))
             except BaseException as error:
                 # Only this one fails; the others are not run again.
+                _failure.leave(error)
                 results.append(_onelane.Failure(error))
         _devices.synchronize(self._device)
         return results, len(results)

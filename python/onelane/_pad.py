@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onelane import _names
+
 
 @dataclass(frozen=True)
 class Pad:
@@ -115,3 +117,6 @@ class Pad:
             mask[row : row + rows, start : start + length] = 1
             row += rows
         return mask
+
+
+Pad.__init__ = _names.settings(Pad.__init__)  # type: ignore[method-assign]

@@ -5,12 +5,14 @@ Containers are mappings, tuples (named ones too), lists and dataclasses (`ModelO
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+from onelane import _keys
 from onelane.errors import NotBatchable
 
 Spec = tuple[Any, ...]
@@ -31,7 +33,7 @@ def is_array(value: Any) -> bool:
 def flatten(value: Any, leaves: list[Any], names: list[str], name: str = "") -> Spec:
     """Append the tensors and arrays in `value` to `leaves`, their names to `names`.
 
-    Returns the rest: a hashable description, equal for inputs that differ in tensors alone.
+    Returns the rest: `key` makes it comparable.
     """
     if is_tensor(value) or is_array(value):
         leaves.append(value)
@@ -44,14 +46,27 @@ def flatten(value: Any, leaves: list[Any], names: list[str], name: str = "") -> 
         return (type(value), *(flatten(part, leaves, names, name) for part in value))
     try:
         hash(value)
+        _keys.of_value(value)
     except TypeError:
         raise TypeError(
             f"input {name or 'x'!r} is of type {type(value).__name__}, which can be neither "
             f"batched nor compared: give tensors, arrays, plain values, or containers of them; or "
             f"use collate='list', or batch=False"
         ) from None
-    # The type is part of it: 1, 1.0 and True are equal.
-    return ("value", type(value), value)
+    return ("value", value)
+
+
+def key(spec: Spec) -> Any:
+    """Return a hashable key of what `flatten` has described."""
+    kind = spec[0]
+    if kind == "leaf":
+        return kind
+    if kind == "value":
+        return _keys.of_value(spec[1])
+    if kind == "dict":
+        names = tuple(_keys.of_value(name) for name in spec[1])
+        return (kind, names, *(key(part) for part in spec[2:]))
+    return (kind, *(key(part) for part in spec[1:]))
 
 
 # What `flatten` says of `((x,), {})`.
@@ -64,7 +79,7 @@ def unflatten(spec: Spec, leaves: Iterator[Any]) -> Any:
     if kind == "leaf":
         return next(leaves)
     if kind == "value":
-        return spec[2]
+        return spec[1]
     if kind == "dict":
         return {key: unflatten(part, leaves) for key, part in zip(spec[1], spec[2:], strict=True)}
     return rebuild_sequence(kind, [unflatten(part, leaves) for part in spec[1:]])
@@ -77,11 +92,25 @@ def rebuild_sequence(kind: type, parts: list[Any]) -> Any:
     return kind(parts)
 
 
-def _rebuild_mapping(like: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
-    if dataclasses.is_dataclass(like):
-        return type(like)(**parts)
+def rebuild_mapping(like: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
+    """Make a mapping like the given one."""
     if type(like) is dict:
         return parts
+    if dataclasses.is_dataclass(like):
+        try:
+            return type(like)(**parts)
+        except TypeError:
+            # A key that is no field: the copy below has it.
+            pass
+    if isinstance(like, MutableMapping):
+        # Its other attributes, such as the factory of a defaultdict, go with it.
+        try:
+            rebuilt = copy.copy(like)
+            for key, part in parts.items():
+                rebuilt[key] = part
+        except Exception:
+            return parts
+        return rebuilt
     try:
         return type(like)(parts)  # type: ignore[call-arg]
     except TypeError:
@@ -98,7 +127,7 @@ def map_tensors(value: Any, change: Callable[[Any], Any], *, arrays: bool = Fals
     if isinstance(value, Mapping):
         if not any(_may_hold_tensors(part) for part in value.values()):
             return value
-        return _rebuild_mapping(
+        return rebuild_mapping(
             value, {k: map_tensors(v, change, arrays=arrays) for k, v in value.items()}
         )
     if isinstance(value, (tuple, list)):
@@ -128,10 +157,13 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _replace(value: Any, fields: dict[str, Any]) -> Any:
+    """Return a dataclass like another, with other fields; made by copying, not by its class."""
     if all(getattr(value, name) is part for name, part in fields.items()):
         return value
-    settable = {field.name for field in dataclasses.fields(value) if field.init}
-    return dataclasses.replace(value, **{k: v for k, v in fields.items() if k in settable})
+    replaced = copy.copy(value)
+    for name, part in fields.items():
+        object.__setattr__(replaced, name, part)
+    return replaced
 
 
 class Split:
@@ -141,6 +173,7 @@ class Split:
         has no batch dimension.
     rows: the size of the batch dimension, padding included.
     parts: makes the parts of a tensor, given the output's name.
+    leave: makes a part that is anything else fit to leave the worker.
     """
 
     def __init__(
@@ -150,8 +183,10 @@ class Split:
         *,
         item: bool,
         parts: Callable[[Any, str], list[Any]],
+        leave: Callable[[Any], Any],
     ) -> None:
         self.bounds, self.rows, self.item, self.parts = bounds, rows, item, parts
+        self.leave = leave
 
     def split(self, value: Any, name: str = "") -> list[Any]:
         """Return the parts of `value`, in the order of the requests."""
@@ -161,19 +196,19 @@ class Split:
             return self.parts(value, name)
         if is_array(value):
             self._check(value, name)
-            return [(value[a] if self.item else value[a:b]).copy() for a, b in self.bounds]
+            return [self.leave(value[a] if self.item else value[a:b]) for a, b in self.bounds]
         if value is None or isinstance(value, (str, bool, enum.Enum)):
             return [value] * count
         if isinstance(value, Mapping):
             columns = {key: self.split(part, _join(name, key)) for key, part in value.items()}
             return [
-                _rebuild_mapping(value, {key: parts[i] for key, parts in columns.items()})
+                rebuild_mapping(value, {key: parts[i] for key, parts in columns.items()})
                 for i in range(count)
             ]
         if is_values(value):
             if len(value) != self.rows:
                 raise self._error(name, f"a list of {len(value)} values")
-            return [value[a] if self.item else value[a:b] for a, b in self.bounds]
+            return [self.leave(value[a] if self.item else value[a:b]) for a, b in self.bounds]
         if isinstance(value, (tuple, list)):
             columns_list = [self.split(part, _join(name, i)) for i, part in enumerate(value)]
             return [
@@ -186,6 +221,12 @@ class Split:
                 _replace(value, {key: parts[i] for key, parts in columns.items()})
                 for i in range(count)
             ]
+        if "Cache" in type(value).__name__:
+            raise NotBatchable(
+                f"the model returned a {type(value).__name__} as {name!r}, which cannot be split "
+                f"by rows: have it keep no cache of keys and values. Call it with use_cache=False, "
+                f"or set model.config.use_cache = False"
+            )
         raise self._error(name, f"{type(value).__name__} {value!r:.80}")
 
     def _check(self, value: Any, name: str) -> None:

@@ -4,19 +4,25 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use onelane::{BuildError, EngineError, RequestError, SubmitError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyTraceback, PyType};
 
 use crate::interpreter::drop_attached;
 
 /// A Python exception as a Rust error. The text is made where the exception was caught, so that
 /// showing it needs no interpreter.
 pub(crate) struct PyFailure {
+    /// `None` in `drop` alone.
     error: Option<PyErr>,
     text: String,
+    /// As it was here: a caller who raises the exception adds frames to it.
+    traceback: Option<Py<PyTraceback>>,
+    /// Whether a caller has the exception itself.
+    taken: AtomicBool,
 }
 
 impl PyFailure {
@@ -27,7 +33,20 @@ impl PyFailure {
             .map_or_else(|_| "<no text>".to_owned(), |s| s.to_string_lossy().into());
         let name = error.get_type(py).name();
         let name = name.map_or_else(|_| "exception".to_owned(), |n| n.to_string());
-        Self { error: Some(error), text: format!("{name}: {text}") }
+        let text = format!("{name}: {text}");
+        let traceback = error.traceback(py).map(Bound::unbind);
+        Self { error: Some(error), text, traceback, taken: AtomicBool::new(false) }
+    }
+
+    /// The exception for the first who asks, a copy for each other.
+    fn take(&self, py: Python<'_>) -> PyErr {
+        let error = self.error.as_ref().expect("it is taken in drop alone");
+        if !self.taken.swap(true, Ordering::Relaxed) {
+            return error.clone_ref(py);
+        }
+        let own = py.import("onelane._failure").and_then(|module| module.getattr("own"));
+        own.and_then(|own| own.call1((error.value(py), &self.traceback)))
+            .map_or_else(|_| error.clone_ref(py), PyErr::from_value)
     }
 }
 
@@ -49,6 +68,7 @@ impl Drop for PyFailure {
     fn drop(&mut self) {
         // A traceback keeps a worker's frames, and with them device tensors.
         drop_attached(self.error.take());
+        drop_attached(self.traceback.take());
     }
 }
 
@@ -63,6 +83,8 @@ pub(crate) fn engine_error(py: Python<'_>, error: PyErr) -> EngineError {
 }
 
 /// The exception inside an engine error, with its traceback; or a new one with the error's text.
+///
+/// Each caller has an object of its own: who raises one adds his own frames to it.
 fn from_engine(py: Python<'_>, error: &EngineError) -> PyErr {
     let source = match error {
         EngineError::OutOfMemory(source) | EngineError::Failed(source) => Some(Arc::clone(source)),
@@ -71,8 +93,7 @@ fn from_engine(py: Python<'_>, error: &EngineError) -> PyErr {
     source
         .as_deref()
         .and_then(|source| source.downcast_ref::<PyFailure>())
-        .and_then(|failure| failure.error.as_ref())
-        .map_or_else(|| raise(py, "EngineLost", error.to_string()), |error| error.clone_ref(py))
+        .map_or_else(|| raise(py, "EngineLost", error.to_string()), |failure| failure.take(py))
 }
 
 /// Why a request has no response, as an exception.

@@ -2,6 +2,7 @@
 //! without a Python frame in between when the input is a plain tensor.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicIsize, Ordering};
 
 use onelane::Priority;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -15,6 +16,15 @@ use crate::pending::Ticket;
 use crate::plain::{Reader, Torch};
 use crate::queue::{Queue, Submission, Terms, until};
 
+/// How many executors are held by a thread or task: its calls go another way, see `_hold.py`.
+static HELD: AtomicIsize = AtomicIsize::new(0);
+
+/// An executor is held from now on, or no more.
+#[pyfunction]
+pub(crate) fn held(change: isize) {
+    HELD.fetch_add(change, Ordering::Relaxed);
+}
+
 /// What a batch queue is made of, once it is open.
 struct Open {
     queue: Py<Queue>,
@@ -27,7 +37,8 @@ struct Open {
 /// The base class of `onelane.BatchQueue`.
 ///
 /// What it does not do itself it asks of the subclass: `_prepare(inputs, named)` returns a payload,
-/// its batch key and its cost.
+/// its batch key and its cost. While an executor is held, `_call_held(inputs, named)` may answer a
+/// call; `NotImplemented`: it is none of the holder's.
 #[pyclass(subclass, frozen, module = "onelane._onelane")]
 pub(crate) struct Front(OnceLock<Open>);
 
@@ -54,6 +65,12 @@ impl Front {
     ) -> PyResult<Py<PyAny>> {
         let open = slf.get().open()?;
         let py = slf.py();
+        if HELD.load(Ordering::Relaxed) > 0 {
+            let answer = slf.call_method1(intern!(py, "_call_held"), (inputs, named))?;
+            if !answer.is(py.NotImplemented()) {
+                return Ok(answer.unbind());
+            }
+        }
         let (terms, named) = match named {
             Some(named) if !named.is_empty() => split_terms(named)?,
             _ => (Terms::default(), None),

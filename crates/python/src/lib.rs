@@ -26,7 +26,7 @@ mod _onelane {
     #[pymodule_export]
     use super::executor::{Executor, shutdown_all};
     #[pymodule_export]
-    use super::front::Front;
+    use super::front::{Front, held};
     #[pymodule_export]
     use super::item::Failure;
     #[pymodule_export]
