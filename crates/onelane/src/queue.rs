@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::admission::{Admission, Patience};
 use crate::config::BatchConfig;
 use crate::engine::Engine;
+use crate::error::{BuildError, EngineError, ShutdownError, SubmitError};
 #[cfg(doc)]
 use crate::error::{InferError, Refusal, RequestError};
-use crate::error::{BuildError, EngineError, ShutdownError, SubmitError};
 use crate::executor::{DeviceExecutor, Owner, Shutdown, build_engines};
 use crate::handle::ResponseHandle;
 use crate::infer::{Infer, SubmitGroup};

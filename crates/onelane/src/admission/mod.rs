@@ -74,8 +74,7 @@ impl<E: Engine> Admission<E> {
         }
         let queue = scheduler.next_queue();
         let build = Box::new(build);
-        let factory =
-            Arc::new(EngineFactory::new(queue, &shared.device, &config.name, build));
+        let factory = Arc::new(EngineFactory::new(queue, &shared.device, &config.name, build));
         let pending = Pending::new(Arc::clone(&factory), Arc::clone(&inbox), &config);
         scheduler.insert_queue(queue, Box::new(pending), config.clone());
         drop(scheduler);

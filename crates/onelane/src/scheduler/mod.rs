@@ -137,7 +137,10 @@ pub(crate) enum Step {
     Command(WorkerCommand),
     Batch(Dispatched),
     /// Sleep until woken, or until this instant. The waker has been stored.
-    Sleep { until: Option<Instant>, is_quick: bool },
+    Sleep {
+        until: Option<Instant>,
+        is_quick: bool,
+    },
     Stop,
 }
 

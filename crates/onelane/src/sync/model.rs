@@ -86,10 +86,7 @@ struct Parker {
 
 impl Parker {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            token: loom::sync::Mutex::new(false),
-            given: loom::sync::Condvar::new(),
-        })
+        Arc::new(Self { token: loom::sync::Mutex::new(false), given: loom::sync::Condvar::new() })
     }
 
     fn token(&self) -> loom::sync::MutexGuard<'_, bool> {

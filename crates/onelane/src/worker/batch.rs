@@ -124,7 +124,13 @@ impl<E: Engine> RequestBatch<E> {
         }
     }
 
-    pub(crate) fn push(&mut self, item: E::Item, sender: Sender<E::Output>, number: u64, cost: usize) {
+    pub(crate) fn push(
+        &mut self,
+        item: E::Item,
+        sender: Sender<E::Output>,
+        number: u64,
+        cost: usize,
+    ) {
         self.items.push(item);
         self.senders.push(sender);
         self.numbers.push(number);

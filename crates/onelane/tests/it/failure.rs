@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::common::*;
 use onelane::testing::{FakeEngine, FakeItem, Gate, VirtualClock, within_a_minute};
 use onelane::{
-    BatchConfig, BatchItem, BatchQueue, BuildError, Engine, EngineError, Health, RequestError,
-    Refusal, Shutdown,
+    BatchConfig, BatchItem, BatchQueue, BuildError, Engine, EngineError, Health, Refusal,
+    RequestError, Shutdown,
 };
 
 const POISON: u64 = 666;
@@ -249,7 +249,8 @@ fn a_lost_engine_is_built_again_and_its_batch_runs_one_by_one() {
     within_a_minute(|| {
         for idempotent in [true, false] {
             let device = executor();
-            let (gate, sizes, built) = (Gate::new(), Seen::default(), Arc::new(AtomicUsize::new(0)));
+            let (gate, sizes, built) =
+                (Gate::new(), Seen::default(), Arc::new(AtomicUsize::new(0)));
             let queue = {
                 let (gate, sizes, built) = (gate.clone(), sizes.clone(), built.clone());
                 BatchQueue::new(&device, BatchConfig::default(), move || {
