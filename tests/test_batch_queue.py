@@ -327,7 +327,7 @@ def test_a_model_that_waits_for_itself_is_told_at_once(device):
 
 
 def test_who_waits_for_room_keeps_his_place(device):
-    """The main thread, which looks for signals while it waits, does not go behind who came later."""
+    """The main thread looks for signals while it waits, and does not go behind who came later."""
     order, many = [], 12
     queue = onelane.BatchQueue(
         lambda xs: order.extend(xs) or xs, device, 1, collate="list", capacity=1

@@ -306,6 +306,33 @@ def test_no_lock_is_found_taken_after_a_fork():
     assert "failed []" in out
 
 
+def test_a_sub_interpreter_that_used_the_package_ends():
+    out, _ = run(
+        """
+        try:
+            import _interpreters as sub
+        except ImportError:
+            import _xxsubinterpreters as sub
+        for outside in (False, True):
+            if outside:
+                import onelane
+                onelane.executor("cpu").call(int)
+            inside = sub.create()
+            sub.run_string(inside, "if True:" + '''
+                try:
+                    import onelane
+                    onelane.executor("cpu").call(int)
+                    onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")(1)
+                except ImportError:
+                    pass  # Said at once is fine, too.
+                ''')
+            sub.destroy(inside)
+        print("ended")
+        """
+    )
+    assert "ended" in out
+
+
 @posix
 def test_multiprocessing_with_fork():
     out, _ = run(

@@ -129,7 +129,8 @@ class DeviceExecutor(Executor):
     stack_size: of a worker, in bytes; by default what `threading.stack_size()` says, or 16 MiB.
 
     A call runs in a copy of the caller's context variables, with the caller's grad, inference and
-    autocast modes and default device. Results are returned as they are: bring tensors to the host inside the call.
+    autocast modes and default device. Results are returned as they are: bring tensors to the host
+    inside the call.
     """
 
     @_names.settings
@@ -289,7 +290,7 @@ def executor(
 
     `mps`, `MPS` and `mps:0` are one device. custom: any name will do, for runtimes other than
     PyTorch's; said once, it need not be said again. After it has been shut down, and in the child
-    of a fork, a new one is made. stack_size: of the worker, if it is made now, see `DeviceExecutor`.
+    of a fork, a new one is made. stack_size: as in `DeviceExecutor`, if it is made now.
 
     Waits for the worker of one that is being shut down, so that a device never has two owners. On
     that very worker it raises `QueueClosed`. Raises `ValueError` if the name is not known, with the

@@ -119,7 +119,10 @@ class RequestFuture(Future[Any]):
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Have `fn(future)` called when it is done; now, if it is.
 
-        What `fn` submits to the worker that it is called on waits its turn.
+        `fn` is called on the worker, or for a deadline on the thread that sees to all of them: it
+        must not block. What it submits to the worker that it is called on waits its turn; on that
+        worker ask such a future for its `result()`, which runs it, and not `wait` or
+        `as_completed`, which would never return.
         """
         self._check()
         _onelane.resolving(super().add_done_callback, fn)

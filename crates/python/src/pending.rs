@@ -168,13 +168,16 @@ impl Pending {
     fn help(self: &Arc<Self>, py: Python<'_>, patience: Option<Duration>) {
         let Some(waiting) = self.begin_look() else { return };
         let answered = py.detach(|| match waiting {
-            Waiting::Accepted(handle) => match patience {
-                None => Ok(handle.wait().map_err(InferError::Failed)),
-                Some(patience) => handle
-                    .wait_timeout(patience)
-                    .map(|answer| answer.map_err(InferError::Failed))
-                    .map_err(Waiting::Accepted),
-            },
+            Waiting::Accepted(handle) => {
+                let answered = match patience {
+                    None => Ok(handle.wait()),
+                    Some(patience) => handle.wait_timeout(patience),
+                };
+                match answered {
+                    Ok(answer) => Ok(answer.map_err(InferError::Failed)),
+                    Err(handle) => Err(Waiting::Accepted(handle)),
+                }
+            }
             Waiting::Entering(infer) => wait_inline(infer, patience).map_err(Waiting::Entering),
         });
         let outcome = match answered {

@@ -20,7 +20,7 @@ use pyo3::types::PyDict;
 use crate::engine::{self, PyEngine};
 use crate::executor::Executor;
 use crate::failure::{forked, from_build, from_request, from_submit, raise};
-use crate::interpreter::{Step, generation, wait};
+use crate::interpreter::{Step, generation, is_any_worker, wait};
 use crate::item::{Answer, Item, Payload};
 use crate::pending::{self, Pending, Target, Ticket};
 use crate::stats;
@@ -256,15 +256,11 @@ impl Queue {
             Err(refused) => {
                 self.count_waited(pendings.len());
                 let requests = refused.into_refused();
-                if is_worker {
-                    let handles = py.detach(|| queue.submit_group(requests));
-                    let handles = handles.map_err(|error| from_submit(py, &error))?;
-                    for (pending, handle) in pendings.iter().zip(handles) {
+                let handles = self.wait_for_room(py, queue, requests, terms.until)?;
+                for (pending, handle) in pendings.iter().zip(handles) {
+                    if is_worker {
                         pending.answered(py, py.detach(|| handle.wait()));
-                    }
-                } else {
-                    let handles = self.wait_for_room(py, queue, requests, terms.until)?;
-                    for (pending, handle) in pendings.iter().zip(handles) {
+                    } else {
                         pending.accepted(py, handle);
                     }
                 }
@@ -326,11 +322,6 @@ impl Queue {
             Err(refused) => return Err(from_submit(py, &refused)),
         };
         self.count_waited(1);
-        if self.is_worker() {
-            // It makes room inline.
-            let submitted = py.detach(|| queue.submit(request));
-            return submitted.map_err(|error| from_submit(py, &error));
-        }
         let mut handles = self.wait_for_room(py, queue, vec![request], until)?;
         Ok(handles.pop().expect("there is one for each request"))
     }
@@ -343,6 +334,14 @@ impl Queue {
         requests: Vec<Request<Item>>,
         until: Option<Instant>,
     ) -> PyResult<Vec<Handle>> {
+        if is_any_worker() {
+            // It makes room inline, or is told if it waits for one who waits for it.
+            let submitted = py.detach(|| match patience(until, None) {
+                None => queue.submit_group(requests),
+                Some(patience) => queue.submit_group_timeout(requests, patience),
+            });
+            return submitted.map_err(|error| from_submit(py, &error));
+        }
         let turn = Turn::new(&self.turnstile);
         let submission = queue.submit_group_async(requests);
         let entered = self.wait_polled(py, &turn, submission, until)?;
