@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import gc
 import threading
@@ -320,3 +321,155 @@ def test_a_model_that_waits_for_itself_is_told_at_once(device):
     again = onelane.BatchQueue(submitting, device, collate="list")
     with pytest.raises(onelane.WouldDeadlock):
         again(1)
+
+
+# Room and time
+
+
+def test_who_waits_for_room_keeps_his_place(device):
+    """The main thread looks for signals while it waits, and does not go behind who came later."""
+    order, many = [], 12
+    queue = onelane.BatchQueue(
+        lambda xs: order.extend(xs) or xs, device, 1, collate="list", capacity=1
+    )
+    with Hold(device) as hold:
+        futures = [queue.submit("first")]
+
+        def come_later():
+            # The main thread has been in line for some of its looks at signals.
+            assert soon(lambda: queue.stats().waiting_for_room == 1)
+            threads = [threading.Thread(target=queue, args=(i,)) for i in range(many)]
+            for thread in threads:
+                thread.start()
+            assert soon(lambda: queue.stats().waiting_for_room == 1 + many)
+            # Longer than such a look: only then could it lose its place.
+            threading.Event().wait(0.2)
+            hold.release.set()
+            for thread in threads:
+                thread.join(30)
+
+        later = threading.Thread(target=come_later)
+        later.start()
+        futures.append(queue.submit("main"))
+    wait(futures, timeout=30)
+    later.join(30)
+    assert order[:2] == ["first", "main"]
+    assert queue.stats().refused == 0
+
+
+def test_a_group_that_waits_for_room_keeps_its_place(device):
+    order = []
+    queue = onelane.BatchQueue(
+        lambda xs: order.extend(xs) or xs, device, 1, collate="list", capacity=3
+    )
+    with Hold(device) as hold, ThreadPoolExecutor(8) as pool:
+        first = queue.submit_many(["first"] * 3)
+        group = pool.submit(queue.submit_many, ["group"] * 3)
+        assert soon(lambda: queue.stats().waiting_for_room == 3)
+        later = [pool.submit(queue, i) for i in range(4)]
+        assert soon(lambda: queue.stats().waiting_for_room == 7)
+        hold.release.set()
+        wait([*first, *group.result(30), *later], timeout=30)
+    assert order[:6] == ["first"] * 3 + ["group"] * 3
+
+
+@pytest.mark.parametrize("end", ["closed", "stopped"])
+def test_a_task_whose_loop_is_gone_keeps_nobody_out(device, end):
+    queue = onelane.BatchQueue(lambda xs: xs, device, 1, collate="list", capacity=1)
+    with Hold(device):
+        waiting = queue.submit(1)
+        loop = asyncio.new_event_loop()
+
+        async def go():
+            task = loop.create_task(queue.infer(2))
+            while not queue.stats().waiting_for_room:
+                await asyncio.sleep(0)
+            return task
+
+        task = loop.run_until_complete(go())
+        if end == "closed":
+            loop.close()
+    assert waiting.result(30) == 1
+    assert queue.submit(3, timeout=30).result(30) == 3
+    assert not task.done()
+    del task
+    loop.close()
+
+
+def test_a_deadline_is_told_when_it_passes_and_its_room_is_free(device):
+    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list", capacity=2)
+    with Hold(device):
+        futures = [queue.submit(i, timeout=0.05) for i in range(2)]
+        # The worker is busy until this block ends.
+        assert not wait(futures, timeout=30).not_done
+        for future in futures:
+            with pytest.raises(onelane.DeadlineExceeded):
+                future.result(0)
+        assert queue.stats().expired == 2
+        assert queue.stats().waiting == 0
+        third = queue.submit(3)
+        with pytest.raises(TimeoutError):
+            next(iter(queue.map([4], timeout=0.05)))
+        fourth = queue.submit(5)
+        with pytest.raises(TimeoutError):
+            queue.map([6], timeout=0.05)
+
+        async def late():
+            await queue.infer(7, timeout=0.05)
+
+        with pytest.raises(onelane.DeadlineExceeded):
+            asyncio.run(late())
+    assert (third.result(30), fourth.result(30)) == (3, 5)
+
+
+def soon(is_so):
+    """Look until it is so, for 30 seconds."""
+    end = time.monotonic() + 30
+    while not is_so():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+# Statistics
+
+
+def test_statistics_by_class_and_of_what_waits_for_room(device):
+    queue = onelane.BatchQueue(lambda xs: xs, device, 1, collate="list", capacity=3)
+    with ThreadPoolExecutor(1) as pool, Hold(device):
+        futures = [queue.submit(i, priority=p) for i, p in enumerate(("bulk", "bulk", "normal"))]
+        late = pool.submit(queue, 3)
+        assert soon(lambda: queue.stats().waiting_for_room == 1)
+        stats = queue.stats()
+        assert {name: one.waiting for name, one in stats.classes.items()} == {
+            "interactive": 0,
+            "normal": 1,
+            "bulk": 2,
+        }
+        assert stats.classes["bulk"].oldest_wait_s > 0
+        assert stats.classes["interactive"].oldest_wait_s == 0
+        assert stats.submitted == 3
+    wait([*futures, late], timeout=30)
+    stats = queue.stats()
+    assert [stats.classes[name].wait_s.count for name in ("interactive", "normal", "bulk")] == [
+        0,
+        2,
+        2,
+    ]
+    assert stats.waiting_for_room == 0
+
+
+def test_statistics_tell_what_running_out_of_memory_has_taught(device):
+    def model(xs):
+        if len(xs) > 4:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")
+        return xs
+
+    queue = onelane.BatchQueue(model, device, 16, collate="list")
+    with Hold(device):
+        futures = queue.submit_many(range(16))
+    assert [f.result(30) for f in futures] == list(range(16))
+    stats = queue.stats()
+    assert stats.memory_splits > 0
+    assert (stats.ceilings, stats.lowest_ceiling) == (1, 4)

@@ -6,6 +6,9 @@ import asyncio
 import contextvars
 import gc
 import importlib
+import subprocess
+import sys
+import textwrap
 import threading
 import traceback
 import unittest
@@ -47,7 +50,7 @@ def raise_(error):
 def test_it_is_an_executor(device):
     assert isinstance(device, Executor)
     future = device.submit(pow, 2, 8)
-    assert type(future) is Future
+    assert isinstance(future, Future)
     assert future.result() == 256
     assert device.submit(lambda *, a, self, fn: (a, self, fn), a=1, self=2, fn=3).result() == (
         1,
@@ -408,3 +411,90 @@ def test_cpythons_own_tests_of_executors(mixin):
     assert not result.errors + result.failures, "\n".join(
         text for _, text in result.errors + result.failures
     )
+
+
+# One registry
+
+
+def test_a_worker_that_asks_for_its_device_after_a_shutdown_is_refused():
+    device = onelane.executor("registry-a", custom=True)
+
+    def ask():
+        device.shutdown()
+        return onelane.executor("registry-a")
+
+    with pytest.raises(onelane.QueueClosed, match="registry-a"):
+        device.call(ask)
+    # Elsewhere it waits until the old owner has ended.
+    fresh = onelane.executor("registry-a")
+    assert fresh is not device
+    assert device.health().state == "closed"
+    fresh.shutdown()
+
+
+def test_threads_that_ask_at_once_get_one_executor():
+    for _ in range(20):
+        barrier = threading.Barrier(8)
+
+        def ask(barrier=barrier):
+            barrier.wait(30)
+            return onelane.executor("registry-b", custom=True)
+
+        with ThreadPoolExecutor(8) as pool:
+            found = [f.result(30) for f in [pool.submit(ask) for _ in range(8)]]
+        assert len(set(map(id, found))) == 1
+        assert len({e.call(threading.get_ident) for e in found}) == 1
+        found[0].shutdown()
+
+
+def test_executor_may_be_called_in_the_middle_of_itself():
+    """As a signal handler, a destructor or a profiler does: wherever it is, it gets the same."""
+    found = []
+
+    def trace(frame, event, _):
+        # At each line of this package that the call below runs.
+        if frame.f_globals.get("__name__") == "onelane._executor":
+            sys.settrace(None)
+            found.append(onelane.executor("registry-c", custom=True))
+            sys.settrace(trace)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        device = onelane.executor("registry-c", custom=True)
+    finally:
+        sys.settrace(None)
+    assert len(found) > 10
+    assert all(one is device for one in found)
+    device.shutdown()
+
+
+# Stacks
+
+
+def test_a_call_may_recurse_as_deep_as_in_a_thread():
+    code = """
+        import sys, threading, onelane
+        sys.setrecursionlimit(1_000_000)
+        def deep(n):
+            # Through C: each level takes stack of the thread.
+            return 0 if n == 0 else max([n - 1], key=deep)
+        thread = threading.Thread(target=deep, args=(6000,))
+        thread.start()
+        thread.join()
+        print(onelane.executor("cpu").call(deep, 6000))
+        threading.stack_size(256 << 20)
+        print(onelane.DeviceExecutor("cpu").call(deep, 60_000))
+        threading.stack_size(0)
+        print(onelane.DeviceExecutor("cpu", stack_size=256 << 20).call(deep, 60_000))
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["5999", "59999", "59999"]
+
+
+def test_a_stack_that_is_too_small_is_named():
+    with pytest.raises(ValueError, match="stack_size"):
+        onelane.DeviceExecutor("cpu", stack_size=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 
 import pytest
@@ -115,3 +116,79 @@ def test_a_factory_that_fails(device):
         onelane.BatchQueue(lambda: 5, device)
     with pytest.raises(TypeError, match="cannot be called"):
         onelane.BatchQueue(5, device)
+
+
+def test_a_lost_model_is_built_again_and_its_batch_runs_one_by_one(device):
+    built, ran = [], []
+
+    class Model:
+        def __init__(self):
+            built.append(1)
+
+        def __call__(self, xs):
+            ran.append(list(xs))
+            if "poison" in xs:
+                raise onelane.EngineLost("the context is gone") from OSError(5, "EIO")
+            return xs
+
+    queue = onelane.BatchQueue(Model, device, collate="list", factory=True)
+    with Hold(device):
+        futures = queue.submit_many(["a", "poison", "b"])
+    assert [futures[0].result(30), futures[2].result(30)] == ["a", "b"]
+    error = futures[1].exception(30)
+    assert type(error) is onelane.EngineLost
+    assert str(error) == "the context is gone"
+    assert isinstance(error.__cause__, OSError)
+    # Three, two: of all of them, and of the one alone.
+    assert ran == [["a", "poison", "b"], ["a"], ["poison"], ["b"]]
+    assert len(built) == 3
+    assert queue.stats().engine_losses == 2
+    assert queue.health().ok
+
+
+def test_a_model_that_loses_another_is_not_lost_itself(device):
+    built = []
+
+    def lose(xs):
+        raise onelane.EngineLost("gone")
+
+    inner = onelane.BatchQueue(lose, device, collate="list")
+
+    class Outer:
+        def __init__(self):
+            built.append(1)
+
+        def __call__(self, xs):
+            return [inner(x) for x in xs]
+
+    outer = onelane.BatchQueue(Outer, device, collate="list", factory=True)
+    with pytest.raises(onelane.EngineLost, match="gone"):
+        outer(1)
+    assert built == [1]
+    assert outer.stats().engine_losses == 0
+    assert inner.stats().engine_losses > 0
+
+
+def test_health_says_that_a_model_is_being_rebuilt_and_that_a_queue_is_closed(device):
+    again, told = threading.Event(), threading.Event()
+    built = []
+
+    class Model:
+        def __init__(self):
+            built.append(1)
+            if len(built) > 1:
+                told.set()
+                again.wait(30)
+
+        def __call__(self, xs):
+            raise onelane.EngineLost("gone")
+
+    queue = onelane.BatchQueue(Model, device, collate="list", factory=True)
+    with pytest.raises(onelane.EngineLost):
+        queue(1)
+    assert told.wait(30)
+    assert queue.health().state == "rebuilding"
+    assert not queue.health().ok
+    again.set()
+    queue.close()
+    assert queue.health().state == "closed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import threading
 from concurrent.futures import CancelledError, Future, as_completed, wait
 
@@ -74,3 +75,99 @@ def test_a_cancel_storm(device):
     assert queue(5) == 5
     stats = queue.stats()
     assert stats.submitted == stats.completed + stats.cancelled == 2001
+
+
+# Callbacks that submit
+
+
+@pytest.mark.parametrize("front", ["queue", "executor", "both"])
+def test_a_callback_that_submits_goes_on_for_thousands_of_links(device, front):
+    queue = onelane.BatchQueue(lambda xs: [x + 1 for x in xs], device, collate="list")
+    ended, depths, problems = threading.Event(), set(), []
+
+    def step(value):
+        if front == "queue" or (front == "both" and value % 2):
+            return queue.submit(value)
+        return device.submit(lambda: value + 1)
+
+    def go_on(future):
+        try:
+            value = future.result(0)
+            if value >= 3000:
+                ended.set()
+                return
+            depths.add(len(inspect.stack(0)))
+            step(value).add_done_callback(go_on)
+        except BaseException as error:
+            problems.append(error)
+            ended.set()
+
+    step(0).add_done_callback(go_on)
+    assert ended.wait(60)
+    assert not problems
+    # Nothing runs inside of what went before.
+    assert max(depths) < 30
+    # The same when the first link is on the worker.
+    ended.clear()
+    device.call(lambda: step(0).add_done_callback(go_on))
+    assert ended.wait(60)
+    assert not problems
+    assert max(depths) < 30
+
+
+def test_a_callback_that_submits_lets_others_have_their_turn(device):
+    turns = []
+
+    def go_on(_):
+        if "other" not in turns:
+            turns.append("link")
+            device.submit(int).add_done_callback(go_on)
+
+    with Hold(device):
+        device.submit(int).add_done_callback(go_on)
+        other = device.submit(turns.append, "other")
+    other.result(30)
+    assert turns == ["link", "other"]
+
+
+def test_a_callback_may_wait_for_what_it_has_submitted(device):
+    queue = onelane.BatchQueue(lambda xs: [x + 1 for x in xs], device, collate="list")
+    results = []
+    ended = threading.Event()
+
+    def callback(_):
+        results.extend((device.submit(lambda: 1).result(), queue.submit(1).result(30)))
+        results.extend(f.result(30) for f in queue.submit_many([2, 3]))
+        ended.set()
+
+    with Hold(device):
+        device.submit(int).add_done_callback(callback)
+    assert ended.wait(30)
+    assert results == [1, 2, 3, 4]
+
+
+def test_a_model_may_submit_to_its_own_queue_if_it_does_not_wait(device):
+    later = []
+
+    def model(xs):
+        later.extend(queue.submit(x - 1) for x in xs if x)
+        return xs
+
+    queue = onelane.BatchQueue(model, device, 1, collate="list", capacity=1)
+    assert queue(3) == 3
+    for value in (2, 1, 0):
+        assert later[2 - value].result(30) == value
+
+
+def test_a_call_that_waits_for_itself_is_told(device):
+    futures = []
+    started = threading.Event()
+
+    def wait_for_itself():
+        started.wait(30)
+        return futures[0].result()
+
+    futures.append(device.submit(wait_for_itself))
+    started.set()
+    with pytest.raises(onelane.WouldDeadlock):
+        futures[0].result(30)

@@ -224,6 +224,116 @@ def test_fork_gives_fresh_shared_executors_and_clear_errors():
 
 
 @posix
+def test_no_lock_is_found_taken_after_a_fork():
+    """Threads submit as hard as they can while others fork; the child calls everything and ends."""
+    out, _ = run(
+        """
+        import asyncio, gc, os, signal, threading, onelane
+        shared = onelane.executor("cpu")
+        own = onelane.DeviceExecutor("cpu")
+        queues = [onelane.BatchQueue(lambda xs: xs, e, collate="list", capacity=4)
+                  for e in (shared, own)]
+        stop = threading.Event()
+        kept = []
+        def use(queue, device):
+            while not stop.is_set():
+                kept.extend(queue.submit_many([1, 2], timeout=5))
+                kept.append(queue.submit(1))
+                kept.append(device.submit(int))
+                kept[-2].add_done_callback(lambda f: None)
+                kept[-3].cancel()
+                queue(1, timeout=5)
+                onelane.executor("cpu").call(int)
+                queue.stats(), device.health()
+                onelane.DeviceExecutor("cpu").shutdown()
+                del kept[:-30]
+        def tasks(queue):
+            async def go():
+                while not stop.is_set():
+                    await asyncio.gather(*(queue.infer(i, timeout=5) for i in range(8)))
+            asyncio.run(go())
+        threads = [threading.Thread(target=use, args=pair)
+                   for pair in zip(queues * 2, (shared, own) * 2)]
+        threads += [threading.Thread(target=tasks, args=(queue,)) for queue in queues]
+        for thread in threads: thread.start()
+        failed = []
+        for round in range(25):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)  # A hang ends the child, by a signal.
+                for queue, device in zip(queues, (shared, own)):
+                    calls = [lambda: queue(1), lambda: queue.submit(1),
+                             lambda: queue.submit_many([1]), lambda: asyncio.run(queue.infer(1)),
+                             lambda: list(queue.map([1])), queue.stats, queue.health, queue.close,
+                             queue.shutdown, lambda: device.submit(int), lambda: device.call(int),
+                             lambda: asyncio.run(device.acall(int)), device.stats, device.health,
+                             device.shutdown]
+                    for call in calls:
+                        try: call()
+                        except onelane.ForkedProcess: pass
+                        else: os._exit(3)
+                for future in list(kept):
+                    for look in (future.result, future.exception, future.cancel, future.done,
+                                 future.running, future.cancelled):
+                        try: look()
+                        except BaseException: pass
+                del future, look, call, calls
+                kept.clear()
+                queue = device = own = shared = None
+                queues.clear()
+                gc.collect()
+                fresh = onelane.executor("cpu")
+                again = onelane.BatchQueue(lambda xs: xs, fresh, collate="list")
+                if again(5) != 5: os._exit(4)
+                # The timer's thread is a new one, too.
+                begun, go_on = threading.Event(), threading.Event()
+                fresh.submit(lambda: (begun.set(), go_on.wait(10)))
+                begun.wait(10)
+                try: again.submit(6, timeout=0.05).result(10)
+                except onelane.DeadlineExceeded: pass
+                else: os._exit(5)
+                go_on.set()
+                fresh.shutdown()
+                os._exit(7)
+            _, status = os.waitpid(pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            if code != 7: failed.append(code)
+        stop.set()
+        for thread in threads: thread.join()
+        print("failed", failed)
+        """
+    )
+    assert "failed []" in out
+
+
+def test_a_sub_interpreter_that_used_the_package_ends():
+    out, _ = run(
+        """
+        try:
+            import _interpreters as sub
+        except ImportError:
+            import _xxsubinterpreters as sub
+        for outside in (False, True):
+            if outside:
+                import onelane
+                onelane.executor("cpu").call(int)
+            inside = sub.create()
+            sub.run_string(inside, "if True:" + '''
+                try:
+                    import onelane
+                    onelane.executor("cpu").call(int)
+                    onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")(1)
+                except ImportError:
+                    pass  # Said at once is fine, too.
+                ''')
+            sub.destroy(inside)
+        print("ended")
+        """
+    )
+    assert "ended" in out
+
+
+@posix
 def test_multiprocessing_with_fork():
     out, _ = run(
         """

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 
-def resolve(
-    resolved: list[tuple[asyncio.Future[Any], bool, Any]], after: Callable[[], None] | None = None
-) -> None:
-    """Resolve ``(future, failed, value)`` triples; called by the loop, once for a whole batch.
-
-    after: called when the tasks that waited for them have run.
-    """
+def resolve(resolved: list[tuple[asyncio.Future[Any], bool, Any]]) -> None:
+    """Resolve ``(future, failed, value)`` triples; called by the loop, once for a whole batch."""
     for future, failed, value in resolved:
         if future.done():
             continue
@@ -26,6 +20,3 @@ def resolve(
             future.set_exception(error)
         else:
             future.set_exception(value)
-    if after is not None:
-        # The loop runs in order what it is told, and was told of the tasks just now.
-        resolved[0][0].get_loop().call_soon(after)

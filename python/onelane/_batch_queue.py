@@ -24,7 +24,7 @@ from onelane._keys import ALONE, Keys, of_context
 from onelane._pad import Pad
 from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
-from onelane.errors import DeadlineExceeded
+from onelane.errors import DeadlineExceeded, QueueFull
 
 Priority = Literal["interactive", "normal", "bulk"]
 
@@ -239,7 +239,12 @@ class BatchQueue(_onelane.Front):
         """Submit one request and return its future; blocks only while the queue is full.
 
         timeout, deadline: when the request must have started, or the future gets
-        `DeadlineExceeded`. Cancelling the future takes the request out of the queue.
+        `DeadlineExceeded`, at that time, also while the worker is busy. If there has been no room
+        until then, this raises `QueueFull`. Cancelling the future takes the request out of the
+        queue.
+
+        Called on the worker by its model or by a future's done-callback, it does not wait for room:
+        the request waits for it by itself.
         """
         if self._executor.is_held_here():
             terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
@@ -310,8 +315,12 @@ class BatchQueue(_onelane.Front):
         futures: deque[Future[Any]] = deque()
 
         def fill() -> None:
-            for x in itertools.islice(source, window - len(futures)):
-                futures.append(self.submit(x, priority=priority))
+            left = None if end is None else end - time.monotonic()
+            try:
+                for x in itertools.islice(source, window - len(futures)):
+                    futures.append(self.submit(x, timeout=left, priority=priority))
+            except QueueFull:
+                raise TimeoutError(f"no room in the queue within {timeout} s") from None
 
         def results() -> Iterator[Any]:
             try:
@@ -325,7 +334,12 @@ class BatchQueue(_onelane.Front):
                 for future in futures:
                     future.cancel()
 
-        fill()
+        try:
+            fill()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
         return results()
 
     def stats(self) -> QueueStats:
@@ -333,7 +347,7 @@ class BatchQueue(_onelane.Front):
         return QueueStats._of(self._core.stats())
 
     def health(self) -> Health:
-        """Return whether the queue works, stalls or has failed."""
+        """Return whether the queue works, is being rebuilt, stalls, has failed or was closed."""
         return Health(*self._core.health())
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
 from onelane import _aio, _devices, _failure, _lifecycle, _modes, _names, _onelane
+from onelane._future import CallFuture
 from onelane._hold import DeviceHold
 from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
@@ -61,25 +62,26 @@ class _ThreadItem:
 
     __slots__ = ("call", "future")
 
-    def __init__(self, call: _Call, future: Future[Any]) -> None:
+    def __init__(self, call: _Call, future: CallFuture) -> None:
         self.call, self.future = call, future
+        future._item = self
 
     def __call__(self) -> None:
         future = self.future
-        if not future.set_running_or_notify_cancel():
+        if not future.take() or not future.set_running_or_notify_cancel():
             return
         try:
             result = self.call()
         except BaseException as error:
-            future.set_exception(error)
+            _onelane.resolving(future.set_exception, error)
             # The traceback refers to this frame: break the cycle.
             del self, future
         else:
-            future.set_result(result)
+            _onelane.resolving(future.set_result, result)
 
     def abandon(self) -> None:
         """Give the call up: the executor was shut down before it could run."""
-        if self.future.cancel():
+        if self.future.take() and self.future.cancel():
             self.future.set_running_or_notify_cancel()
 
 
@@ -124,17 +126,29 @@ class DeviceExecutor(Executor):
 
     device: PyTorch's name of it, in any case. custom: any name, for another runtime (`"mlx"`).
 
+    stack_size: of a worker, in bytes; by default what `threading.stack_size()` says, or 16 MiB.
+
     A call runs in a copy of the caller's context variables, with the caller's grad, inference and
     autocast modes and default device. Results are returned as they are: bring tensors to the host
     inside the call, or use `host_results`.
     """
 
     @_names.settings
-    def __init__(self, device: Any = "mps", workers: int = 1, *, custom: bool = False) -> None:
-        self._device = _devices.canonical(device, custom)
-        self._workers = workers
+    def __init__(
+        self,
+        device: Any = "mps",
+        workers: int = 1,
+        *,
+        custom: bool = False,
+        stack_size: int | None = None,
+    ) -> None:
+        name = _devices.canonical(device, custom)
+        self._begin(name, _onelane.Executor(name, workers, False, _stack(stack_size)))
+
+    def _begin(self, name: str, core: _onelane.Executor) -> None:
+        self._device, self._core = name, core
+        self._workers = core.workers
         self._autocast = _devices.autocast_types(self._device)
-        self._core = _onelane.Executor(self._device, workers)
         self._shut_down = False
         self._hold: DeviceHold | None = None
         self._collect = _devices.collector(self._device)
@@ -161,18 +175,20 @@ class DeviceExecutor(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on the worker; on the worker itself, before this returns.
 
-        Raises `QueueClosed`, a `RuntimeError`, after `shutdown`.
+        Called on the worker by a future's done-callback, it is run later. Blocks while 16,384 calls
+        wait. Raises `QueueClosed`, a `RuntimeError`, after `shutdown`.
         """
-        future: Future[T] = Future()
+        future = CallFuture(self._core)
         self._send(_ThreadItem(self._call(fn, args, kwargs), future))
         return future
 
-    def _send(self, item: _ThreadItem | _LoopItem) -> None:
+    def _send(self, item: _ThreadItem | _LoopItem, wait: bool = True) -> bool:
+        """Have an item run; says whether there was room for it, if it does not wait for that."""
         hold = self._hold
         if hold is not None and hold.is_mine():
             hold.put(item)
-        else:
-            self._core.submit(item)
+            return True
+        return self._core.submit(item, wait)
 
     def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn(*args, **kwargs)` on the worker and return what it returns; no future is made.
@@ -191,8 +207,12 @@ class DeviceExecutor(Executor):
 
         Cancelling the task cancels the call if it has not started.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._send(_LoopItem(self._call(fn, args, kwargs), future))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        item = _LoopItem(self._call(fn, args, kwargs), future)
+        if not self._send(item, wait=False):
+            # A thread waits for room.
+            await loop.run_in_executor(None, self._core.submit, item)
         return await future
 
     def hold(self) -> DeviceHold:
@@ -243,7 +263,8 @@ class DeviceExecutor(Executor):
         is false or this is the worker.
         """
         self._shut_down = True
-        self._core.shutdown(cancel_futures, None if wait else 0.0)
+        if self._core.shutdown(cancel_futures, None if wait else 0.0):
+            _shared.pop(self._core.id, None)
 
     def stats(self) -> QueueStats:
         """Return the statistics of the calls."""
@@ -257,48 +278,54 @@ class DeviceExecutor(Executor):
         return f"DeviceExecutor({self._device!r}, workers={self._workers})"
 
 
-_shared: dict[str, DeviceExecutor] = {}
-_shared_lock = threading.Lock()
+def _stack(size: int | None) -> int | None:
+    return size or threading.stack_size() or None
+
+
+# The executors that the native module has for the process, by their numbers. It is the registry;
+# this keeps one Python object for each.
+_shared: dict[int, DeviceExecutor] = {}
 
 
 @_names.settings
-def executor(device: Any = "mps", workers: int = 1, *, custom: bool = False) -> DeviceExecutor:
+def executor(
+    device: Any = "mps", workers: int = 1, *, custom: bool = False, stack_size: int | None = None
+) -> DeviceExecutor:
     """Return the process-wide executor of a device, made on first use.
 
     `mps`, `MPS` and `mps:0` are one device. custom: any name will do, for runtimes other than
     PyTorch's; said once, it need not be said again. After it has been shut down, and in the child
-    of a fork, a new one is made.
+    of a fork, a new one is made. stack_size: as in `DeviceExecutor`, if it is made now.
 
-    Raises `ValueError` if the name is not known, with the nearest one, or if the device has an
-    executor with another number of workers.
+    Waits for the worker of one that is being shut down, so that a device never has two owners. On
+    that very worker it raises `QueueClosed`. Raises `ValueError` if the name is not known, with the
+    nearest one, or if the device has an executor with another number of workers.
     """
     name = _devices.canonical(device, custom)
-    while True:
-        with _shared_lock:
-            present = _shared.get(name)
-            if present is None:
-                made = DeviceExecutor(name, workers)
-                _shared[name] = made
-                return made
-            if not present._shut_down:
-                if present.workers != workers:
-                    raise ValueError(
-                        f"executor({name!r}, workers={workers}): the process already has an "
-                        f"executor for {name!r} with {present.workers} worker(s). Ask for that "
-                        f"number, shut it down first, or make a private one with "
-                        f"DeviceExecutor({name!r}, workers={workers})"
-                    )
-                return present
-        # Two owners of one device must not overlap: wait until the old one's worker has ended.
-        present.shutdown()
-        with _shared_lock:
-            if _shared.get(name) is present:
-                del _shared[name]
+    # CORRECTNESS: no lock: a signal handler or a destructor may come here in the middle of this.
+    for ending in list(_shared.values()):
+        if ending._shut_down and ending.device == name:
+            # The native module waits, too, but cannot be interrupted.
+            ending.shutdown()
+    core = _onelane.Executor(name, workers, True, _stack(stack_size))
+    present = _shared.get(core.id)
+    if present is None:
+        made = DeviceExecutor.__new__(DeviceExecutor)
+        made._begin(name, core)
+        present = _shared.setdefault(core.id, made)
+    if present.workers != workers:
+        raise ValueError(
+            f"executor({name!r}, workers={workers}): the process already has an "
+            f"executor for {name!r} with {present.workers} worker(s). Ask for that "
+            f"number, shut it down first, or make a private one with "
+            f"DeviceExecutor({name!r}, workers={workers})"
+        )
+    return present
 
 
 def _after_fork_in_child() -> None:
-    global _shared, _shared_lock
-    _shared, _shared_lock = {}, threading.Lock()
+    global _shared
+    _shared = {}
 
 
 _lifecycle.after_fork_in_child(_after_fork_in_child)

@@ -19,11 +19,26 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class ClassStats:
+    """What waits of one priority class; times in seconds."""
+
+    waiting: int
+    oldest_wait_s: float
+    wait_s: Summary
+
+
+@dataclass(frozen=True)
 class QueueStats:
     """A snapshot of a queue's counters, taken at one instant.
 
     ``submitted == completed + failed + cancelled + expired + closed + waiting + running``. A
     request here is one call; `cost` counts rows. Times are in seconds.
+
+    waiting_for_room: requests of callers that wait because the queue is full; not yet submitted.
+    engine_losses: how often the model was lost, or could not be built again. memory_splits: batches
+    that ran out of memory and were split. ceilings: batch keys whose batches are smaller now for
+    that reason; lowest_ceiling: the most requests in a batch of the most limited of them, or None.
+    classes: by priority, `"interactive"`, `"normal"` and `"bulk"`.
     """
 
     submitted: int
@@ -35,9 +50,13 @@ class QueueStats:
     closed: int
     waiting: int
     waiting_cost: int
+    waiting_for_room: int
     running: int
     batches: int
     engine_losses: int
+    memory_splits: int
+    ceilings: int
+    lowest_ceiling: int | None
     device_time_s: float
     cost: int
     padded_cost: int
@@ -45,11 +64,15 @@ class QueueStats:
     batch_size: Summary
     wait_s: Summary
     service_s: Summary
+    classes: dict[str, ClassStats]
 
     @classmethod
     def _of(cls, values: dict[str, Any]) -> QueueStats:
         for name in ("batch_size", "wait_s", "service_s"):
             values[name] = Summary(**values[name])
+        for name, found in values["classes"].items():
+            found["wait_s"] = Summary(**found["wait_s"])
+            values["classes"][name] = ClassStats(**found)
         return cls(**values)
 
 
@@ -57,13 +80,16 @@ class QueueStats:
 class Health:
     """How a queue or an executor is.
 
-    `stalled`: a batch has run for longer than 30 s (`running_for_s` says how long); it may still
-    end. `failed`: every request is refused; `detail` says why.
+    `rebuilding`: the model was lost and is being built again; requests wait for it. `stalled`: a
+    batch has run for longer than 30 s (`running_for_s` says how long, `waits_for` names the device
+    that its worker waits for, if it does); it may still end. `failed`: every request is refused;
+    `detail` says why. `closed`: it has been shut down.
     """
 
-    state: Literal["ready", "stalled", "failed"]
+    state: Literal["ready", "rebuilding", "stalled", "failed", "closed"]
     detail: str | None = None
     running_for_s: float | None = None
+    waits_for: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -13,6 +13,7 @@ __all__ = [
     "RequestCancelled",
     "RequestTooLarge",
     "WouldDeadlock",
+    "is_engine_lost",
     "is_out_of_memory",
 ]
 
@@ -46,7 +47,14 @@ class WouldDeadlock(OnelaneError, RuntimeError):
 
 
 class EngineLost(OnelaneError, RuntimeError):
-    """The worker could not run the request, for a reason that is not the model's."""
+    """The worker could not run the request, for a reason that is not the request's.
+
+    A model raises it to say that it is gone and has to be built again. The requests of its batch
+    then run one by one; one that loses the model alone gets the exception.
+    """
+
+    # It has been a caller's already: to a model that gets it, it says nothing of that model.
+    _told = False
 
 
 class NotBatchable(OnelaneError, ValueError):
@@ -55,6 +63,11 @@ class NotBatchable(OnelaneError, ValueError):
 
 class ForkedProcess(OnelaneError, RuntimeError):
     """The object belongs to the parent process; its worker does not exist after a fork."""
+
+
+def is_engine_lost(error: BaseException) -> bool:
+    """Whether an exception says that the model itself is gone; it is built again."""
+    return isinstance(error, EngineLost) and not error._told
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 //! The device executor: the worker thread, or threads, that own one device.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::admission::inbox::WaitPolicy;
@@ -16,7 +16,7 @@ use crate::scheduler::workers::WorkerCommand;
 use crate::scheduler::{ExecutorShared, RequestId};
 use crate::stats::{Health, QueueStats};
 use crate::sync::{
-    Deferred, JoinHandle, Mutex, Receiver, catch_panic, may_lock, spawn, thread_waker,
+    Deferred, JoinHandle, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn, thread_waker,
 };
 use crate::worker::engines::{EngineFactory, Engines};
 use crate::worker::inline::{InlineProgress, belongs_to, this_worker, worker_of};
@@ -51,8 +51,15 @@ pub(crate) struct Owner {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-static REGISTRY: LazyLock<Mutex<BTreeMap<String, DeviceExecutor>>> =
-    LazyLock::new(|| Mutex::new(BTreeMap::new()));
+type Registry = BTreeMap<String, DeviceExecutor>;
+
+#[allow(clippy::disallowed_types, reason = "the model checker's mutex cannot be a static")]
+static REGISTRY: PerProcess<std::sync::Mutex<Registry>> =
+    PerProcess::new(std::sync::Mutex::new(BTreeMap::new()));
+
+fn registry() -> MutexGuard<'static, Registry> {
+    REGISTRY.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl DeviceExecutor {
     /// The process's executor for `device`, with one worker; made on first use, it lives until it
@@ -93,7 +100,7 @@ impl DeviceExecutor {
         let config = ExecutorConfig { device: device.clone(), ..config };
         loop {
             may_lock();
-            let mut registry = REGISTRY.lock();
+            let mut registry = self::registry();
             let ending = match registry.get(&device) {
                 Some(executor) if executor.owner.shared.lock().is_stopping() => executor.clone(),
                 Some(executor) => return Ok(executor.clone()),
@@ -108,7 +115,7 @@ impl DeviceExecutor {
                 return Err(BuildError::Closed(device));
             }
             ending.owner.wait_for_end(None);
-            let mut registry = REGISTRY.lock();
+            let mut registry = self::registry();
             if registry.get(&device).is_some_and(|e| Arc::ptr_eq(&e.owner, &ending.owner)) {
                 registry.remove(&device);
             }
@@ -147,6 +154,11 @@ impl DeviceExecutor {
         }
         drop(factory);
         Ok(Self { owner })
+    }
+
+    /// Names the executor among those of the process: handles with one id are to one executor.
+    pub fn id(&self) -> u64 {
+        self.owner.shared.id
     }
 
     /// The name of the device.
@@ -205,6 +217,23 @@ impl DeviceExecutor {
             .map_err(|refused| refused.map(Request::into_input))
     }
 
+    /// As [`try_submit`](Self::try_submit), and on a worker, too, the closure waits for its turn: for
+    /// what is submitted by who does not wait for it, such as the callback of a closure that has run.
+    ///
+    /// # Errors
+    /// The closure comes back in the [`SubmitError`].
+    pub fn try_submit_no_inline<F, T>(
+        &self,
+        closure: F,
+    ) -> Result<ResponseHandle<T>, SubmitError<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.enqueue(Request::new(closure), Patience::None)
+            .map_err(|refused| refused.map(Request::into_input))
+    }
+
     /// As [`submit`](Self::submit), with a priority and a deadline, waiting for room for at most
     /// `timeout`.
     ///
@@ -252,6 +281,18 @@ impl DeviceExecutor {
         if self.is_worker() {
             return Ok(self.run_inline(request.into_input()));
         }
+        self.enqueue(request, patience)
+    }
+
+    fn enqueue<F, T>(
+        &self,
+        request: Request<F>,
+        patience: Patience,
+    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
         let Owner { shared, closures, .. } = &*self.owner;
         let (sender, value, receiver) = Receiver::pair_with_value();
         let (closure, request) = request.replace_input(());

@@ -35,24 +35,14 @@ impl<T: Send + 'static> Outstanding<T> {
         self.request
     }
 
-    /// One look for the answer. A deadline that has passed and, on a worker, everything that can be
-    /// done inline for the answer are seen to first.
+    /// One look for the answer. On a worker, everything that can be done inline for it is seen to
+    /// first.
     pub(crate) fn poll(&mut self, shared: &Arc<ExecutorShared>, waker: &Waker) -> Poll<Answer<T>> {
         loop {
-            if let Poll::Ready(answer) = self.receiver.poll(waker) {
-                return self.collect(shared, answer);
+            if let Poll::Ready(answer) = self.poll_no_inline(shared, waker) {
+                return Poll::Ready(answer);
             }
-            let Some(request) = self.request else {
-                return Poll::Pending;
-            };
-            if self.deadline.take_if(|deadline| *deadline <= shared.clock.now()).is_some() {
-                let mut guard = shared.lock();
-                let (scheduler, deferred) = guard.parts();
-                if scheduler.give_up(request, RequestError::DeadlineExceeded, deferred) {
-                    continue;
-                }
-            }
-            let Some(worker) = this_worker() else {
+            let (Some(request), Some(worker)) = (self.request, this_worker()) else {
                 return Poll::Pending;
             };
             match worker.help(shared, request) {
@@ -64,6 +54,30 @@ impl<T: Send + 'static> Outstanding<T> {
                     Poll::Ready(answer) => return self.collect(shared, answer),
                     Poll::Pending => return Poll::Ready(Err(RequestError::WouldDeadlock)),
                 },
+            }
+        }
+    }
+
+    /// One look for the answer, with nothing run for it. A deadline that has passed is seen to first.
+    pub(crate) fn poll_no_inline(
+        &mut self,
+        shared: &Arc<ExecutorShared>,
+        waker: &Waker,
+    ) -> Poll<Answer<T>> {
+        loop {
+            if let Poll::Ready(answer) = self.receiver.poll(waker) {
+                return self.collect(shared, answer);
+            }
+            let Some(request) = self.request else {
+                return Poll::Pending;
+            };
+            if self.deadline.take_if(|deadline| *deadline <= shared.clock.now()).is_none() {
+                return Poll::Pending;
+            }
+            let mut guard = shared.lock();
+            let (scheduler, deferred) = guard.parts();
+            if !scheduler.give_up(request, RequestError::DeadlineExceeded, deferred) {
+                return Poll::Pending;
             }
         }
     }
@@ -167,6 +181,16 @@ impl<T: Send + 'static> ResponseHandle<T> {
     pub fn wait_timeout(mut self, timeout: Duration) -> Result<Result<T, RequestError>, Self> {
         let until = self.shared.clock.now().checked_add(timeout);
         self.wait_until(until).ok_or(self)
+    }
+
+    /// As `poll`, for who leaves a waker and does not wait: on a worker nothing is run inline, and
+    /// the worker does not count as waiting.
+    ///
+    /// # Panics
+    /// When it is polled again after it has been ready.
+    pub fn poll_no_inline(&mut self, context: &mut Context<'_>) -> Poll<Result<T, RequestError>> {
+        let Self { shared, outstanding, .. } = self;
+        outstanding.poll_no_inline(shared, context.waker())
     }
 
     /// The answer, or `None` when `until` has come first.

@@ -40,16 +40,26 @@ impl<E: Engine> Infer<E> {
     pub(crate) fn new(queue: Arc<QueueHandles<E>>, request: Request<E::Item>) -> Self {
         Self { queue, state: InferState::New(request) }
     }
-}
 
-impl<E: Engine> Future for Infer<E> {
-    type Output = Result<E::Output, InferError<E::Item>>;
-
+    /// As `poll`, for who leaves a waker and does not wait: on a worker nothing is run inline, and
+    /// the worker does not count as waiting.
+    ///
     /// # Panics
     /// When it is polled again after it has been ready.
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { queue, state } = self.get_mut();
-        let (admission, waker) = (&queue.admission, context.waker());
+    pub fn poll_no_inline(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<E::Output, InferError<E::Item>>> {
+        self.poll_with(context.waker(), false)
+    }
+
+    fn poll_with(
+        &mut self,
+        waker: &Waker,
+        inline: bool,
+    ) -> Poll<Result<E::Output, InferError<E::Item>>> {
+        let Self { queue, state } = self;
+        let admission = &queue.admission;
         if let InferState::New(_) = state {
             let InferState::New(request) = mem::replace(state, InferState::Done) else {
                 unreachable!("matched above")
@@ -57,7 +67,7 @@ impl<E: Engine> Future for Infer<E> {
             let (outstanding, ticket) =
                 admission.start(request, waker).map_err(InferError::Refused)?;
             // The waker went with it. On a worker there may be something to do inline.
-            let is_seen_to = ticket.is_none() && this_worker().is_none();
+            let is_seen_to = ticket.is_none() && !(inline && this_worker().is_some());
             *state = InferState::Waiting(outstanding, ticket);
             if is_seen_to {
                 return Poll::Pending;
@@ -66,7 +76,7 @@ impl<E: Engine> Future for Infer<E> {
         let InferState::Waiting(outstanding, ticket) = state else {
             panic!("an inference was polled after it had answered");
         };
-        let polled = poll_waiting(queue, outstanding, ticket, waker);
+        let polled = poll_waiting(queue, outstanding, ticket, waker, inline);
         if polled.is_ready() {
             let done = mem::replace(state, InferState::Done);
             cancel(queue, done);
@@ -75,18 +85,33 @@ impl<E: Engine> Future for Infer<E> {
     }
 }
 
+impl<E: Engine> Future for Infer<E> {
+    type Output = Result<E::Output, InferError<E::Item>>;
+
+    /// # Panics
+    /// When it is polled again after it has been ready.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.get_mut().poll_with(context.waker(), true)
+    }
+}
+
 fn poll_waiting<E: Engine>(
     queue: &QueueHandles<E>,
     outstanding: &mut Outstanding<E::Output>,
     ticket: &mut Option<Arc<Ticket<E>>>,
     waker: &Waker,
+    inline: bool,
 ) -> Poll<Result<E::Output, InferError<E::Item>>> {
     let admission = &queue.admission;
     if let Some(refused) = poll_ticket(ticket, waker) {
         admission.count_refused(1);
         return Poll::Ready(Err(InferError::Refused(refused)));
     }
-    let answer = outstanding.poll(&admission.shared, waker);
+    let answer = if inline {
+        outstanding.poll(&admission.shared, waker)
+    } else {
+        outstanding.poll_no_inline(&admission.shared, waker)
+    };
     if let (Poll::Ready(Err(RequestError::WouldDeadlock)), Some(_), Some(request)) =
         (&answer, &ticket, outstanding.request())
     {

@@ -102,3 +102,5 @@ pub use infer::{Infer, SubmitGroup};
 pub use queue::BatchQueue;
 pub use request::{ParsePriorityError, Priority, Request};
 pub use stats::{ClassStats, Health, Histogram, QueueHistograms, QueueStats, Summary};
+#[doc(hidden)]
+pub use sync::PerProcess;

@@ -1,6 +1,6 @@
 //! The engine of a Python model: one attachment and one Python call for a batch.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use onelane::{Engine, EngineError};
@@ -9,15 +9,20 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::failure::engine_error;
-use crate::gate::Gate;
 use crate::interpreter::{attach_worker, drop_attached};
 use crate::item::{Answer, Item, Payload};
 use crate::pending::{self, Delivered};
 use crate::plain::Plain;
+use crate::turnstile::GilTurnstile;
 
 thread_local! {
-    /// How many batches run on this worker, each inside the one before.
-    static DEPTH: Cell<usize> = const { Cell::new(0) };
+    /// The queues whose batches run on this worker, each inside the one before.
+    static RUNNING: RefCell<Vec<*const GilTurnstile>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whether a batch of the queue with this turnstile runs further up the calling thread's stack.
+pub(crate) fn is_running(turnstile: &Arc<GilTurnstile>) -> bool {
+    RUNNING.with_borrow(|running| running.contains(&Arc::as_ptr(turnstile)))
 }
 
 /// Runs batches through a Python function `run(inputs) -> (outputs, padded_cost)`, with one output
@@ -28,9 +33,7 @@ thread_local! {
 /// makes an input of one that shares a batch with others.
 pub(crate) struct PyEngine {
     runner: Option<Runner>,
-    gate: Arc<Gate>,
-    /// It is the only worker: others would see to what waits.
-    may_rest: bool,
+    turnstile: Arc<GilTurnstile>,
     idempotent: bool,
     padded_cost: usize,
 }
@@ -98,8 +101,7 @@ impl PyEngine {
     /// Calls `build()`, which gives the runner: its `run`, with the other methods as attributes.
     pub(crate) fn build(
         build: &Arc<Py<PyAny>>,
-        gate: &Arc<Gate>,
-        may_rest: bool,
+        turnstile: &Arc<GilTurnstile>,
         idempotent: bool,
     ) -> Result<Self, EngineError> {
         let runner = attach_worker(|py| {
@@ -107,8 +109,8 @@ impl PyEngine {
             built.map_err(|error| engine_error(py, error))
         });
         let runner = runner.unwrap_or_else(|| Err(interpreter_ending()))?;
-        let gate = Arc::clone(gate);
-        Ok(Self { runner: Some(runner), gate, may_rest, idempotent, padded_cost: 0 })
+        let turnstile = Arc::clone(turnstile);
+        Ok(Self { runner: Some(runner), turnstile, idempotent, padded_cost: 0 })
     }
 
     fn run(&mut self, py: Python<'_>, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {
@@ -155,13 +157,10 @@ impl PyEngine {
     fn tell(&self, delivered: Delivered) {
         let Delivered { futures, waiters } = delivered;
         if !waiters.is_empty() {
-            self.gate.open(waiters);
+            self.turnstile.open(waiters);
         }
         if !futures.is_empty() {
-            attach_worker(|py| pending::resolve_all(py, futures, &self.gate));
-        }
-        if self.may_rest && DEPTH.get() == 0 {
-            self.gate.rest();
+            attach_worker(|py| pending::resolve_all(py, futures));
         }
     }
 }
@@ -172,9 +171,9 @@ impl Engine for PyEngine {
 
     fn infer(&mut self, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {
         pending::no_delivery();
-        DEPTH.set(DEPTH.get() + 1);
+        RUNNING.with_borrow_mut(|running| running.push(Arc::as_ptr(&self.turnstile)));
         let answers = attach_worker(|py| self.run(py, batch));
-        DEPTH.set(DEPTH.get() - 1);
+        RUNNING.with_borrow_mut(Vec::pop);
         pending::expect_delivery();
         answers.unwrap_or_else(|| Err(interpreter_ending()))
     }

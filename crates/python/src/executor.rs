@@ -3,30 +3,44 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Wake, Waker};
-use std::time::Duration;
-use std::{future::Future, pin::Pin};
+use std::time::{Duration, Instant};
 
-use onelane::{Delivery, DeviceExecutor, ExecutorConfig, ResponseHandle, Shutdown};
+use onelane::{
+    Delivery, DeviceExecutor, ExecutorConfig, Health, PerProcess, Refusal, Request, ResponseHandle,
+    Shutdown, SubmitError,
+};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::failure::{forked, from_build, raise};
-use crate::gate::Load;
-use crate::interpreter::{attach_worker, drop_attached, generation};
+use crate::failure::{forked, from_build, from_submit, raise};
+use crate::interpreter::{Step, attach_worker, drop_attached, generation, wait};
+use crate::pending::is_resolving;
 use crate::queue::{wait_for, wait_shutdown};
 use crate::stats;
 
-/// An executor and whether its Python object is still there. Executors that were dropped stay here
+/// An executor, and whether its Python object is still there. Executors that were dropped stay here
 /// until their workers have ended, so that no destructor has to wait for a worker.
 struct Registered {
     device: DeviceExecutor,
-    owner: Weak<()>,
+    /// `None`: it is the process's, until somebody shuts it down.
+    owner: Option<Weak<()>>,
 }
 
-static ALL: Mutex<Vec<Registered>> = Mutex::new(Vec::new());
+impl Registered {
+    /// Whether nobody needs it here any more. May join its workers.
+    fn has_ended(&self) -> bool {
+        let is_left = match &self.owner {
+            Some(owner) => owner.strong_count() == 0,
+            None => self.device.health() == Health::Closed,
+        };
+        is_left && self.device.shutdown(Shutdown::Drain, Duration::ZERO).is_ok()
+    }
+}
+
+static ALL: PerProcess<Mutex<Vec<Registered>>> = PerProcess::new(Mutex::new(Vec::new()));
 
 fn all() -> MutexGuard<'static, Vec<Registered>> {
-    ALL.lock().unwrap_or_else(PoisonError::into_inner)
+    ALL.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Drops the executors that have ended and whose Python objects are gone.
@@ -36,10 +50,8 @@ fn all() -> MutexGuard<'static, Vec<Registered>> {
 fn drop_ended(py: Python<'_>) {
     let registered = std::mem::take(&mut *all());
     py.detach(|| {
-        let (ended, live): (Vec<_>, Vec<_>) = registered.into_iter().partition(|registered| {
-            registered.owner.strong_count() == 0
-                && registered.device.shutdown(Shutdown::Drain, Duration::ZERO).is_ok()
-        });
+        let (ended, live): (Vec<_>, Vec<_>) =
+            registered.into_iter().partition(Registered::has_ended);
         all().extend(live);
         drop(ended);
     });
@@ -50,54 +62,98 @@ fn drop_ended(py: Python<'_>) {
 pub(crate) struct Executor {
     /// `None` in `drop` alone.
     device: Option<DeviceExecutor>,
+    /// `None`: it is the process's.
     alive: Option<Arc<()>>,
-    load: Arc<Load>,
     generation: u64,
 }
 
 #[pymethods]
 impl Executor {
+    /// shared: the process's executor of this device, made with these settings if it is not there.
     #[new]
-    fn new(py: Python<'_>, device: &str, workers: usize) -> PyResult<Self> {
+    #[pyo3(signature = (device, workers, shared = false, stack_size = None))]
+    fn new(
+        py: Python<'_>,
+        device: &str,
+        workers: usize,
+        shared: bool,
+        stack_size: Option<usize>,
+    ) -> PyResult<Self> {
         drop_ended(py);
-        let config = ExecutorConfig::new(device).workers(workers).delivery(Delivery::Worker);
-        let device = DeviceExecutor::new(config).map_err(|error| from_build(py, &error))?;
-        let alive = Arc::new(());
-        all().push(Registered { device: device.clone(), owner: Arc::downgrade(&alive) });
-        Ok(Self {
-            device: Some(device),
-            alive: Some(alive),
-            load: Load::new(),
-            generation: generation(),
-        })
+        let mut config = ExecutorConfig::new(device).workers(workers).delivery(Delivery::Worker);
+        if let Some(stack_size) = stack_size {
+            config = config.stack_size(stack_size);
+        }
+        // CORRECTNESS: detached, because this may wait for the device's last owner to end.
+        let device = py.detach(|| match shared {
+            true => DeviceExecutor::shared_with(config),
+            false => DeviceExecutor::new(config),
+        });
+        let device = device.map_err(|error| from_build(py, &error))?;
+        let alive = (!shared).then(|| Arc::new(()));
+        let owner = alive.as_ref().map(Arc::downgrade);
+        let mut all = all();
+        if !all.iter().any(|registered| registered.device.id() == device.id()) {
+            all.push(Registered { device: device.clone(), owner });
+        }
+        drop(all);
+        Ok(Self { device: Some(device), alive, generation: generation() })
     }
 
-    /// Runs `item()` on the worker, some time. If it cannot be run, `item.abandon()` is called, on
-    /// the thread that gives it up.
-    fn submit(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<()> {
+    /// Names the executor among those of the process.
+    #[getter]
+    fn id(&self, py: Python<'_>) -> PyResult<u64> {
+        Ok(self.device(py)?.id())
+    }
+
+    #[getter]
+    fn workers(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.device(py)?.workers())
+    }
+
+    /// Runs `item()` on the worker, some time; on a worker itself now, unless this is the callback of
+    /// a future. If it cannot be run, `item.abandon()` is called, on the thread that gives it up.
+    ///
+    /// Waits for room for it. Not with `wait = False`: says whether there was room.
+    #[pyo3(signature = (item, wait = true))]
+    fn submit(&self, py: Python<'_>, item: Py<PyAny>, wait: bool) -> PyResult<bool> {
         let device = self.device(py)?;
-        let call = Call(Some(item));
-        let waits = self.load.call_waits();
-        let run = move || {
-            drop(waits);
+        let call = Arc::new(Call(Mutex::new(Some(item))));
+        if device.is_worker() && !is_resolving() {
             call.run();
+            return Ok(true);
+        }
+        let run = {
+            let call = Arc::clone(&call);
+            move || call.run()
         };
-        match device.submit(run) {
+        let refused = match device.try_submit_no_inline(run) {
             Ok(handle) => {
                 Keep::follow(handle);
-                Ok(())
+                return Ok(true);
             }
-            Err(_) => Err(closed(py)),
+            Err(refused) => refused,
+        };
+        if !matches!(refused.reason(), Refusal::Full) {
+            return Err(refusal(py, &refused));
         }
+        if device.is_worker() {
+            // Nobody can wait for room here.
+            call.run();
+        } else if wait {
+            Keep::follow(submit_waiting(py, device, refused.into_refused())?);
+        } else {
+            call.forget();
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Runs `function()` on the worker and waits for what it returns or raises.
     fn call(&self, py: Python<'_>, function: Py<PyAny>) -> PyResult<Py<PyAny>> {
         let device = self.device(py)?;
         let function = Held(Some(function));
-        let waits = self.load.call_waits();
         let run = move || {
-            drop(waits);
             let ran = attach_worker(|py| {
                 let result = function.get().call0(py);
                 drop(function);
@@ -105,7 +161,13 @@ impl Executor {
             });
             ran.ok_or(())
         };
-        let handle = device.submit(run).map_err(|_| closed(py))?;
+        let handle = match device.try_submit(run) {
+            Ok(handle) => handle,
+            Err(refused) if matches!(refused.reason(), Refusal::Full) => {
+                submit_waiting(py, device, refused.into_refused())?
+            }
+            Err(refused) => return Err(refusal(py, &refused)),
+        };
         match wait_for(py, handle, None)? {
             Ok(result) => result.map(|held| held.get().clone_ref(py)),
             Err(()) => Err(raise(py, "EngineLost", "the Python interpreter is ending".to_owned())),
@@ -121,7 +183,7 @@ impl Executor {
             None => None,
             Some(timeout) => {
                 let timeout = Duration::try_from_secs_f64(timeout.max(0.0)).unwrap_or_default();
-                std::time::Instant::now().checked_add(timeout)
+                Instant::now().checked_add(timeout)
             }
         };
         wait_shutdown(py, until, |slice| device.shutdown(mode, slice))
@@ -140,8 +202,8 @@ impl Executor {
         stats::to_dict(py, &self.device(py)?.stats(), 0)
     }
 
-    /// `(state, detail, running_for_s)` of the worst of the executor's queues.
-    fn health(&self, py: Python<'_>) -> PyResult<(&'static str, Option<String>, Option<f64>)> {
+    /// See [`stats::health`]; of the worst of the executor's queues.
+    fn health(&self, py: Python<'_>) -> PyResult<stats::HealthParts> {
         Ok(stats::health(&self.device(py)?.health()))
     }
 
@@ -153,10 +215,6 @@ impl Executor {
 }
 
 impl Executor {
-    pub(crate) fn load(&self) -> &Arc<Load> {
-        &self.load
-    }
-
     pub(crate) fn device(&self, py: Python<'_>) -> PyResult<&DeviceExecutor> {
         match &self.device {
             Some(device) if self.generation == generation() => Ok(device),
@@ -175,7 +233,10 @@ impl Drop for Executor {
             std::mem::forget(device);
             return;
         }
-        drop(self.alive.take());
+        if self.alive.take().is_none() {
+            // The process keeps it.
+            return;
+        }
         // Drains in the background; the list keeps it until that is done.
         Python::try_attach(|py| {
             py.detach(|| {
@@ -184,11 +245,6 @@ impl Drop for Executor {
             });
         });
     }
-}
-
-fn closed(py: Python<'_>) -> PyErr {
-    let text = "cannot schedule new futures after shutdown".to_owned();
-    raise(py, "QueueClosed", text)
 }
 
 /// A Python object that is dropped attached.
@@ -207,12 +263,20 @@ impl Drop for Held {
 }
 
 /// A work item: it runs, or it is abandoned.
-struct Call(Option<Py<PyAny>>);
+struct Call(Mutex<Option<Py<PyAny>>>);
 
 impl Call {
-    fn run(mut self) {
-        let Some(item) = self.0.take() else { return };
-        let mut item = Some(item);
+    fn take(&self) -> Option<Py<PyAny>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// It neither runs nor is abandoned.
+    fn forget(&self) {
+        drop_attached(self.take());
+    }
+
+    fn run(&self) {
+        let mut item = self.take();
         let ran = attach_worker(|py| {
             if let Some(item) = item.take() {
                 // A work item keeps its own errors; what comes out here has nobody to go to.
@@ -229,7 +293,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut item = self.0.take();
+        let mut item = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if item.is_none() {
             return;
         }
@@ -244,6 +308,38 @@ impl Drop for Call {
             std::mem::forget(item);
         }
     }
+}
+
+/// Submits a closure, waiting for room, with signals seen.
+fn submit_waiting<F, T>(
+    py: Python<'_>,
+    device: &DeviceExecutor,
+    closure: F,
+) -> PyResult<ResponseHandle<T>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let submitted = wait(py, Request::new(closure), |request, slice| {
+        // On the main thread a slice at a time: each time it goes behind those who wait already.
+        let submitted = device.submit_timeout(request, slice.unwrap_or(Duration::MAX));
+        match submitted {
+            Err(refused) if matches!(refused.reason(), Refusal::Full) => {
+                Step::Again(refused.into_refused())
+            }
+            other => Step::Done(other),
+        }
+    })?;
+    submitted.map_err(|refused| refusal(py, &refused))
+}
+
+/// Why a call was not accepted, in the words of `concurrent.futures`.
+fn refusal<R>(py: Python<'_>, refused: &SubmitError<R>) -> PyErr {
+    if matches!(refused.reason(), Refusal::Closed) {
+        let text = "cannot schedule new futures after shutdown".to_owned();
+        return raise(py, "QueueClosed", text);
+    }
+    from_submit(py, refused)
 }
 
 /// Keeps a handle until its answer has come: dropping it sooner would cancel the work item.
@@ -263,7 +359,7 @@ impl Keep {
     fn follow(mut handle: ResponseHandle<()>) {
         let keep = Arc::new(Self(Mutex::new(Kept::Nothing)));
         let waker = Waker::from(Arc::clone(&keep));
-        let polled = Pin::new(&mut handle).poll(&mut Context::from_waker(&waker));
+        let polled = handle.poll_no_inline(&mut Context::from_waker(&waker));
         if polled.is_pending() {
             let mut kept = keep.lock();
             if matches!(*kept, Kept::Nothing) {
@@ -301,11 +397,4 @@ pub(crate) fn shutdown_all(py: Python<'_>) -> PyResult<()> {
         wait_shutdown(py, None, |slice| device.shutdown(Shutdown::Drain, slice))?;
     }
     Ok(())
-}
-
-/// In the child of a fork: nothing here is ours, and nothing may be waited for or locked.
-pub(crate) fn forget_all() {
-    if let Ok(mut all) = ALL.try_lock() {
-        std::mem::forget(std::mem::take(&mut *all));
-    }
 }

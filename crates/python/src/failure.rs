@@ -3,10 +3,9 @@
 //! exceptions of `onelane.errors`.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use onelane::{BuildError, EngineError, RequestError, SubmitError};
+use onelane::{BuildError, EngineError, Refusal, RequestError, SubmitError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTraceback, PyType};
@@ -72,28 +71,42 @@ impl Drop for PyFailure {
     }
 }
 
-/// An exception raised while a batch ran. Running out of device memory is told apart: the core
-/// splits such a batch.
+/// An exception raised while a batch ran. Running out of device memory is told apart, the core
+/// splits such a batch, and so is the loss of the engine, which the core builds again.
 pub(crate) fn engine_error(py: Python<'_>, error: PyErr) -> EngineError {
     let out_of_memory = call_errors(py, "is_out_of_memory", (error.value(py),))
         .and_then(|answer| answer.extract::<bool>(py))
         .unwrap_or(false);
+    let lost = call_errors(py, "is_engine_lost", (error.value(py),))
+        .and_then(|answer| answer.extract::<bool>(py))
+        .unwrap_or(false);
     let failure = PyFailure::new(py, error);
-    if out_of_memory { EngineError::out_of_memory(failure) } else { EngineError::failed(failure) }
+    match (out_of_memory, lost) {
+        (true, _) => EngineError::out_of_memory(failure),
+        (_, true) => EngineError::lost(failure),
+        _ => EngineError::failed(failure),
+    }
 }
 
 /// The exception inside an engine error, with its traceback; or a new one with the error's text.
 ///
 /// Each caller has an object of its own: who raises one adds his own frames to it.
 fn from_engine(py: Python<'_>, error: &EngineError) -> PyErr {
-    let source = match error {
-        EngineError::OutOfMemory(source) | EngineError::Failed(source) => Some(Arc::clone(source)),
-        _ => None,
-    };
-    source
-        .as_deref()
-        .and_then(|source| source.downcast_ref::<PyFailure>())
-        .map_or_else(|| raise(py, "EngineLost", error.to_string()), |failure| failure.take(py))
+    let failure = error.cause().downcast_ref::<PyFailure>().map(|failure| failure.take(py));
+    match (error, failure) {
+        // The model has said so itself.
+        (EngineError::Lost(_), Some(lost)) => told(py, lost),
+        (_, Some(failure)) => failure,
+        _ => raise(py, "EngineLost", error.to_string()),
+    }
+}
+
+/// Notes on an exception that a caller has it: raised again, by a model that made the call, it is
+/// not about that model.
+fn told(py: Python<'_>, error: PyErr) -> PyErr {
+    // One that takes no attributes is about that model, too, at worst.
+    let _ = error.value(py).setattr("_told", true);
+    error
 }
 
 /// Why a request has no response, as an exception.
@@ -113,11 +126,11 @@ pub(crate) fn from_request(py: Python<'_>, error: &RequestError) -> PyErr {
 
 /// Why something was not accepted, as an exception.
 pub(crate) fn from_submit<R>(py: Python<'_>, error: &SubmitError<R>) -> PyErr {
-    let name = match error {
-        SubmitError::Full(_) => "QueueFull",
-        SubmitError::Closed(_) => "QueueClosed",
-        SubmitError::TooHeavy { .. } => "RequestTooLarge",
-        SubmitError::WouldDeadlock(_) => "WouldDeadlock",
+    let name = match error.reason() {
+        Refusal::Full => "QueueFull",
+        Refusal::Closed => "QueueClosed",
+        Refusal::RequestTooLarge { .. } => "RequestTooLarge",
+        Refusal::WouldDeadlock => "WouldDeadlock",
         _ => "EngineLost",
     };
     raise(py, name, error.to_string())
@@ -129,6 +142,7 @@ pub(crate) fn from_build(py: Python<'_>, error: &BuildError) -> PyErr {
         BuildError::Config(_) => pyo3::exceptions::PyValueError::new_err(error.to_string()),
         BuildError::Engine(engine) => from_engine(py, engine),
         BuildError::Closed(_) => raise(py, "QueueClosed", error.to_string()),
+        BuildError::WouldDeadlock(_) => raise(py, "WouldDeadlock", error.to_string()),
         BuildError::Thread(_) => pyo3::exceptions::PyRuntimeError::new_err(error.to_string()),
         _ => raise(py, "EngineLost", error.to_string()),
     }
@@ -140,6 +154,7 @@ pub(crate) fn raise(py: Python<'_>, name: &str, text: String) -> PyErr {
         .and_then(|module| module.bind(py).getattr(name))
         .and_then(|kind| Ok(kind.cast_into::<PyType>()?));
     match kind {
+        Ok(kind) if name == "EngineLost" => told(py, PyErr::from_type(kind, text)),
         Ok(kind) => PyErr::from_type(kind, text),
         Err(error) => error,
     }

@@ -63,8 +63,8 @@ impl Front {
         inputs: &Bound<'_, PyTuple>,
         named: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
-        let open = slf.get().open()?;
         let py = slf.py();
+        let open = slf.get().open(py)?;
         if HELD.load(Ordering::Relaxed) > 0 {
             let answer = slf.call_method1(intern!(py, "_call_held"), (inputs, named))?;
             if !answer.is(py.NotImplemented()) {
@@ -88,8 +88,8 @@ impl Front {
         deadline: Option<f64>,
         priority: &str,
     ) -> PyResult<Py<PyAny>> {
-        let open = slf.get().open()?;
         let py = slf.py();
+        let open = slf.get().open(py)?;
         let terms = terms(py, timeout, deadline, priority)?;
         let item = open.item(slf, inputs, Some(named))?;
         let future = new_future(py)?;
@@ -106,8 +106,8 @@ impl Front {
         deadline: Option<f64>,
         priority: &str,
     ) -> PyResult<Py<PyList>> {
-        let open = slf.get().open()?;
         let py = slf.py();
+        let open = slf.get().open(py)?;
         let mut items = Vec::new();
         let futures = PyList::empty(py);
         for input in inputs.try_iter()? {
@@ -134,8 +134,8 @@ impl Front {
         priority: &str,
     ) -> PyResult<(Py<PyAny>, Ticket)> {
         static RUNNING_LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        let open = slf.get().open()?;
         let py = slf.py();
+        let open = slf.get().open(py)?;
         let terms = terms(py, timeout, deadline, priority)?;
         let item = open.item(slf, inputs, Some(named))?;
         let event_loop = RUNNING_LOOP.import(py, "asyncio", "get_running_loop")?.call0()?;
@@ -147,8 +147,12 @@ impl Front {
 }
 
 impl Front {
-    fn open(&self) -> PyResult<&Open> {
-        self.0.get().ok_or_else(|| PyRuntimeError::new_err("the queue was not initialised"))
+    /// What it is made of. CORRECTNESS: in the child of a fork this comes before any lock.
+    fn open(&self, py: Python<'_>) -> PyResult<&Open> {
+        let open = self.0.get();
+        let open = open.ok_or_else(|| PyRuntimeError::new_err("the queue was not initialised"))?;
+        open.queue.get().check(py)?;
+        Ok(open)
     }
 }
 

@@ -44,17 +44,25 @@ impl Drop for Pinned {
 
 thread_local! {
     static PIN: Cell<Option<Pinned>> = const { Cell::new(None) };
+    /// Whether this is a worker, of whatever executor.
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
     /// Whether this is the main thread, and in which generation that was found.
     static IS_MAIN: Cell<Option<(u64, bool)>> = const { Cell::new(None) };
 }
 
 /// Attaches a worker thread. `None` when the interpreter is ending.
 pub(crate) fn attach_worker<R>(body: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+    IS_WORKER.set(true);
     let _ = PIN.try_with(|pin| {
         let pinned = pin.take().or_else(Pinned::new);
         pin.set(pinned);
     });
     Python::try_attach(body)
+}
+
+/// Whether the calling thread is a worker, of whatever executor.
+pub(crate) fn is_any_worker() -> bool {
+    IS_WORKER.get()
 }
 
 /// Drops what refers to Python objects now, on this thread: left to itself, a reference that is

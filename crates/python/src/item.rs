@@ -7,7 +7,6 @@ use std::sync::Arc;
 use onelane::BatchItem;
 use pyo3::prelude::*;
 
-use crate::gate::{Gate, Waits};
 use crate::interpreter::drop_attached;
 use crate::pending::Pending;
 use crate::plain::Plain;
@@ -36,13 +35,11 @@ pub(crate) struct Item {
     key: u64,
     cost: usize,
     pending: Option<Arc<Pending>>,
-    /// Until it starts.
-    waits: Cell<Option<Waits>>,
 }
 
 impl Item {
     pub(crate) fn new(payload: Payload, key: u64, cost: usize) -> Self {
-        Self { payload: Cell::new(Some(payload)), key, cost, pending: None, waits: Cell::new(None) }
+        Self { payload: Cell::new(Some(payload)), key, cost, pending: None }
     }
 
     pub(crate) fn with_pending(mut self, pending: &Arc<Pending>) -> Self {
@@ -50,15 +47,8 @@ impl Item {
         self
     }
 
-    /// Counts it among what waits, until it starts or is dropped.
-    pub(crate) fn counted(self, gate: &Arc<Gate>, urgent: bool) -> Self {
-        self.waits.set(Some(gate.request_waits(urgent)));
-        self
-    }
-
     /// Claims the request for running. `None` when it was cancelled.
     pub(crate) fn start(&self, py: Python<'_>) -> Option<Payload> {
-        drop(self.waits.take());
         if self.pending.as_ref().is_some_and(|p| !p.start(py)) {
             return None;
         }

@@ -7,7 +7,6 @@ mod engine;
 mod executor;
 mod failure;
 mod front;
-mod gate;
 mod interpreter;
 mod item;
 mod pending;
@@ -15,6 +14,7 @@ mod plain;
 mod queue;
 mod sim;
 mod stats;
+mod turnstile;
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ mod _onelane {
     #[pymodule_export]
     use super::item::Failure;
     #[pymodule_export]
-    use super::pending::{Resolved, Ticket};
+    use super::pending::{Ticket, resolving};
     #[pymodule_export]
     use super::queue::Queue;
     #[pymodule_export]
@@ -49,7 +49,6 @@ mod _onelane {
 #[pyfunction]
 fn after_fork_in_child() {
     interpreter::forked();
-    executor::forget_all();
 }
 
 /// Waits until no thread waits in a call of this module, for at most `timeout` seconds: at exit,

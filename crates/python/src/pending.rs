@@ -3,16 +3,21 @@
 //! A pending request holds its response handle and is the handle's waker. While a batch is being
 //! handed over, wakers on the worker only push to a list; when the core says that all answers have
 //! been delivered, the whole list is resolved under one attachment to the interpreter, with one
-//! `call_soon_threadsafe` for each event loop. A waker called anywhere else resolves by itself.
+//! `call_soon_threadsafe` for each event loop. A waker called anywhere else, by the timer for a
+//! deadline that has passed, say, resolves by itself.
+//!
+//! Looking for an answer runs nothing, not on a worker either: who gave a request and got a future has
+//! not said that he waits. [`Pending::help`] is for who does.
 //!
 //! Lock order: nothing attaches, and no Python code runs, under `stage` or `target`.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use onelane::{Infer, InferError, RequestError, ResponseHandle};
 use pyo3::intern;
@@ -22,9 +27,9 @@ use pyo3::types::{PyList, PyTuple};
 
 use crate::engine::PyEngine;
 use crate::failure::{from_request, from_submit};
-use crate::gate::{Gate, LoopComes, Waiter};
-use crate::interpreter::{drop_attached, generation};
+use crate::interpreter::{drop_attached, generation, is_any_worker};
 use crate::item::{Answer, Item};
+use crate::turnstile::Waiter;
 
 /// Where the answer goes.
 pub(crate) enum Target {
@@ -38,9 +43,8 @@ pub(crate) enum Target {
 enum Waiting {
     /// An accepted request.
     Accepted(ResponseHandle<Answer>),
-    /// A request that waits in line for room; polled on its event loop's thread only, because on
-    /// the worker a poll would run batches.
-    InLine(Infer<'static, PyEngine>),
+    /// A request that may still wait for room.
+    Entering(Infer<PyEngine>),
 }
 
 type Outcome = Result<Answer, InferError<Item>>;
@@ -65,7 +69,6 @@ enum Stage {
 /// A request whose answer goes into a Python future.
 pub(crate) struct Pending {
     state: AtomicU8,
-    in_line: AtomicBool,
     stage: Mutex<Stage>,
     target: Mutex<Option<Target>>,
     generation: u64,
@@ -83,7 +86,6 @@ impl Pending {
     pub(crate) fn new(target: Target) -> Arc<Self> {
         Arc::new(Self {
             state: AtomicU8::new(WAITING),
-            in_line: AtomicBool::new(false),
             stage: Mutex::new(Stage::Empty),
             target: Mutex::new(Some(target)),
             generation: generation(),
@@ -100,11 +102,20 @@ impl Pending {
         }
     }
 
-    /// Waits in line for room, then for the answer.
-    pub(crate) fn in_line(self: &Arc<Self>, py: Python<'_>, infer: Infer<'static, PyEngine>) {
-        self.in_line.store(true, Ordering::Release);
-        *lock(&self.stage) = Stage::Held(Waiting::InLine(infer));
-        self.advance(py);
+    /// Hands a request over, which waits for room by itself if need be.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub(crate) fn enter(self: &Arc<Self>, py: Python<'_>, infer: Infer<PyEngine>) -> PyResult<()> {
+        *lock(&self.stage) = Stage::Held(Waiting::Entering(infer));
+        match self.poll() {
+            Some(Err(InferError::Refused(error))) => Err(from_submit(py, &error)),
+            Some(outcome) => {
+                resolve(py, self.claim_target(), outcome);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Resolves the future with what came of a request that ran inline.
@@ -126,9 +137,9 @@ impl Pending {
         loop {
             let polled = match &mut waiting {
                 Waiting::Accepted(handle) => {
-                    Pin::new(handle).poll(&mut context).map_err(InferError::Failed)
+                    handle.poll_no_inline(&mut context).map_err(InferError::Failed)
                 }
-                Waiting::InLine(infer) => Pin::new(infer).poll(&mut context),
+                Waiting::Entering(infer) => infer.poll_no_inline(&mut context),
             };
             let mut stage = lock(&self.stage);
             match (polled, &*stage) {
@@ -150,6 +161,47 @@ impl Pending {
                 }
             }
         }
+    }
+
+    /// Does on a worker, inline, what the answer needs, and waits for it, for at most `patience`; then
+    /// resolves the future. Elsewhere, and when somebody else is looking, it does nothing.
+    fn help(self: &Arc<Self>, py: Python<'_>, patience: Option<Duration>) {
+        let Some(waiting) = self.begin_look() else { return };
+        let answered = py.detach(|| match waiting {
+            Waiting::Accepted(handle) => {
+                let answered = match patience {
+                    None => Ok(handle.wait()),
+                    Some(patience) => handle.wait_timeout(patience),
+                };
+                match answered {
+                    Ok(answer) => Ok(answer.map_err(InferError::Failed)),
+                    Err(handle) => Err(Waiting::Accepted(handle)),
+                }
+            }
+            Waiting::Entering(infer) => wait_inline(infer, patience).map_err(Waiting::Entering),
+        });
+        let outcome = match answered {
+            Ok(outcome) => {
+                *lock(&self.stage) = Stage::Empty;
+                outcome
+            }
+            Err(waiting) => {
+                let given_up = {
+                    let mut stage = lock(&self.stage);
+                    let given_up = matches!(&*stage, Stage::Looking { given_up: true, .. });
+                    *stage = Stage::Empty;
+                    given_up
+                };
+                if given_up {
+                    drop(waiting);
+                    return;
+                }
+                // With its own waker again.
+                *lock(&self.stage) = Stage::Held(waiting);
+                return self.advance(py);
+            }
+        };
+        resolve(py, self.claim_target(), outcome);
     }
 
     /// Takes out what is waited for; leaves a note when somebody else is looking at it.
@@ -235,10 +287,11 @@ impl Drop for Pending {
     fn drop(&mut self) {
         if self.is_stale() {
             // The locks of the core may have been held by another thread when the process forked.
-            let stage = std::mem::replace(&mut *lock(&self.stage), Stage::Empty);
-            std::mem::forget(stage);
+            let stage = self.stage.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(std::mem::replace(stage, Stage::Empty));
         }
-        if let Some(target) = self.take_target() {
+        let target = self.target.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(target) = target {
             drop_attached(target);
         }
     }
@@ -246,10 +299,7 @@ impl Drop for Pending {
 
 impl Wake for Pending {
     fn wake(self: Arc<Self>) {
-        if self.in_line.load(Ordering::Acquire) {
-            // Polled on the loop's own thread.
-            Python::try_attach(|py| advance_on_loop(py, &self));
-        } else if let Some(pending) = push_delivery(self) {
+        if let Some(pending) = push_delivery(self) {
             Python::try_attach(|py| pending.advance(py));
         }
     }
@@ -309,8 +359,35 @@ pub(crate) fn push_waiter(waiter: Arc<Waiter>) -> Option<Arc<Waiter>> {
     None
 }
 
+/// Waits for an answer on the calling thread, or gives the request back when the time is over.
+fn wait_inline(
+    mut infer: Infer<PyEngine>,
+    patience: Option<Duration>,
+) -> Result<Outcome, Infer<PyEngine>> {
+    let until = patience.and_then(|patience| Instant::now().checked_add(patience));
+    let waker = Waker::from(Arc::new(ThreadWaker(std::thread::current())));
+    loop {
+        if let Poll::Ready(outcome) = Pin::new(&mut infer).poll(&mut Context::from_waker(&waker)) {
+            return Ok(outcome);
+        }
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(infer);
+        }
+        Waiter::park(left);
+    }
+}
+
+struct ThreadWaker(std::thread::Thread);
+
+impl Wake for ThreadWaker {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 /// Resolves the futures of a whole batch; those of one event loop with one call to it.
-pub(crate) fn resolve_all(py: Python<'_>, delivered: Vec<Arc<Pending>>, gate: &Arc<Gate>) {
+pub(crate) fn resolve_all(py: Python<'_>, delivered: Vec<Arc<Pending>>) {
     let mut loops: Vec<(Py<PyAny>, Vec<Py<PyAny>>)> = Vec::new();
     for pending in delivered {
         let Some(outcome) = pending.poll() else {
@@ -330,8 +407,7 @@ pub(crate) fn resolve_all(py: Python<'_>, delivered: Vec<Arc<Pending>>, gate: &A
         }
     }
     for (event_loop, futures) in loops {
-        let comes = gate.loop_comes(futures.len());
-        tell_loop(py, &event_loop, futures, Some(comes));
+        tell_loop(py, &event_loop, futures);
     }
 }
 
@@ -339,6 +415,7 @@ fn resolve(py: Python<'_>, target: Option<Target>, outcome: Outcome) {
     match target {
         None => {}
         Some(Target::Thread(future)) => {
+            let _resolving = Resolving::new();
             let resolved = match value(py, outcome) {
                 Ok(value) => respond(future.bind(py), value),
                 Err(error) => {
@@ -352,10 +429,49 @@ fn resolve(py: Python<'_>, target: Option<Target>, outcome: Outcome) {
         }
         Some(Target::Loop(event_loop, future)) => {
             if let Ok(resolved) = resolution(py, future, outcome) {
-                tell_loop(py, &event_loop, vec![resolved], None);
+                tell_loop(py, &event_loop, vec![resolved]);
             }
         }
     }
+}
+
+thread_local! {
+    /// How many futures are being resolved on this thread, each inside a callback of the one before.
+    static RESOLVING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// While a future is resolved: its callbacks run here. What they submit to this very worker waits
+/// its turn, or a callback that submits with a callback that submits would run inside of each other
+/// without end.
+struct Resolving;
+
+impl Resolving {
+    fn new() -> Self {
+        RESOLVING.set(RESOLVING.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Resolving {
+    fn drop(&mut self) {
+        RESOLVING.set(RESOLVING.get() - 1);
+    }
+}
+
+/// Whether the calling code is a future's callback.
+pub(crate) fn is_resolving() -> bool {
+    RESOLVING.get() > 0
+}
+
+/// Calls a function that calls the callbacks of a future.
+#[pyfunction]
+#[pyo3(signature = (function, *args))]
+pub(crate) fn resolving<'py>(
+    function: &Bound<'py, PyAny>,
+    args: &Bound<'py, PyTuple>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let _resolving = Resolving::new();
+    function.call1(args)
 }
 
 /// Sets the result of an `onelane._future.RequestFuture`, which says how this is done in step with
@@ -388,51 +504,17 @@ fn resolution(py: Python<'_>, future: Py<PyAny>, outcome: Outcome) -> PyResult<P
     Ok((future, failed, value).into_pyobject(py)?.into_any().unbind())
 }
 
-/// Has a loop resolve futures of its own. `comes` is dropped when their tasks have run, or when the
-/// loop never gets there.
-fn tell_loop(
-    py: Python<'_>,
-    event_loop: &Py<PyAny>,
-    futures: Vec<Py<PyAny>>,
-    comes: Option<LoopComes>,
-) {
+/// Has a loop resolve futures of its own.
+fn tell_loop(py: Python<'_>, event_loop: &Py<PyAny>, futures: Vec<Py<PyAny>>) {
     static RESOLVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let tell = || -> PyResult<()> {
         let resolve = RESOLVE.import(py, "onelane._aio", "resolve")?;
-        let futures = PyList::new(py, futures)?;
-        let resolved =
-            comes.map(|comes| Py::new(py, Resolved(Mutex::new(Some(comes))))).transpose()?;
-        let args = (resolve, futures, resolved);
+        let args = (resolve, PyList::new(py, futures)?);
         event_loop.call_method1(py, intern!(py, "call_soon_threadsafe"), args)?;
         Ok(())
     };
     // A loop that has been closed has nobody left who waits.
     let _ = tell();
-}
-
-fn advance_on_loop(py: Python<'_>, pending: &Arc<Pending>) {
-    let event_loop = match &*lock(&pending.target) {
-        Some(Target::Loop(event_loop, _)) => event_loop.clone_ref(py),
-        _ => return,
-    };
-    let tell = || -> PyResult<()> {
-        let advance = Py::new(py, Ticket(Arc::clone(pending)))?.getattr(py, "advance")?;
-        let args = PyTuple::new(py, [advance])?;
-        event_loop.call_method1(py, "call_soon_threadsafe", args)?;
-        Ok(())
-    };
-    let _ = tell();
-}
-
-/// Called by an event loop after the tasks that a batch has answered have run.
-#[pyclass(frozen, module = "onelane._onelane")]
-pub(crate) struct Resolved(Mutex<Option<LoopComes>>);
-
-#[pymethods]
-impl Resolved {
-    fn __call__(&self) {
-        drop(lock(&self.0).take());
-    }
 }
 
 /// A submitted request, as its future knows it.
@@ -462,6 +544,17 @@ impl Ticket {
     fn advance(&self, py: Python<'_>) {
         if !self.0.is_stale() {
             self.0.advance(py);
+        }
+    }
+
+    /// On a worker, does inline what the answer needs and waits for it, for at most `timeout` seconds.
+    /// Elsewhere it does nothing.
+    fn help(&self, py: Python<'_>, timeout: Option<f64>) {
+        if !self.0.is_stale() && is_any_worker() {
+            let patience = timeout.map(|timeout| {
+                Duration::try_from_secs_f64(timeout.clamp(0.0, 1e9)).unwrap_or_default()
+            });
+            self.0.help(py, patience);
         }
     }
 

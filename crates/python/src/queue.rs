@@ -6,25 +6,25 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use onelane::{
-    BatchConfig, BatchQueue, BuildError, DeviceExecutor, Priority, Request, RequestError,
-    ResponseHandle, Shutdown, ShutdownError, SubmitError,
+    BatchConfig, BatchQueue, BuildError, DeviceExecutor, Priority, Refusal, Request, RequestError,
+    ResponseHandle, Shutdown, ShutdownError,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::engine::PyEngine;
+use crate::engine::{self, PyEngine};
 use crate::executor::Executor;
 use crate::failure::{forked, from_build, from_request, from_submit, raise};
-use crate::gate::{Gate, Turn, Waiter};
-use crate::interpreter::{Step, generation, wait};
+use crate::interpreter::{Step, generation, is_any_worker, wait};
 use crate::item::{Answer, Item, Payload};
-use crate::pending::{Pending, Target, Ticket};
+use crate::pending::{self, Pending, Target, Ticket};
 use crate::stats;
+use crate::turnstile::{GilTurnstile, Turn, Waiter};
 
 type Handle = ResponseHandle<Answer>;
 
@@ -35,7 +35,7 @@ pub(crate) struct Queue {
     queue: Option<BatchQueue<PyEngine>>,
     /// `None` in `drop` alone.
     device: Option<DeviceExecutor>,
-    gate: Arc<Gate>,
+    turnstile: Arc<GilTurnstile>,
     /// Attempts that found the queue full and were followed by a wait: not refusals.
     waited: AtomicU64,
     generation: u64,
@@ -72,8 +72,7 @@ impl Terms {
         Ok(Self { priority: *class, until: until(timeout)? })
     }
 
-    fn request(&self, gate: &Arc<Gate>, item: Item) -> Request<Item> {
-        let item = item.counted(gate, self.priority == Priority::Interactive);
+    fn request(&self, item: Item) -> Request<Item> {
         let request = Request::new(item).priority(self.priority);
         match self.until {
             Some(until) => request.deadline(until),
@@ -109,10 +108,9 @@ impl Queue {
         let device = executor.device(py)?.clone();
         let (config, idempotent) = read_settings(settings)?;
         let build = Arc::new(build);
-        let gate = Gate::new(executor.load());
-        let may_rest = device.workers() == 1;
-        let engines_gate = Arc::clone(&gate);
-        let factory = move || PyEngine::build(&build, &engines_gate, may_rest, idempotent);
+        let turnstile = GilTurnstile::new();
+        let engines_turnstile = Arc::clone(&turnstile);
+        let factory = move || PyEngine::build(&build, &engines_turnstile, idempotent);
         let queue = if device.is_worker() {
             // Python code of ours runs on the worker: build right here.
             py.detach(|| BatchQueue::new(&device, config, factory))
@@ -122,7 +120,7 @@ impl Queue {
         Ok(Self {
             queue: Some(queue.map_err(|error| from_build(py, &error))?),
             device: Some(device),
-            gate,
+            turnstile,
             waited: AtomicU64::new(0),
             generation: generation(),
         })
@@ -162,8 +160,8 @@ impl Queue {
         stats::to_dict(py, &stats, self.waited.load(Ordering::Relaxed))
     }
 
-    /// `(state, detail, running_for_s)`.
-    fn health(&self, py: Python<'_>) -> PyResult<(&'static str, Option<String>, Option<f64>)> {
+    /// See [`stats::health`].
+    fn health(&self, py: Python<'_>) -> PyResult<stats::HealthParts> {
         Ok(stats::health(&self.queue(py)?.health()))
     }
 
@@ -175,15 +173,23 @@ impl Queue {
 }
 
 impl Queue {
+    /// That it was made in this process.
+    pub(crate) fn check(&self, py: Python<'_>) -> PyResult<()> {
+        self.queue(py).map(drop)
+    }
+
     /// Submits a request and waits for its response, without a future.
     pub(crate) fn call(&self, py: Python<'_>, item: Item, terms: Terms) -> PyResult<Py<PyAny>> {
         let queue = self.queue(py)?;
-        let handle =
-            self.submit_waiting(py, queue, terms.request(&self.gate, item), terms.until)?;
+        let handle = self.submit_waiting(py, queue, terms.request(item), terms.until)?;
         let answer = if self.is_worker() {
             wait_for(py, handle, terms.until)?
         } else {
-            self.wait_gated(py, handle, terms.until)?
+            let turn = Turn::new(&self.turnstile);
+            let answer = self.wait_polled(py, &turn, handle, terms.until)?;
+            drop(turn);
+            // `None`: dropped; the request runs, and its response has no reader.
+            outcome(py, answer)?
         };
         answer.into_result(py)
     }
@@ -198,9 +204,16 @@ impl Queue {
     ) -> PyResult<Ticket> {
         let queue = self.queue(py)?;
         let pending = Pending::new(Target::Thread(future));
-        let request = terms.request(&self.gate, item.with_pending(&pending));
-        let handle = self.submit_waiting(py, queue, request, terms.until)?;
-        self.follow(py, &pending, handle);
+        let request = terms.request(item.with_pending(&pending));
+        if !self.is_worker() {
+            let handle = self.submit_waiting(py, queue, request, terms.until)?;
+            pending.accepted(py, handle);
+        } else if self.must_wait_its_turn() {
+            pending.enter(py, queue.infer(request))?;
+        } else {
+            let handle = self.submit_waiting(py, queue, request, terms.until)?;
+            pending.answered(py, py.detach(|| handle.wait()));
+        }
         Ok(Ticket(pending))
     }
 
@@ -216,18 +229,48 @@ impl Queue {
         let mut pendings = Vec::with_capacity(items.len());
         for (item, future) in items {
             let pending = Pending::new(Target::Thread(future));
-            requests.push(terms.request(&self.gate, item.with_pending(&pending)));
+            requests.push(terms.request(item.with_pending(&pending)));
             pendings.push(pending);
         }
-        let handles = self.submit_group(py, queue, requests, terms.until)?;
-        for (pending, handle) in pendings.iter().zip(handles) {
-            self.follow(py, pending, handle);
+        let (is_worker, must_wait) = (self.is_worker(), self.must_wait_its_turn());
+        match queue.try_submit_group(requests) {
+            Ok(handles) => {
+                for (pending, handle) in pendings.iter().zip(handles) {
+                    if is_worker && !must_wait {
+                        pending.answered(py, py.detach(|| handle.wait()));
+                    } else {
+                        pending.accepted(py, handle);
+                    }
+                }
+            }
+            Err(refused) if !matches!(refused.reason(), Refusal::Full) => {
+                return Err(from_submit(py, &refused));
+            }
+            // Nobody may wait here: they go in one by one.
+            Err(refused) if is_worker && must_wait => {
+                self.count_waited(pendings.len());
+                for (pending, request) in pendings.iter().zip(refused.into_refused()) {
+                    pending.enter(py, queue.infer(request))?;
+                }
+            }
+            Err(refused) => {
+                self.count_waited(pendings.len());
+                let requests = refused.into_refused();
+                let handles = self.wait_for_room(py, queue, requests, terms.until)?;
+                for (pending, handle) in pendings.iter().zip(handles) {
+                    if is_worker {
+                        pending.answered(py, py.detach(|| handle.wait()));
+                    } else {
+                        pending.accepted(py, handle);
+                    }
+                }
+            }
         }
         Ok(pendings.into_iter().map(Ticket).collect())
     }
 
     /// Submits a request whose response goes into a future of an asyncio event loop. Does not
-    /// block: a request that finds no room waits in line for it.
+    /// block: a request that finds no room waits for it by itself.
     pub(crate) fn submit_async(
         &self,
         py: Python<'_>,
@@ -237,48 +280,21 @@ impl Queue {
     ) -> PyResult<Ticket> {
         let queue = self.queue(py)?;
         let pending = Pending::new(Target::Loop(event_loop, future));
-        let request = terms.request(&self.gate, item.with_pending(&pending));
-        match queue.try_submit(request) {
-            Ok(handle) => self.follow(py, &pending, handle),
-            Err(SubmitError::Full(request)) => {
-                self.waited.fetch_add(1, Ordering::Relaxed);
-                pending.in_line(py, queue.infer(request).into_owned());
-            }
-            Err(error) => return Err(from_submit(py, &error)),
+        let request = terms.request(item.with_pending(&pending));
+        if self.is_worker() {
+            // The loop runs on the worker: what it awaits is run now.
+            let handle = self.submit_waiting(py, queue, request, terms.until)?;
+            pending.answered(py, py.detach(|| handle.wait()));
+        } else {
+            pending.enter(py, queue.infer(request))?;
         }
         Ok(Ticket(pending))
     }
 
-    /// Waits for an answer on a thread that the gate lets back in.
-    fn wait_gated(
-        &self,
-        py: Python<'_>,
-        handle: Handle,
-        until: Option<Instant>,
-    ) -> PyResult<Answer> {
-        let turn = Turn::new(&self.gate);
-        let waker = turn.waker();
-        let answer = wait(py, handle, |mut handle, slice| {
-            Turn::leave();
-            let end = slice.and_then(|slice| Instant::now().checked_add(slice));
-            loop {
-                let mut context = Context::from_waker(&waker);
-                if let Poll::Ready(answer) = Pin::new(&mut handle).poll(&mut context) {
-                    turn.wait_at_door();
-                    return Step::Done(Some(answer));
-                }
-                if is_over(until) {
-                    // Dropped: the request runs, and its response has no reader.
-                    return Step::Done(None);
-                }
-                if is_over(end) {
-                    return Step::Again(handle);
-                }
-                Waiter::park(patience(until, patience(end, None)));
-            }
-        })?;
-        drop(turn);
-        outcome(py, answer)
+    /// On a worker: whether a request can only be run after the calling code has returned, or must
+    /// be, lest callbacks run inside of each other without end.
+    fn must_wait_its_turn(&self) -> bool {
+        pending::is_resolving() || engine::is_running(&self.turnstile)
     }
 
     fn queue(&self, py: Python<'_>) -> PyResult<&BatchQueue<PyEngine>> {
@@ -286,6 +302,10 @@ impl Queue {
             Some(queue) if self.generation == generation() => Ok(queue),
             _ => Err(forked(py, "queue")),
         }
+    }
+
+    fn count_waited(&self, requests: usize) {
+        self.waited.fetch_add(requests as u64, Ordering::Relaxed);
     }
 
     /// Submits, waiting for room if need be. With room, the interpreter is not let go of.
@@ -298,60 +318,81 @@ impl Queue {
     ) -> PyResult<Handle> {
         let request = match queue.try_submit(request) {
             Ok(handle) => return Ok(handle),
-            Err(SubmitError::Full(request)) => request,
-            Err(error) => return Err(from_submit(py, &error)),
+            Err(refused) if matches!(refused.reason(), Refusal::Full) => refused.into_refused(),
+            Err(refused) => return Err(from_submit(py, &refused)),
         };
-        wait(py, request, |request, slice| {
-            self.waited.fetch_add(1, Ordering::Relaxed);
-            let submitted = match patience(until, slice) {
-                None => queue.submit(request),
-                Some(patience) => queue.submit_timeout(request, patience),
-            };
-            match submitted {
-                Err(SubmitError::Full(request)) if !is_over(until) => Step::Again(request),
-                other => Step::Done(other),
-            }
-        })?
-        .map_err(|error| from_submit(py, &error))
+        self.count_waited(1);
+        let mut handles = self.wait_for_room(py, queue, vec![request], until)?;
+        Ok(handles.pop().expect("there is one for each request"))
     }
 
-    fn submit_group(
+    /// Hands requests over once, and waits until there is room for all of them.
+    fn wait_for_room(
         &self,
         py: Python<'_>,
         queue: &BatchQueue<PyEngine>,
         requests: Vec<Request<Item>>,
         until: Option<Instant>,
     ) -> PyResult<Vec<Handle>> {
-        let count = requests.len() as u64;
-        wait(py, requests, |requests, slice| {
-            let submitted = queue.try_submit_group(requests);
-            let Err(SubmitError::Full(requests)) = submitted else {
-                return Step::Done(submitted);
-            };
-            if is_over(until) {
-                return Step::Done(Err(SubmitError::Full(requests)));
-            }
-            self.waited.fetch_add(count, Ordering::Relaxed);
-            match patience(until, slice) {
-                None => Step::Done(queue.submit_group(requests)),
-                Some(patience) => {
-                    // The core has no group submission with a time limit: look again in a while.
-                    std::thread::park_timeout(patience.min(Duration::from_millis(5)));
-                    Step::Again(requests)
-                }
-            }
-        })?
-        .map_err(|error| from_submit(py, &error))
+        if is_any_worker() {
+            // It makes room inline, or is told if it waits for one who waits for it.
+            let submitted = py.detach(|| match patience(until, None) {
+                None => queue.submit_group(requests),
+                Some(patience) => queue.submit_group_timeout(requests, patience),
+            });
+            return submitted.map_err(|error| from_submit(py, &error));
+        }
+        let turn = Turn::new(&self.turnstile);
+        let submission = queue.submit_group_async(requests);
+        let entered = self.wait_polled(py, &turn, submission, until)?;
+        drop(turn);
+        let full = || raise(py, "QueueFull", Refusal::Full.to_string());
+        let mut handles = match entered {
+            Some(entered) => entered.map_err(|error| from_submit(py, &error))?,
+            None => return Err(full()),
+        };
+        // Those whose deadline comes while they wait for room are told so as accepted ones are.
+        let has_expired = |handle: &mut Handle| {
+            let polled = handle.poll_no_inline(&mut Context::from_waker(Waker::noop()));
+            matches!(polled, Poll::Ready(Err(RequestError::DeadlineExceeded)))
+        };
+        if is_over(until) && handles.first_mut().is_some_and(has_expired) {
+            return Err(full());
+        }
+        Ok(handles)
     }
 
-    /// Lets the answer find its future. On the worker the request is run inline, now.
-    fn follow(&self, py: Python<'_>, pending: &Arc<Pending>, handle: Handle) {
-        if self.is_worker() {
-            let answer = py.detach(|| handle.wait());
-            pending.answered(py, answer);
-        } else {
-            pending.accepted(py, handle);
-        }
+    /// Waits detached for a future of the core's, with signals seen, on a thread that the turnstile
+    /// lets back in. `None`: the time was over first, and the future has been dropped.
+    fn wait_polled<F>(
+        &self,
+        py: Python<'_>,
+        turn: &Turn<'_>,
+        future: F,
+        until: Option<Instant>,
+    ) -> PyResult<Option<F::Output>>
+    where
+        F: Future<Output: Send> + Send + Unpin,
+    {
+        let waker = turn.waker();
+        wait(py, future, |mut future, slice| {
+            Turn::leave();
+            let end = slice.and_then(|slice| Instant::now().checked_add(slice));
+            loop {
+                let mut context = Context::from_waker(&waker);
+                if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut context) {
+                    turn.wait_at_door();
+                    return Step::Done(Some(output));
+                }
+                if is_over(until) {
+                    return Step::Done(None);
+                }
+                if is_over(end) {
+                    return Step::Again(future);
+                }
+                Waiter::park(patience(until, patience(end, None)));
+            }
+        })
     }
 }
 

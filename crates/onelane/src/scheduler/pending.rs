@@ -319,6 +319,20 @@ impl<E: Engine> Pending<E> {
         if deadline.is_some_and(|deadline| deadline <= ready_at) { arrival } else { ready_at }
     }
 
+    /// Answers requests that have expired while they waited for room. They are counted as those that
+    /// expire in the queue.
+    fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) -> usize {
+        let waiter = self.waiters.admit(number, deferred);
+        let arrivals = waiter.map(|waiter| waiter.arrivals).unwrap_or_default();
+        let count = arrivals.len();
+        for Arrival { input, key, sender, .. } in arrivals {
+            sender.send(Err(RequestError::DeadlineExceeded), deferred);
+            deferred.discard((input, key));
+        }
+        self.accepted += count as u64;
+        count
+    }
+
     /// Takes a request out of all lists and sums.
     fn unlink(&mut self, index: usize) -> PendingRequest<E> {
         let PendingRequest { class, group, cost, deadline, number, .. } = self.requests[index];
@@ -485,13 +499,16 @@ impl<E: Engine> PendingRequests for Pending<E> {
 
     fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> usize {
         let index = self.by_number.get(&number).copied();
+        let mut count = usize::from(index.is_some());
         if let Some(index) = index {
             self.dismiss_at(index, error, deferred);
+        } else if matches!(error, RequestError::DeadlineExceeded) {
+            count += self.expire_waiter(number, deferred);
         } else if let Some(waiter) = self.waiters.remove(number) {
             deferred.discard(waiter);
         }
         self.assign_room(deferred);
-        usize::from(index.is_some())
+        count
     }
 
     fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) -> usize {
@@ -506,16 +523,8 @@ impl<E: Engine> PendingRequests for Pending<E> {
 
     fn expire(&mut self, now: Instant, deferred: &mut Deferred) -> usize {
         let mut count = 0;
-        // Who waits for room is counted as one who expires in the queue.
         while let Some((_, number)) = self.waiters.first_deadline().filter(|(at, _)| *at <= now) {
-            for arrival in self.waiters.admit(number, deferred).into_iter().flat_map(|w| w.arrivals)
-            {
-                let Arrival { input, key, sender, .. } = arrival;
-                sender.send(Err(RequestError::DeadlineExceeded), deferred);
-                deferred.discard((input, key));
-                self.accepted += 1;
-                count += 1;
-            }
+            count += self.expire_waiter(number, deferred);
         }
         while let Some(&(_, number)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             let index = self.by_number[&number];

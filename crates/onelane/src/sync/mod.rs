@@ -9,6 +9,7 @@ mod catch_panic;
 mod clock;
 mod deferred;
 mod oneshot;
+mod per_process;
 #[cfg(not(all(test, loom)))]
 mod primitives;
 #[cfg(all(test, loom))]
@@ -25,6 +26,7 @@ pub(crate) use catch_panic::catch_panic;
 pub(crate) use clock::Clock;
 pub(crate) use deferred::Deferred;
 pub(crate) use oneshot::{Answer, Receiver, Sender};
+pub use per_process::PerProcess;
 pub(crate) use primitives::*;
 pub(crate) use reentry::{forbid_locking, may_lock};
 #[cfg(any(test, feature = "test-util"))]

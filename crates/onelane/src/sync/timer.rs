@@ -6,8 +6,10 @@ use std::task::Waker;
 use std::time::Instant;
 
 use super::catch_panic::catch_panic;
+use super::per_process::PerProcess;
 use super::primitives::{Mutex, park, park_timeout, spawn, thread_waker};
 
+#[derive(Default)]
 struct Timer {
     /// By time and, of the same time, order of coming.
     alarms: BTreeMap<(Instant, u64), Waker>,
@@ -16,14 +18,15 @@ struct Timer {
     thread: Option<Waker>,
 }
 
-static TIMER: Mutex<Timer> = Mutex::new(Timer { alarms: BTreeMap::new(), next: 0, thread: None });
+static TIMER: PerProcess<Mutex<Timer>> =
+    PerProcess::new(Mutex::new(Timer { alarms: BTreeMap::new(), next: 0, thread: None }));
 
 /// Wakes `waker`, on the timer's thread, when `at` has come. `waker` is this crate's: it may take an
 /// executor's lock.
 ///
 /// If there is no thread to be had, nobody is woken: the worker sees to deadlines when it is free.
 pub(crate) fn wake_at(at: Instant, waker: Waker) {
-    let mut timer = TIMER.lock();
+    let mut timer = TIMER.get().lock();
     let is_first = timer.alarms.first_key_value().is_none_or(|((first, _), _)| at < *first);
     timer.next += 1;
     let key = (at, timer.next);
@@ -43,12 +46,12 @@ pub(crate) fn wake_at(at: Instant, waker: Waker) {
 }
 
 fn run() {
-    let mut timer = TIMER.lock();
+    let mut timer = TIMER.get().lock();
     timer.thread = Some(thread_waker());
     drop(timer);
     loop {
         let due = {
-            let mut timer = TIMER.lock();
+            let mut timer = TIMER.get().lock();
             match timer.alarms.first_entry() {
                 None => Err(None),
                 Some(first) if first.key().0 <= Instant::now() => Ok(first.remove()),

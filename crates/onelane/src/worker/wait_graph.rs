@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::scheduler::RequestId;
+use crate::sync::PerProcess;
 
 /// A worker of the process: its executor's id, and its index there.
 pub(crate) type WorkerId = (u64, usize);
@@ -28,10 +29,10 @@ pub(crate) struct WaitEdge {
 
 type WaitGraph = BTreeMap<WorkerId, Vec<WaitEdge>>;
 
-static GRAPH: Mutex<WaitGraph> = Mutex::new(BTreeMap::new());
+static GRAPH: PerProcess<Mutex<WaitGraph>> = PerProcess::new(Mutex::new(BTreeMap::new()));
 
 fn graph() -> MutexGuard<'static, WaitGraph> {
-    GRAPH.lock().unwrap_or_else(PoisonError::into_inner)
+    GRAPH.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Notes that `worker` waits. `false`: whoever it would wait for waits for it, directly or through

@@ -1,7 +1,10 @@
 //! Promise 9: on the worker, closures run inline, and waiting runs the queue's work inline or says
 //! at once that it would deadlock.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
+use std::task::{Context, Waker};
 
 use crate::common::*;
 use onelane::testing::{FakeEngine, FakeItem, within_a_minute};
@@ -208,5 +211,66 @@ fn an_engine_may_wait_for_what_another_worker_runs() {
                 });
             }
         });
+    });
+}
+
+/// Who leaves a waker on a worker and goes on has nothing run for him, and is not taken to wait.
+#[test]
+fn a_worker_that_leaves_a_waker_does_not_wait() {
+    within_a_minute(|| {
+        let (here, there) = (executor(), executor());
+        let (queue, other) =
+            (echo(&here, BatchConfig::default()), echo(&there, BatchConfig::default()));
+        let (inner, hold) = (queue.clone(), Arc::new(Barrier::new(2)));
+        let (held, back) = (hold.clone(), here.clone());
+        // The other worker asks this one, while this one has asked it and does not wait.
+        let asking = there.submit(move || {
+            held.wait();
+            let mut handle = back.try_submit(|| 5).unwrap();
+            let polled = Pin::new(&mut handle).poll(&mut Context::from_waker(Waker::noop()));
+            held.wait();
+            (handle, polled)
+        });
+        let asked = here
+            .call(move || {
+                let mut noop = Context::from_waker(Waker::noop());
+                let mut handle = inner.try_submit(FakeItem::new(1)).unwrap();
+                assert!(handle.poll_no_inline(&mut noop).is_pending(), "it ran inline");
+                let mut infer = inner.infer(FakeItem::new(2));
+                assert!(infer.poll_no_inline(&mut noop).is_pending(), "it ran inline");
+                let mut elsewhere = other.try_submit(FakeItem::new(3)).unwrap();
+                assert!(elsewhere.poll_no_inline(&mut noop).is_pending());
+                hold.wait();
+                hold.wait();
+                (handle, infer, elsewhere)
+            })
+            .unwrap();
+        let (handle, infer, elsewhere) = asked;
+        let (asking, polled) = asking.unwrap().wait().unwrap();
+        assert!(polled.is_pending(), "it was taken to wait: {polled:?}");
+        assert_eq!(asking.wait().unwrap(), 5);
+        assert_eq!((handle.wait().unwrap(), block_on(infer).unwrap()), (1, 2));
+        assert_eq!(elsewhere.wait().unwrap(), 3);
+    });
+}
+
+/// A closure that is submitted on the worker by who does not wait waits for its turn.
+#[test]
+fn a_closure_may_wait_for_its_turn_on_the_worker() {
+    within_a_minute(|| {
+        let device = executor();
+        let inner = device.clone();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let noted = order.clone();
+        let later = device
+            .call(move || {
+                let by_later = noted.clone();
+                let later = inner.try_submit_no_inline(move || by_later.lock().unwrap().push(2));
+                noted.lock().unwrap().push(1);
+                later.unwrap()
+            })
+            .unwrap();
+        later.wait().unwrap();
+        assert_eq!(*order.lock().unwrap(), [1, 2]);
     });
 }

@@ -290,3 +290,30 @@ fn a_group_does_not_bring_bulk_past_the_line() {
         assert_eq!(block_on(heavy).unwrap(), 10);
     });
 }
+
+/// A task that looks when its deadline has passed, before the timer has, is told so, not that the
+/// worker is gone.
+#[test]
+fn a_task_that_expires_in_line_is_told_of_its_deadline() {
+    within_a_minute(|| {
+        let (queue, gate, _) = gated(&executor(), BatchConfig::default().capacity(1));
+        let first = occupy(&queue, &gate);
+        let second = queue.submit(FakeItem::new(2)).unwrap();
+        let request = Request::new(FakeItem::new(3)).deadline(std::time::Instant::now());
+        let mut third = pin!(queue.infer(request));
+        let polled = loop {
+            match third.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => std::thread::yield_now(),
+                Poll::Ready(polled) => break polled,
+            }
+        };
+        assert!(
+            matches!(polled, Err(InferError::Failed(RequestError::DeadlineExceeded))),
+            "{polled:?}"
+        );
+        gate.open_for_good();
+        wait_all([first, second]);
+        let stats = queue.stats();
+        assert_eq!((stats.expired, stats.submitted, stats.completed), (1, 3, 2));
+    });
+}
