@@ -34,7 +34,7 @@ pub(crate) fn keep_to_one_stream(device: &Device) {
 /// The passes of a model that were recorded, each with host memory of its own that the device copies
 /// from and to by itself.
 ///
-/// A pass of hundreds of operations is one call of the driver then (docs/performance.md has the figures).
+/// A pass of hundreds of operations is one call of the driver then (docs/decisions has the figures).
 pub(crate) struct Graphs<K> {
     device: CudaDevice,
     /// The thread that records and runs them. What candle uploads once for all passes, the shapes of

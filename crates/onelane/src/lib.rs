@@ -66,6 +66,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 #![warn(clippy::disallowed_types, clippy::disallowed_methods)]
+#![allow(clippy::type_complexity, reason = "results are spelled out, so that a reader sees them")]
 
 mod admission;
 mod config;

@@ -1,8 +1,10 @@
 //! An async service around a batch queue: every request is one inference, those that wait together
 //! run as one batch, a full queue says 429, a passed deadline 504, and Ctrl-C drains.
 //!
-//!     cargo run -p onelane-example-service
-//!     curl -X POST --data 'some text' http://127.0.0.1:3000/length
+//! ```text
+//! cargo run -p onelane-example-service
+//! curl -X POST --data 'some text' http://127.0.0.1:3000/length
+//! ```
 
 use std::time::Duration;
 

@@ -13,12 +13,11 @@ use crate::common::*;
 
 type Later = Arc<OnceLock<BatchQueue<FakeEngine>>>;
 
+/// A way to wait for a handle.
+type Wait = fn(onelane::ResponseHandle<u64>) -> Result<u64, RequestError>;
+
 /// A queue whose engine asks `inner` for each of its items and adds one; `how` it waits.
-fn asking(
-    device: &DeviceExecutor,
-    inner: &Later,
-    how: fn(onelane::ResponseHandle<u64>) -> Result<u64, RequestError>,
-) -> BatchQueue<FakeEngine> {
+fn asking(device: &DeviceExecutor, inner: &Later, how: Wait) -> BatchQueue<FakeEngine> {
     let inner = Arc::clone(inner);
     BatchQueue::new(device, BatchConfig::default(), move || {
         let inner = Arc::clone(&inner);
@@ -34,7 +33,7 @@ fn asking(
     .unwrap()
 }
 
-const WAYS: [fn(onelane::ResponseHandle<u64>) -> Result<u64, RequestError>; 3] = [
+const WAYS: [Wait; 3] = [
     |handle| handle.wait(),
     |handle| handle.wait_timeout(Duration::from_secs(3600)).unwrap(),
     |handle| block_on(handle),

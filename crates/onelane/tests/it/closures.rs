@@ -97,7 +97,7 @@ fn a_closure_that_is_given_up_or_aborted_is_not_run() {
         let clock = VirtualClock::new();
         let (device, gate, busy) = occupied(&clock);
         drop(device.submit(|| panic!("it was given up")).unwrap());
-        let aborted = device.submit(|| panic!("it was aborted")).map(|handle| handle).unwrap();
+        let aborted = device.submit(|| panic!("it was aborted")).unwrap();
         let ended = device.shutdown(Shutdown::Abort, Duration::ZERO);
         assert!(ended.is_err());
         assert!(matches!(aborted.wait(), Err(RequestError::Closed)));
