@@ -27,7 +27,7 @@ doc: ## documentation without warnings
 macos: ## type-check of everything that runs on a Mac
 	rustup target add aarch64-apple-darwin
 	cargo check --target aarch64-apple-darwin --features metal --locked \
-	    -p onelane -p onelane-engines -p onelane-suite -p onelane-cli -p onelane-bench
+	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-suite -p onelane-cli -p onelane-bench
 
 # No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels, in a folder of their
 # own, so that no build takes them for real ones.

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use onelane::{Engine, EngineError};
 
 use crate::channel;
+use crate::children::RecycleCause;
 use crate::error::WireError;
 use crate::frame::Kind;
-use crate::supervisor::{FactoryGuard, RecycleCause, Shared, Supervisor};
+use crate::supervisor::{FactoryGuard, Shared, Supervisor};
 use crate::wire::Wire;
 use crate::worker::{Answer, Interruption, RunError, Worker};
 
@@ -81,7 +82,7 @@ where
         match answer {
             Ok(answer) => {
                 if worker.memory > 0 {
-                    self.shared.measured(worker.memory);
+                    self.shared.children.measured(worker.memory);
                 }
                 match answer {
                     Answer::Outputs { outputs, cost } => {
@@ -104,7 +105,7 @@ where
                 let before = matches!(interruption, Interruption::EndedBefore);
                 let worker = self.worker.take().expect("it was there to be interrupted");
                 let (lost, starved) = worker.lose(interruption);
-                self.shared.lost(&lost);
+                self.shared.children.lost(&lost);
                 Err(Attempt::Lost { lost: lost.into(), before, starved })
             }
         }
@@ -114,14 +115,14 @@ where
     /// new one is ready. Without, the old one is ended first: two of them might not fit on the
     /// device, and a child that is replaced for its memory would then never be.
     fn recycle(&mut self) -> Result<(), EngineError> {
-        if self.shared.config.spare && self.spare_checked.elapsed() >= SPARE_CHECK {
+        if self.shared.children.config.spare && self.spare_checked.elapsed() >= SPARE_CHECK {
             self.spare_checked = Instant::now();
             self.shared.check_spare();
         }
         let Some(cause) = self.worker.as_ref().and_then(|worker| worker.recycle_cause()) else {
             return Ok(());
         };
-        if self.shared.config.spare {
+        if self.shared.children.config.spare {
             let Some(fresh) = self.shared.take_ready_spare() else {
                 return Ok(());
             };
@@ -134,7 +135,7 @@ where
             }
             self.worker = Some(self.shared.take().map_err(EngineError::lost)?);
         }
-        self.shared.recycled(cause);
+        self.shared.children.recycled(cause);
         tracing::info!(?cause, "an isolated worker was replaced");
         Ok(())
     }
@@ -172,10 +173,13 @@ where
             } else if starved && batch.len() > 1 && self.idempotent {
                 // Fewer at a time may fit. The core splits the batch and remembers.
                 return Err(EngineError::out_of_memory(*lost));
-            } else if batch.len() == 1 && self.idempotent && retries < self.shared.config.retries {
+            } else if batch.len() == 1
+                && self.idempotent
+                && retries < self.shared.children.config.retries
+            {
                 // It may have been a race, or a kill from outside.
                 retries += 1;
-                self.shared.retried();
+                self.shared.children.retried();
             } else {
                 return Err(EngineError::lost(*lost));
             }

@@ -67,6 +67,7 @@
 
 mod arena;
 mod channel;
+mod children;
 mod config;
 mod error;
 mod footprint;

@@ -5,9 +5,8 @@
 //! thread that starts or ends it. No lock is held while a child is waited for. When the last engine
 //! goes in good order, or the factory does, the spare and the background threads are gone as well.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -15,10 +14,9 @@ use std::time::{Duration, Instant};
 
 use onelane::ConfigError;
 
+use crate::children::Children;
 use crate::config::IsolationConfig;
 use crate::error::ChildLost;
-use crate::footprint::Footprint;
-use crate::process::{Ended, Process};
 use crate::stats::IsolationStats;
 use crate::worker::Worker;
 
@@ -38,8 +36,7 @@ pub struct Supervisor {
 
 /// What handles, engines and background threads share.
 pub(crate) struct Shared {
-    pub(crate) command: Box<dyn Fn() -> Command + Send + Sync>,
-    pub(crate) config: IsolationConfig,
+    pub(crate) children: Arc<Children>,
     state: Mutex<State>,
     /// Signalled when the spare has become ready, or will not.
     changed: Condvar,
@@ -55,9 +52,6 @@ struct State {
     failures: u32,
     failed_at: Option<Instant>,
     background: Vec<JoinHandle<()>>,
-    stuck: Vec<Process>,
-    children: BTreeSet<u32>,
-    stats: IsolationStats,
 }
 
 #[derive(Default)]
@@ -67,14 +61,6 @@ enum Spare {
     /// It is being started; set to end that.
     Starting(Arc<AtomicBool>),
     Ready(Box<Worker>),
-}
-
-/// Why a child is replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RecycleCause {
-    Memory,
-    Batches,
-    Age,
 }
 
 impl Supervisor {
@@ -90,34 +76,20 @@ impl Supervisor {
         config: IsolationConfig,
     ) -> Result<Self, ConfigError> {
         config.validate()?;
-        let shared = Shared {
-            command: Box::new(command),
-            config,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        };
+        let children = Arc::new(Children::new(Box::new(command), config));
+        let shared = Shared { children, state: Mutex::default(), changed: Condvar::new() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// A snapshot of the counters.
     pub fn stats(&self) -> IsolationStats {
-        let mut stats = {
-            let mut state = self.shared.lock();
-            state.reap();
-            IsolationStats {
-                children: state.children.iter().copied().collect(),
-                spare: matches!(state.spare, Spare::Ready(_)),
-                ..state.stats.clone()
-            }
-        };
-        let bytes = |&child: &u32| Footprint::of(child).bytes();
-        stats.footprint = stats.children.iter().filter_map(bytes).sum();
-        stats
+        let spare = matches!(self.shared.lock().spare, Spare::Ready(_));
+        IsolationStats { spare, ..self.shared.children.stats() }
     }
 
     /// The settings that it was made with.
     pub fn config(&self) -> &IsolationConfig {
-        &self.shared.config
+        &self.shared.children.config
     }
 }
 
@@ -176,7 +148,7 @@ impl Shared {
                     match worker.idle() {
                         Ok(()) => return Some(*worker),
                         // It died while nobody needed it: nobody loses anything.
-                        Err(interruption) => self.lost(&worker.lose(interruption).0),
+                        Err(interruption) => self.children.lost(&worker.lose(interruption).0),
                     }
                     state = self.lock();
                 }
@@ -204,7 +176,7 @@ impl Shared {
             }
         };
         if let Some((worker, interruption)) = dead {
-            self.lost(&worker.lose(interruption).0);
+            self.children.lost(&worker.lose(interruption).0);
             self.prepare_spare();
         }
     }
@@ -220,17 +192,15 @@ impl Shared {
     fn start(self: &Arc<Self>, cancel: &AtomicBool) -> Result<Worker, ChildLost> {
         self.back_off(cancel)?;
         let since = Instant::now();
-        let started = Worker::start(self, cancel);
+        let started = Worker::start(&self.children, cancel);
+        self.children.started(started.is_ok(), since.elapsed());
         let mut state = self.lock();
-        state.reap();
         match &started {
             Ok(_) => {
                 state.failures = 0;
                 state.has_started = true;
-                state.stats.last_start = since.elapsed();
             }
             Err(error) => {
-                state.stats.failed_starts += 1;
                 if !matches!(error, ChildLost::Cancelled) {
                     state.failures = state.failures.saturating_add(1);
                     state.failed_at = Some(Instant::now());
@@ -264,7 +234,7 @@ impl Shared {
 
     /// Starts a spare in the background, if one is wanted and there is none.
     fn prepare_spare(self: &Arc<Self>) {
-        if !self.config.spare {
+        if !self.children.config.spare {
             return;
         }
         let mut state = self.lock();
@@ -340,75 +310,6 @@ impl Shared {
             // One that panicked has dropped its child, which kills it.
             let _ = thread.join();
         }
-    }
-
-    // Counting.
-
-    pub(crate) fn spawned(&self, pid: u32) {
-        let mut state = self.lock();
-        state.stats.starts += 1;
-        state.children.insert(pid);
-    }
-
-    /// Notes how a process has ended; one that is stuck is kept, to be reaped when it dies at last.
-    pub(crate) fn gone(&self, pid: u32, ended: Ended) -> Option<ExitStatus> {
-        let mut state = self.lock();
-        match ended {
-            Ended::Gone(status) => {
-                state.children.remove(&pid);
-                status
-            }
-            Ended::Stuck(process) => {
-                tracing::error!(pid, "an isolated worker was killed and does not die");
-                state.stats.stuck += 1;
-                state.stuck.push(process);
-                None
-            }
-        }
-    }
-
-    pub(crate) fn lost(&self, lost: &ChildLost) {
-        let stats = &mut self.lock().stats;
-        match lost {
-            ChildLost::Crashed { .. } => stats.crashes += 1,
-            ChildLost::Hung { .. } => stats.hangs += 1,
-            ChildLost::EngineLost { .. } => stats.engine_losses += 1,
-            ChildLost::Protocol { .. } => stats.protocol_errors += 1,
-            // They are of a start, and counted there.
-            ChildLost::NotBuilt { .. } | ChildLost::Spawn(_) | ChildLost::Cancelled => {}
-        }
-    }
-
-    pub(crate) fn retried(&self) {
-        self.lock().stats.retries += 1;
-    }
-
-    pub(crate) fn recycled(&self, cause: RecycleCause) {
-        let stats = &mut self.lock().stats;
-        match cause {
-            RecycleCause::Memory => stats.recycled_for_memory += 1,
-            RecycleCause::Batches => stats.recycled_for_batches += 1,
-            RecycleCause::Age => stats.recycled_for_age += 1,
-        }
-    }
-
-    pub(crate) fn measured(&self, bytes: u64) {
-        let stats = &mut self.lock().stats;
-        stats.max_footprint = stats.max_footprint.max(bytes);
-    }
-}
-
-impl State {
-    fn reap(&mut self) {
-        let children = &mut self.children;
-        self.stuck.retain_mut(|process| {
-            let pid = process.id();
-            let reaped = process.try_reap();
-            if reaped {
-                children.remove(&pid);
-            }
-            !reaped
-        });
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::arena::Arena;
+use crate::children::Children;
 use crate::config::IsolationConfig;
 use crate::error::{Activity, ChildLost, RemoteError, StderrTail, WireError};
 use crate::footprint::Footprint;
@@ -20,7 +21,6 @@ use crate::frame::{FRAME_LEN, Frame, Kind};
 use crate::oom;
 use crate::process::Process;
 use crate::socket::{self, Peeked};
-use crate::supervisor::Shared;
 use crate::wire::Wire;
 
 /// One child that has been started, and what is known of it.
@@ -30,7 +30,7 @@ pub(crate) struct Worker {
     socket: UnixStream,
     arena: Arena,
     footprint: Footprint,
-    shared: Arc<Shared>,
+    children: Arc<Children>,
     activity: Activity,
     sequence: u64,
     pub(crate) idempotent: bool,
@@ -81,16 +81,16 @@ impl Worker {
     ///
     /// # Blocking
     /// For at most `config.start`, and some 10 s to end a child that cannot be used.
-    pub(crate) fn start(shared: &Arc<Shared>, cancel: &AtomicBool) -> Result<Self, ChildLost> {
-        let mut worker = Self::spawn(shared).map_err(|error| ChildLost::Spawn(error.into()))?;
+    pub(crate) fn start(children: &Arc<Children>, cancel: &AtomicBool) -> Result<Self, ChildLost> {
+        let mut worker = Self::spawn(children).map_err(|error| ChildLost::Spawn(error.into()))?;
         match worker.wait_until_ready(cancel) {
             Ok(()) => Ok(worker),
             Err(interruption) => Err(worker.lose(interruption).0),
         }
     }
 
-    fn spawn(shared: &Arc<Shared>) -> io::Result<Self> {
-        let config = &shared.config;
+    fn spawn(children: &Arc<Children>) -> io::Result<Self> {
+        let config = &children.config;
         let (socket, theirs) = UnixStream::pair()?;
         socket::no_signal(&socket)?;
         socket.set_read_timeout(Some(config.slice()))?;
@@ -98,14 +98,14 @@ impl Worker {
         let arena = Arena::create(config.max_payload)?;
         let started = Instant::now();
         let oom_kills = oom::kills();
-        let process = Process::spawn((shared.command)(), theirs, config.on_line.clone())?;
-        shared.spawned(process.id());
+        let process = Process::spawn((children.command)(), theirs, config.on_line.clone())?;
+        children.spawned(process.id());
         Ok(Self {
             footprint: Footprint::of(process.id()),
             process: Some(process),
             socket,
             arena,
-            shared: Arc::clone(shared),
+            children: Arc::clone(children),
             activity: Activity::Starting,
             sequence: 0,
             idempotent: true,
@@ -119,13 +119,13 @@ impl Worker {
 
     fn wait_until_ready(&mut self, cancel: &AtomicBool) -> Result<(), Interruption> {
         let mut writer = self.arena.writer();
-        writer.bytes(&self.shared.config.payload);
+        writer.bytes(&self.children.config.payload);
         let length = writer.finish().map_err(|error| Interruption::Garbage(error.to_string()))?;
-        let cost = self.shared.config.max_payload;
+        let cost = self.children.config.max_payload;
         let frame = Frame { length, cost, ..Frame::new(Kind::Start) };
         socket::send_with(&self.socket, &frame, self.arena.file())
             .map_err(|_| Interruption::Ended)?;
-        let deadline = Deadline::new(self.started, self.shared.config.start);
+        let deadline = Deadline::new(self.started, self.children.config.start);
         loop {
             let frame = self.receive(deadline, Some(cancel))?;
             match frame.kind {
@@ -174,7 +174,7 @@ impl Worker {
             ..Frame::new(Kind::Batch)
         };
         self.activity = Activity::Batch { size: batch.len() };
-        let deadline = Deadline::new(Instant::now(), self.shared.config.hang);
+        let deadline = Deadline::new(Instant::now(), self.children.config.hang);
         // A write that failed gave the child nothing that it could have run.
         socket::send(&self.socket, &frame).map_err(|_| Interruption::EndedBefore)?;
         let frame = self.receive_answer(deadline)?;
@@ -211,7 +211,7 @@ impl Worker {
                 Kind::Building if is_building => return Err(unexpected(frame.kind)),
                 Kind::Building => {
                     is_building = true;
-                    deadline = Deadline::new(Instant::now(), self.shared.config.start);
+                    deadline = Deadline::new(Instant::now(), self.children.config.start);
                     Activity::Building
                 }
                 Kind::WarmingUp if is_building => Activity::WarmingUp,
@@ -239,7 +239,7 @@ impl Worker {
     }
 
     fn measure(&mut self, frame: &Frame) {
-        let limited = self.shared.config.max_memory.is_some();
+        let limited = self.children.config.max_memory.is_some();
         let counted = if limited { self.footprint.bytes().unwrap_or(0) } else { 0 };
         self.memory = counted.max(frame.footprint);
     }
@@ -262,7 +262,7 @@ impl Worker {
     }
 
     pub(crate) fn config(&self) -> &IsolationConfig {
-        &self.shared.config
+        &self.children.config
     }
 
     fn receive(
@@ -316,10 +316,10 @@ impl Worker {
             Interruption::Ended | Interruption::EndedBefore => {
                 let pid = process.id();
                 let (ended, stderr) = process.end();
-                (self.shared.gone(pid, ended), stderr)
+                (self.children.gone(pid, ended), stderr)
             }
             _ => {
-                let abort_grace = self.shared.config.abort_grace;
+                let abort_grace = self.children.config.abort_grace;
                 if matches!(interruption, Interruption::TimedOut(_)) && !abort_grace.is_zero() {
                     process.signal(Signal::ABORT);
                     process.wait_for_end(abort_grace);
@@ -346,7 +346,7 @@ impl Worker {
     fn kill(&self, process: Process) -> (Option<std::process::ExitStatus>, StderrTail) {
         let pid = process.id();
         let (ended, stderr) = process.kill();
-        (self.shared.gone(pid, ended), stderr)
+        (self.children.gone(pid, ended), stderr)
     }
 
     /// Lets a child that is no longer needed drop its engine and end.
@@ -356,7 +356,7 @@ impl Worker {
     pub(crate) fn retire(mut self) {
         let _ = socket::send(&self.socket, &Frame::new(Kind::Exit));
         if let Some(process) = self.process.take() {
-            process.wait_for_end(self.shared.config.grace);
+            process.wait_for_end(self.children.config.grace);
             self.kill(process);
         }
     }
