@@ -61,11 +61,14 @@ fn a_circle_over_executors_is_told_and_a_path_is_not() {
             let error = later[0].get().unwrap().submit(FakeItem::new(1)).unwrap().wait();
             let text = error.unwrap_err().to_string();
             assert!(text.contains("deadlock"), "{text}");
-            // Nothing is left of it.
-            assert_eq!(path.submit(FakeItem::new(1)).unwrap().wait().unwrap(), 3);
+            // Nothing is left of it, once those who waited have been told, too.
             for device in &devices {
                 assert_eq!(device.call(|| 1).unwrap(), 1);
             }
+            soon("nobody waits", || {
+                later.iter().all(|queue| queue.get().unwrap().stats().running == 0)
+            });
+            assert_eq!(path.submit(FakeItem::new(1)).unwrap().wait().unwrap(), 3);
         });
     }
 }
