@@ -25,6 +25,13 @@ def test_submit_gives_a_real_future(device):
     assert {f.result() for f in as_completed(futures, timeout=30)} == set(range(50))
 
 
+def test_futures_are_told_once_to_who_looks_while_they_are_resolved(device):
+    queue = onelane.BatchQueue(lambda xs: xs, device, 4, collate="list")
+    for _ in range(60):
+        futures = [queue.submit(i) for i in range(60)]
+        assert {f.result() for f in as_completed(futures, timeout=30)} == set(range(60))
+
+
 def test_a_cancelled_future_leaves_the_queue(device):
     ran = []
     queue = onelane.BatchQueue(lambda xs: ran.extend(xs) or xs, device, collate="list")

@@ -31,8 +31,10 @@ class RequestFuture(Future[Any]):
     What somebody needs to look at it from outside (a condition, lists of waiters and callbacks) is
     made when somebody does; for most futures nobody does before the result is there.
 
-    INVARIANT: who looks sets `_watched` before reading `_state`; who resolves sets `_state` before
-    reading `_watched`. So either the one sees the result, or the other sees that it must tell.
+    INVARIANT: who looks sets `_watched` before reading `_state`. Who resolves a future that is
+    watched does so under its condition, or a looker that holds it would see the result and be told
+    of it, too. One that is not watched is resolved without, by the native module: it looks at
+    `_watched` and sets `_state` without letting go of the interpreter.
     """
 
     _state: str = _base.PENDING
@@ -52,9 +54,11 @@ class RequestFuture(Future[Any]):
         # Two threads may come here: both get the first one's.
         return self.__dict__.setdefault(name, make())
 
-    def _tell(self) -> None:
-        """Tell those who look that there is a result."""
+    def _finish(self, result: Any, error: BaseException | None) -> None:
+        """Set the result or the exception, and tell those who look."""
         with self._condition:
+            self._result, self._exception = result, error
+            self._state = _base.FINISHED
             for waiter in self._waiters:
                 if self._exception is None:
                     waiter.add_result(self)
@@ -64,10 +68,7 @@ class RequestFuture(Future[Any]):
         self._invoke_callbacks()
 
     def _fail(self, error: BaseException) -> None:
-        self._exception = error
-        self._state = _base.FINISHED
-        if self._watched:
-            self._tell()
+        self._finish(None, error)
 
     def cancel(self) -> bool:
         """Cancel the request if it has not started; it leaves the queue at once."""

@@ -478,12 +478,11 @@ pub(crate) fn resolving<'py>(
 /// those who look at it.
 fn respond(future: &Bound<'_, PyAny>, value: Py<PyAny>) -> PyResult<()> {
     let py = future.py();
-    future.setattr(intern!(py, "_result"), value)?;
-    future.setattr(intern!(py, "_state"), intern!(py, "FINISHED"))?;
     if future.getattr(intern!(py, "_watched"))?.is_truthy()? {
-        future.call_method0(intern!(py, "_tell"))?;
+        return future.call_method1(intern!(py, "_finish"), (value, py.None())).map(drop);
     }
-    Ok(())
+    future.setattr(intern!(py, "_result"), value)?;
+    future.setattr(intern!(py, "_state"), intern!(py, "FINISHED"))
 }
 
 fn value(py: Python<'_>, outcome: Outcome) -> PyResult<Py<PyAny>> {
