@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, _base
 from typing import Any
@@ -19,7 +20,6 @@ _CANCELLED = (_base.CANCELLED, _base.CANCELLED_AND_NOTIFIED)
 _DONE = (*_CANCELLED, _base.FINISHED)
 
 _MADE_WHEN_NEEDED: dict[str, Any] = {
-    "_condition": threading.Condition,
     "_waiters": list,
     "_done_callbacks": list,
 }
@@ -31,16 +31,14 @@ class RequestFuture(Future[Any]):
     What somebody needs to look at it from outside (a condition, lists of waiters and callbacks) is
     made when somebody does; for most futures nobody does before the result is there.
 
-    INVARIANT: who looks sets `_watched` before reading `_state`. Who resolves a future that is
-    watched does so under its condition, or a looker that holds it would see the result and be told
-    of it, too. One that is not watched is resolved without, by the native module: it looks at
-    `_watched` and sets `_state` without letting go of the interpreter.
+    INVARIANT: `_lock` is set once, in one step: to a condition by who looks first, or to `"resolved"`
+    by the native module, which then sets `_state` without a condition. A future that somebody looks
+    at is resolved under its condition: who holds it either sees the result or is told of it.
     """
 
     _state: str = _base.PENDING
     _result: Any = None
     _exception: BaseException | None = None
-    _watched = False
     _ticket: _onelane.Ticket | None = None
 
     def __init__(self) -> None:
@@ -50,9 +48,21 @@ class RequestFuture(Future[Any]):
         make = _MADE_WHEN_NEEDED.get(name)
         if make is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self._watched = True
         # Two threads may come here: both get the first one's.
         return self.__dict__.setdefault(name, make())
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        lock = self.__dict__.get("_lock")
+        if lock is None:
+            lock = self.__dict__.setdefault("_lock", threading.Condition())
+        if isinstance(lock, threading.Condition):
+            return lock
+        while self._state != _base.FINISHED:
+            # It is about to be, by a thread that has nothing else to do first.
+            time.sleep(0)
+        # Nobody is told of anything any more.
+        return threading.Condition()
 
     def _finish(self, result: Any, error: BaseException | None) -> None:
         """Set the result or the exception, and tell those who look."""

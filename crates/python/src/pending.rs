@@ -23,7 +23,7 @@ use onelane::{Infer, InferError, RequestError, ResponseHandle};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::engine::PyEngine;
 use crate::failure::{from_request, from_submit};
@@ -478,11 +478,15 @@ pub(crate) fn resolving<'py>(
 /// those who look at it.
 fn respond(future: &Bound<'_, PyAny>, value: Py<PyAny>) -> PyResult<()> {
     let py = future.py();
-    if future.getattr(intern!(py, "_watched"))?.is_truthy()? {
-        return future.call_method1(intern!(py, "_finish"), (value, py.None())).map(drop);
+    let dict = future.getattr(intern!(py, "__dict__"))?.cast_into::<PyDict>()?;
+    dict.set_item(intern!(py, "_result"), &value)?;
+    // CORRECTNESS: one step decides between a looker, who puts a condition there, and this.
+    let resolved = intern!(py, "resolved");
+    let lock = dict.call_method1(intern!(py, "setdefault"), (intern!(py, "_lock"), resolved))?;
+    if lock.is(resolved) {
+        return dict.set_item(intern!(py, "_state"), intern!(py, "FINISHED"));
     }
-    future.setattr(intern!(py, "_result"), value)?;
-    future.setattr(intern!(py, "_state"), intern!(py, "FINISHED"))
+    future.call_method1(intern!(py, "_finish"), (value, py.None())).map(drop)
 }
 
 fn value(py: Python<'_>, outcome: Outcome) -> PyResult<Py<PyAny>> {
