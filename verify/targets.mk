@@ -22,7 +22,7 @@ OVERLOAD_SECONDS := 20
 CASES := 1000
 MUTANTS_PART = --sharding round-robin --shard $(MUTANTS_SHARD)
 # Miri is about a thousand times slower than the machine.
-MIRI_TESTS := lib cancel truth waiters
+MIRI_TESTS := lib cancel truth
 MIRI_CASES := 2
 endif
 SEED ?= 1
