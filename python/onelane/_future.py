@@ -31,9 +31,10 @@ class RequestFuture(Future[Any]):
     What somebody needs to look at it from outside (a condition, lists of waiters and callbacks) is
     made when somebody does; for most futures nobody does before the result is there.
 
-    INVARIANT: `_lock` is set once, in one step: to a condition by who looks first, or to `"resolved"`
-    by the native module, which then sets `_state` without a condition. A future that somebody looks
-    at is resolved under its condition: who holds it either sees the result or is told of it.
+    INVARIANT: `_lock` is set once, in one step: to a condition by who looks first, or to
+    `"resolved"` by the native module, which then sets `_state` without a condition. A future that
+    somebody looks at is resolved under its condition: who holds it either sees the result or is
+    told of it.
     """
 
     _state: str = _base.PENDING
