@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, _base
-from typing import Any
+from typing import Any, cast
 
 from onelane import _onelane
 from onelane.errors import ForkedProcess, WouldDeadlock
@@ -31,10 +31,9 @@ class RequestFuture(Future[Any]):
     What somebody needs to look at it from outside (a condition, lists of waiters and callbacks) is
     made when somebody does; for most futures nobody does before the result is there.
 
-    INVARIANT: `_lock` is set once, in one step: to a condition by who looks first, or to
-    `"resolved"` by the native module, which then sets `_state` without a condition. A future that
-    somebody looks at is resolved under its condition: who holds it either sees the result or is
-    told of it.
+    INVARIANT: `_lock` is set once, in one step: to a condition by who looks first, or to "resolved"
+    by the native module, which then sets `_state` without a condition. A future that somebody looks
+    at is resolved under its condition: who holds it either sees the result or is told of it.
     """
 
     _state: str = _base.PENDING
@@ -62,8 +61,8 @@ class RequestFuture(Future[Any]):
         while self._state != _base.FINISHED:
             # It is about to be, by a thread that has nothing else to do first.
             time.sleep(0)
-        # Nobody is told of anything any more.
-        return threading.Condition()
+        # Nobody is told of anything any more. The same one each time: it is taken and given back.
+        return cast(threading.Condition, self.__dict__.setdefault("_spare", threading.Condition()))
 
     def _finish(self, result: Any, error: BaseException | None) -> None:
         """Set the result or the exception, and tell those who look."""
