@@ -73,8 +73,15 @@ bench: ## the queue beside other Rust queues; wants a quiet machine
 
 -include verify/targets.mk
 
-# Small sizes; VERIFY=full takes hours.
-ci: check test loom fuzz chaos tsan miri ## what CI runs
+# Small sizes; VERIFY=full takes hours. Two lanes at once: the tests of Python keep one core busy.
+LANES = $(MAKE) --no-print-directory -j2 $(if $(filter-out 3.%,$(MAKE_VERSION)),-O)
+ci: ## what CI runs
+	$(LANES) check $(VENV)/.ready
+	$(LANES) ci-rust test-python
+
+.PHONY: ci-rust
+ci-rust:
+	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
 
 clean: ## remove what was built
 	rm -rf target $(VENV)
