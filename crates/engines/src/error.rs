@@ -1,5 +1,6 @@
 //! What can go wrong while a model is loaded, and how a device's errors become the core's.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use onelane::EngineError;
@@ -28,8 +29,30 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
     },
+    /// Something else stands where a file should.
+    #[error("{} is {found}, not a regular file: copy the model directory again", path.display())]
+    NotAFile {
+        /// Where.
+        path: PathBuf,
+        /// What stands there.
+        found: &'static str,
+    },
+    /// A file is larger than any of its kind.
+    #[error(
+        "{} has {bytes} bytes, and no more than {most} are read: is it a {} at all?",
+        path.display(),
+        path.file_name().unwrap_or_default().display()
+    )]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The most that is read.
+        most: u64,
+    },
     /// A file is there but cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -85,8 +108,26 @@ pub enum LoadError {
     #[error(transparent)]
     Device(#[from] crate::device::DeviceError),
     /// The device refused the weights.
-    #[error("cannot put the model on the device: {0}")]
+    #[error("cannot put the model on the device")]
     Upload(#[from] candle_core::Error),
+}
+
+impl LoadError {
+    /// A file that does not hold what it should, in somebody's words.
+    pub(crate) fn damaged(path: PathBuf, reason: &dyn fmt::Display) -> Self {
+        Self::Damaged { path, reason: shown(&reason.to_string()) }
+    }
+}
+
+/// The most characters of a stranger's text that an error repeats.
+const SHOWN: usize = 200;
+
+/// A stranger's text as an error repeats it: its start, and how much more there is.
+pub(crate) fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}... ({} bytes in all)", &text[..end], text.len()),
+    }
 }
 
 impl From<LoadError> for EngineError {
