@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use onelane::EngineError;
+use onelane_isolate::sticky;
 
 /// Why a model directory could not be loaded. Each names the file, and says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -133,35 +134,45 @@ pub(crate) fn shown(text: &str) -> String {
 impl From<LoadError> for EngineError {
     fn from(error: LoadError) -> Self {
         match error {
-            LoadError::Upload(error) if is_out_of_memory(&error) => Self::out_of_memory(error),
+            LoadError::Upload(error) => engine_error(error),
             error => Self::failed(error),
         }
     }
 }
 
-/// A candle error as the core's: out of memory is told apart, since the core then splits the batch.
+/// A candle error as the core's. Out of memory is told apart, since the core then splits the batch,
+/// and so are errors after which the device answers nothing but errors: then the queue fails, or an
+/// isolated worker is replaced.
 pub(crate) fn engine_error(error: candle_core::Error) -> EngineError {
-    if is_out_of_memory(&error) {
+    let text = device_text(&error).unwrap_or_default();
+    if is_out_of_memory(&text) {
         EngineError::out_of_memory(error)
+    } else if sticky(&text).is_some() {
+        EngineError::device_lost(error)
     } else {
         EngineError::failed(error)
     }
 }
 
-/// Whether a device said that it has no memory left.
+/// What the device's driver said; `None` if the error is not the driver's.
 ///
 /// candle wraps the errors of its backends in boxes whose types exist only in builds with that
-/// backend, and Metal reports text alone, so this reads the texts: CUDA's
-/// `CUDA_ERROR_OUT_OF_MEMORY`, cuBLAS's `CUBLAS_STATUS_ALLOC_FAILED`, and what candle's Metal
-/// backend says when a buffer could not be made.
-fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    let text = match error {
-        candle_core::Error::Cuda(source) => format!("{source} {source:?}"),
-        candle_core::Error::Metal(source) => format!("{source} {source:?}"),
+/// backend, and Metal reports text alone, so the texts are what is read.
+fn device_text(error: &candle_core::Error) -> Option<String> {
+    match error {
+        // The one names the platform, the other the error.
+        candle_core::Error::Cuda(source) => Some(format!("CUDA: {source} {source:?}")),
+        candle_core::Error::Metal(source) => Some(format!("{source} {source:?}")),
         candle_core::Error::WithBacktrace { inner, .. }
-        | candle_core::Error::Context { inner, .. } => return is_out_of_memory(inner),
-        _ => return false,
-    };
+        | candle_core::Error::Context { inner, .. } => device_text(inner),
+        _ => None,
+    }
+}
+
+/// Whether a device said that it has no memory left: CUDA's `CUDA_ERROR_OUT_OF_MEMORY`, cuBLAS's
+/// `CUBLAS_STATUS_ALLOC_FAILED`, and what candle's Metal backend says when a buffer could not be
+/// made.
+fn is_out_of_memory(text: &str) -> bool {
     [
         "OUT_OF_MEMORY",
         "out of memory",
@@ -184,10 +195,26 @@ mod tests {
         let said = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
         assert!(matches!(engine_error(cuda(said)), EngineError::OutOfMemory(_)));
         assert!(matches!(engine_error(cuda(said).bt()), EngineError::OutOfMemory(_)));
-        let other = cuda("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)");
+        let other = cuda("DriverError(CUDA_ERROR_INVALID_VALUE)");
         assert!(matches!(engine_error(other), EngineError::Failed(_)));
         // A model's own text never counts.
         let text = candle_core::Error::Msg("out of memory".to_owned());
         assert!(matches!(engine_error(text), EngineError::Failed(_)));
+    }
+
+    #[test]
+    fn a_device_that_answers_nothing_but_errors_is_lost() {
+        let cuda = |text: &str| candle_core::Error::Cuda(text.into());
+        for said in [
+            "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")",
+            "DriverError(CUDA_ERROR_ASSERT, \"device-side assert triggered\")",
+            "unspecified launch failure",
+        ] {
+            assert!(matches!(engine_error(cuda(said)), EngineError::DeviceLost(_)), "{said}");
+            assert!(matches!(engine_error(cuda(said).bt()), EngineError::DeviceLost(_)));
+            // A model's own text never counts.
+            let text = candle_core::Error::Msg(said.to_owned());
+            assert!(matches!(engine_error(text), EngineError::Failed(_)));
+        }
     }
 }

@@ -79,6 +79,7 @@ mod serve;
 mod socket;
 mod stats;
 mod stderr;
+mod sticky;
 mod supervisor;
 mod wire;
 mod worker;
@@ -90,6 +91,7 @@ pub use error::{Activity, ChildLost, RemoteError, StderrTail, WireError};
 pub use isolated::Isolated;
 pub use serve::{serve, this_program};
 pub use stats::IsolationStats;
+pub use sticky::sticky;
 pub use supervisor::Supervisor;
 pub use wire::Wire;
 #[cfg(feature = "serde")]

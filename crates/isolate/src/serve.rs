@@ -11,6 +11,7 @@ use crate::arena::Writer;
 use crate::channel::{Channel, ChildBatch, OutputsError};
 use crate::error::RemoteError;
 use crate::frame::Kind;
+use crate::sticky::sticky;
 use crate::wire::Wire;
 
 /// A command that runs the program of this process once more; [`serve`] tells it that it is a
@@ -29,8 +30,8 @@ pub fn this_program() -> Command {
 /// otherwise returns at once. Call it first in `main`.
 ///
 /// The engine is built, warmed up, used and dropped on this thread. A panic of it is answered as an
-/// error, and the engine is built again before the next batch. After
-/// [`EngineError::Lost`] the process ends.
+/// error, and the engine is built again before the next batch. After [`EngineError::Lost`],
+/// [`EngineError::DeviceLost`] or an error whose text is [`sticky`](crate::sticky()) the process ends.
 ///
 /// # Blocking
 /// In a child, for its whole life: it does not return.
@@ -160,7 +161,13 @@ fn contain<R>(body: impl FnOnce() -> Result<R, EngineError>) -> Result<R, (Kind,
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(match error {
             EngineError::OutOfMemory(source) => (Kind::OutOfMemory, remote(&*source)),
-            EngineError::Lost(source) => (Kind::Lost, remote(&*source)),
+            EngineError::Lost(source) | EngineError::DeviceLost(source) => {
+                (Kind::Lost, remote(&*source))
+            }
+            // An engine that does not know that its device answers nothing but errors.
+            EngineError::Failed(source) if sticky(&source.to_string()).is_some() => {
+                (Kind::Lost, remote(&*source))
+            }
             EngineError::Failed(source) => (Kind::Failed, remote(&*source)),
             other => (Kind::Failed, RemoteError::new(other.to_string(), Vec::new())),
         }),
@@ -172,10 +179,9 @@ fn contain<R>(body: impl FnOnce() -> Result<R, EngineError>) -> Result<R, (Kind,
                 .unwrap_or_else(|| "a panic without a message".to_owned());
             // The payload's own drop may panic too.
             std::mem::forget(payload);
-            Err((
-                Kind::Panicked,
-                RemoteError { panicked: true, ..RemoteError::new(text, Vec::new()) },
-            ))
+            // Another engine in this process would meet the same.
+            let kind = if sticky(&text).is_some() { Kind::Lost } else { Kind::Panicked };
+            Err((kind, RemoteError { panicked: true, ..RemoteError::new(text, Vec::new()) }))
         }
     }
 }

@@ -174,7 +174,8 @@ impl Queue {
         counters.padded_cost = counters.padded_cost.saturating_add(outcome.padded_cost as u64);
         counters.engine_losses += u64::from(outcome.losses);
         counters.memory_splits += u64::from(outcome.ceiling.is_some());
-        self.gives_up(deferred)
+        let device_lost = batch.device_lost().filter(|_| self.failed.is_none());
+        device_lost.map(ToString::to_string).or_else(|| self.gives_up(deferred))
     }
 
     /// Counts losses, and notes whether a worker has to build its engine again.

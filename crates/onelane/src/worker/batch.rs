@@ -41,6 +41,8 @@ pub(crate) trait Batch: Send {
     fn run(&mut self, engines: &Engines);
     /// What came of it.
     fn outcome(&self) -> Outcome;
+    /// The error that says that the device is lost, if it is.
+    fn device_lost(&self) -> Option<&EngineError>;
     /// Drops the inputs: on the worker, where they were used.
     fn drop_inputs(&mut self);
     /// Hands the answers over.
@@ -79,6 +81,7 @@ pub(crate) struct RequestBatch<E: Engine> {
     numbers: Vec<u64>,
     answers: Vec<Option<Answer<E::Output>>>,
     outcome: Outcome,
+    device_lost: Option<EngineError>,
 }
 
 /// Why a part of the batch was not computed.
@@ -104,6 +107,14 @@ impl Failure {
             Self::NoEngine(error) => RequestError::Rebuild(error.clone()),
         }
     }
+
+    fn device_lost(&self) -> Option<&EngineError> {
+        match self {
+            Self::Engine(error) | Self::NoEngine(error) => Some(error),
+            Self::Panicked(_) => None,
+        }
+        .filter(|error| matches!(error, EngineError::DeviceLost(_)))
+    }
 }
 
 /// Logging runs a user's code: a subscriber that panics harms nobody.
@@ -121,6 +132,7 @@ impl<E: Engine> RequestBatch<E> {
             numbers: Vec::with_capacity(requests),
             answers: Vec::new(),
             outcome: Outcome::default(),
+            device_lost: None,
         }
     }
 
@@ -157,7 +169,8 @@ impl<E: Engine> RequestBatch<E> {
             let Err((failure, retry)) = self.attempt(engine, part.clone()) else {
                 continue;
             };
-            if matches!(failure, Failure::NoEngine(_)) {
+            self.device_lost = failure.device_lost().cloned();
+            if matches!(failure, Failure::NoEngine(_)) || self.device_lost.is_some() {
                 parts.push(part);
                 parts.drain(..).for_each(|part| self.fail(part, &failure));
                 continue;
@@ -241,7 +254,9 @@ impl<E: Engine> RequestBatch<E> {
                 outcome.ceiling = Some(outcome.ceiling.map_or(half, |lower| lower.min(half)));
                 false
             }
-            Failure::Engine(error) => matches!(error, EngineError::Lost(_)),
+            Failure::Engine(error) => {
+                matches!(error, EngineError::Lost(_) | EngineError::DeviceLost(_))
+            }
             Failure::Panicked(_) => !survives,
             Failure::NoEngine(_) => unreachable!("there was an engine"),
         };
@@ -302,6 +317,10 @@ impl<E: Engine> Batch for RequestBatch<E> {
     fn outcome(&self) -> Outcome {
         let completed = self.answers.iter().filter(|answer| matches!(answer, Some(Ok(_)))).count();
         Outcome { completed, failed: self.senders.len() - completed, ..self.outcome }
+    }
+
+    fn device_lost(&self) -> Option<&EngineError> {
+        self.device_lost.as_ref()
     }
 
     fn drop_inputs(&mut self) {
