@@ -1,0 +1,3 @@
+//! The ABI, called as C calls it.
+
+mod header;
