@@ -10,6 +10,8 @@
  *   ONELANE_INVALID_HANDLE.
  * - A struct begins with struct_size, which is sizeof of it in the caller's header. Fields that are
  *   zero have their defaults.
+ * - A pointer is NULL or points to what its type says; NULL where there must be something gives
+ *   ONELANE_INVALID_ARGUMENT.
  * - Strings are UTF-8 and end with a zero byte. What is passed in is copied before the call returns.
  *   Times are nanoseconds.
  * - Callbacks must not throw, longjmp or otherwise leave by anything but return.
@@ -19,6 +21,7 @@
 #ifndef ONELANE_H
 #define ONELANE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -415,8 +418,6 @@ void *onelane_last_payload(void);
 // For `build` and `run`, before they return a status that is not ONELANE_OK: the text, which is
 // copied and may be NULL, and a payload, such as an exception, which is the library's from now on:
 // `drop_payload`, unless NULL, is called once, on any thread, when nobody needs it.
-//
-// # Safety
 // `error` is what the callback was given.
 onelane_status onelane_error_set(struct onelane_error *error,
                                  const char *message,
@@ -428,38 +429,23 @@ onelane_status onelane_error_set(struct onelane_error *error,
 // released; the executor itself lives until it is shut down or the process ends.
 //
 // Blocks while the device's former executor is just ending.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_shared(const struct onelane_executor_config *settings,
                                        struct onelane_executor **executor);
 
 // An executor of one's own. Two executors on one device are two owners: use onelane_executor_shared
 // unless that is what is meant. `*executor` is a new handle, to be released.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_new(const struct onelane_executor_config *settings,
                                     struct onelane_executor **executor);
 
 // Names the executor among those of the process: handles with one id are to one executor.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_id(struct onelane_executor *executor,
                                    uint64_t *id);
 
 // The number of worker threads.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_workers(struct onelane_executor *executor,
                                         size_t *workers);
 
 // Whether the calling thread is a worker of this executor.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_is_worker(struct onelane_executor *executor,
                                           bool *is_worker);
 
@@ -468,9 +454,6 @@ onelane_status onelane_executor_is_worker(struct onelane_executor *executor,
 //
 // Blocks while as many closures wait as the executor's capacity says, for at most `timeout_ns`: 0 does
 // not block, ONELANE_FOREVER waits without end.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_submit(struct onelane_executor *executor,
                                        const struct onelane_closure *closure,
                                        uint64_t timeout_ns,
@@ -482,32 +465,20 @@ onelane_status onelane_executor_submit(struct onelane_executor *executor,
 //
 // Blocks for at most `timeout_ns`; then, with ONELANE_TIMEOUT, and on a worker, with
 // ONELANE_WOULD_DEADLOCK, it goes on by itself.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_shutdown(struct onelane_executor *executor,
                                          int32_t mode,
                                          uint64_t timeout_ns);
 
 // The counters of the executor's closures.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_stats(struct onelane_executor *executor,
                                       struct onelane_stats *stats);
 
 // How the device is: it stalls when a batch of any queue does.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_health(struct onelane_executor *executor,
                                        struct onelane_health *health);
 
 // Releases a handle. The last one to an executor of one's own (queues hold one each) drains and joins
 // its workers, for as long as that takes; on a worker it does not wait.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_executor_release(struct onelane_executor *executor);
 
 // Makes a queue and builds its engine on the worker. The table is copied. `config` may be NULL.
@@ -518,9 +489,6 @@ onelane_status onelane_executor_release(struct onelane_executor *executor);
 // text and payload are this call's.
 //
 // Blocks until the engine is built; on the worker it builds inline.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_queue_new(struct onelane_executor *executor,
                                  const struct onelane_queue_config *config,
                                  const struct onelane_engine *engine,
@@ -532,25 +500,16 @@ onelane_status onelane_queue_new(struct onelane_executor *executor,
 //
 // Blocks while the queue is full, for at most `timeout_ns`: 0 does not block, ONELANE_FOREVER waits
 // without end. On a worker it makes room by running requests inline.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_queue_submit(struct onelane_queue *queue,
                                     const struct onelane_request *request,
                                     uint64_t timeout_ns,
                                     struct onelane_ticket **ticket);
 
 // Whether the calling thread is a worker of the queue's executor.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_queue_is_worker(struct onelane_queue *queue,
                                        bool *is_worker);
 
 // Refuses new requests; what was accepted is run. Does not wait.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_queue_close(struct onelane_queue *queue);
 
 // Refuses new requests, runs what waits (ONELANE_DRAIN) or answers it with ONELANE_CLOSED
@@ -559,32 +518,20 @@ onelane_status onelane_queue_close(struct onelane_queue *queue);
 //
 // Blocks for at most `timeout_ns`; then, with ONELANE_TIMEOUT, and on a worker, with
 // ONELANE_WOULD_DEADLOCK, it goes on by itself.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_queue_shutdown(struct onelane_queue *queue,
                                       int32_t mode,
                                       uint64_t timeout_ns);
 
 // The queue's counters; the last ones when it has been shut down.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_queue_stats(struct onelane_queue *queue,
                                    struct onelane_stats *stats);
 
 // How the queue is.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_queue_health(struct onelane_queue *queue,
                                     struct onelane_health *health);
 
 // Releases the handle: the queue closes, what was accepted is run, then the engine is dropped on its
 // worker. Does not wait. Tickets stay good.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_queue_release(struct onelane_queue *queue);
 
 // Waits for the end of a request or closure, and gives its status: ONELANE_OK, or why there is no
@@ -594,17 +541,11 @@ onelane_status onelane_queue_release(struct onelane_queue *queue);
 // worker of the same executor it does not block: it runs what waits inline, or gives
 // ONELANE_WOULD_DEADLOCK: then the ticket has ended and the request is cancelled, but its item may be in
 // use further up the stack, until `done`. A ticket is for one thread at a time.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_ticket_wait(struct onelane_ticket *ticket,
                                    uint64_t timeout_ns);
 
 // Ends a ticket without waiting. A request that waits is not computed; one that runs is finished for
 // its batch-mates' sake. `done` says when the item is the caller's again.
-//
-// # Safety
-// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 onelane_status onelane_ticket_cancel(struct onelane_ticket *ticket);
 
 #ifdef __cplusplus

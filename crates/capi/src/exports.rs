@@ -1,5 +1,7 @@
 //! The functions of onelane.h by name. They go through the table that is the process's.
 
+#![allow(clippy::missing_safety_doc, reason = "the head of onelane.h says it for all of them")]
+
 use std::ffi::{c_char, c_void};
 
 use crate::api::{Api, ONELANE_API_VERSION};
@@ -47,8 +49,6 @@ pub extern "C" fn onelane_last_payload() -> *mut c_void {
 /// For `build` and `run`, before they return a status that is not ONELANE_OK: the text, which is
 /// copied and may be NULL, and a payload, such as an exception, which is the library's from now on:
 /// `drop_payload`, unless NULL, is called once, on any thread, when nobody needs it.
-///
-/// # Safety
 /// `error` is what the callback was given.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_error_set(
@@ -58,7 +58,7 @@ pub unsafe extern "C" fn onelane_error_set(
     drop_payload: Option<unsafe extern "C" fn(payload: *mut c_void)>,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.error_set)(error, message, payload, drop_payload) }
 }
 
@@ -67,73 +67,58 @@ pub unsafe extern "C" fn onelane_error_set(
 /// released; the executor itself lives until it is shut down or the process ends.
 ///
 /// Blocks while the device's former executor is just ending.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_shared(
     settings: *const ExecutorSettings,
     executor: *mut *mut Executor,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_shared)(settings, executor) }
 }
 
 /// An executor of one's own. Two executors on one device are two owners: use onelane_executor_shared
 /// unless that is what is meant. `*executor` is a new handle, to be released.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_new(
     settings: *const ExecutorSettings,
     executor: *mut *mut Executor,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_new)(settings, executor) }
 }
 
 /// Names the executor among those of the process: handles with one id are to one executor.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_id(
     executor: *mut Executor,
     id: *mut u64,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_id)(executor, id) }
 }
 
 /// The number of worker threads.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_workers(
     executor: *mut Executor,
     workers: *mut usize,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_workers)(executor, workers) }
 }
 
 /// Whether the calling thread is a worker of this executor.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_is_worker(
     executor: *mut Executor,
     is_worker: *mut bool,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_is_worker)(executor, is_worker) }
 }
 
@@ -142,9 +127,6 @@ pub unsafe extern "C" fn onelane_executor_is_worker(
 ///
 /// Blocks while as many closures wait as the executor's capacity says, for at most `timeout_ns`: 0 does
 /// not block, ONELANE_FOREVER waits without end.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_submit(
     executor: *mut Executor,
@@ -153,7 +135,7 @@ pub unsafe extern "C" fn onelane_executor_submit(
     ticket: *mut *mut Ticket,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_submit)(executor, closure, timeout_ns, ticket) }
 }
 
@@ -163,9 +145,6 @@ pub unsafe extern "C" fn onelane_executor_submit(
 ///
 /// Blocks for at most `timeout_ns`; then, with ONELANE_TIMEOUT, and on a worker, with
 /// ONELANE_WOULD_DEADLOCK, it goes on by itself.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_shutdown(
     executor: *mut Executor,
@@ -173,49 +152,40 @@ pub unsafe extern "C" fn onelane_executor_shutdown(
     timeout_ns: u64,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_shutdown)(executor, mode, timeout_ns) }
 }
 
 /// The counters of the executor's closures.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_stats(
     executor: *mut Executor,
     stats: *mut Statistics,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_stats)(executor, stats) }
 }
 
 /// How the device is: it stalls when a batch of any queue does.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_health(
     executor: *mut Executor,
     health: *mut HealthReport,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_health)(executor, health) }
 }
 
 /// Releases a handle. The last one to an executor of one's own (queues hold one each) drains and joins
 /// its workers, for as long as that takes; on a worker it does not wait.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_executor_release(
     executor: *mut Executor,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_release)(executor) }
 }
 
@@ -227,9 +197,6 @@ pub unsafe extern "C" fn onelane_executor_release(
 /// text and payload are this call's.
 ///
 /// Blocks until the engine is built; on the worker it builds inline.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_queue_new(
     executor: *mut Executor,
@@ -238,7 +205,7 @@ pub unsafe extern "C" fn onelane_queue_new(
     queue: *mut *mut Queue,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_new)(executor, config, engine, queue) }
 }
 
@@ -248,9 +215,6 @@ pub unsafe extern "C" fn onelane_queue_new(
 ///
 /// Blocks while the queue is full, for at most `timeout_ns`: 0 does not block, ONELANE_FOREVER waits
 /// without end. On a worker it makes room by running requests inline.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_queue_submit(
     queue: *mut Queue,
@@ -259,34 +223,28 @@ pub unsafe extern "C" fn onelane_queue_submit(
     ticket: *mut *mut Ticket,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_submit)(queue, request, timeout_ns, ticket) }
 }
 
 /// Whether the calling thread is a worker of the queue's executor.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_queue_is_worker(
     queue: *mut Queue,
     is_worker: *mut bool,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_is_worker)(queue, is_worker) }
 }
 
 /// Refuses new requests; what was accepted is run. Does not wait.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_queue_close(
     queue: *mut Queue,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_close)(queue) }
 }
 
@@ -296,9 +254,6 @@ pub unsafe extern "C" fn onelane_queue_close(
 ///
 /// Blocks for at most `timeout_ns`; then, with ONELANE_TIMEOUT, and on a worker, with
 /// ONELANE_WOULD_DEADLOCK, it goes on by itself.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_queue_shutdown(
     queue: *mut Queue,
@@ -306,49 +261,40 @@ pub unsafe extern "C" fn onelane_queue_shutdown(
     timeout_ns: u64,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_shutdown)(queue, mode, timeout_ns) }
 }
 
 /// The queue's counters; the last ones when it has been shut down.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_queue_stats(
     queue: *mut Queue,
     stats: *mut Statistics,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_stats)(queue, stats) }
 }
 
 /// How the queue is.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_queue_health(
     queue: *mut Queue,
     health: *mut HealthReport,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_health)(queue, health) }
 }
 
 /// Releases the handle: the queue closes, what was accepted is run, then the engine is dropped on its
 /// worker. Does not wait. Tickets stay good.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_queue_release(
     queue: *mut Queue,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_release)(queue) }
 }
 
@@ -359,29 +305,23 @@ pub unsafe extern "C" fn onelane_queue_release(
 /// worker of the same executor it does not block: it runs what waits inline, or gives
 /// ONELANE_WOULD_DEADLOCK: then the ticket has ended and the request is cancelled, but its item may be in
 /// use further up the stack, until `done`. A ticket is for one thread at a time.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_ticket_wait(
     ticket: *mut Ticket,
     timeout_ns: u64,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.ticket_wait)(ticket, timeout_ns) }
 }
 
 /// Ends a ticket without waiting. A request that waits is not computed; one that runs is finished for
 /// its batch-mates' sake. `done` says when the item is the caller's again.
-///
-/// # Safety
-/// Each pointer is NULL or what its type says; structs are of the size that they begin with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn onelane_ticket_cancel(
     ticket: *mut Ticket,
 ) -> Status {
     let Some(table) = table() else { return no_table() };
-    // SAFETY: the caller keeps to what is said above.
+    // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.ticket_cancel)(ticket) }
 }
