@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from onelane._batch_queue import BatchQueue
     from onelane._executor import DeviceExecutor, executor
     from onelane._guard import guard
+    from onelane._hygiene import hygiene
+    from onelane._install import Installed, UnknownVersion, install, installed, uninstall
+    from onelane._memory import Memory
     from onelane._mps_batch_queue import (
         MPSBatchQueue,
         configure_mps_batch_queue,
@@ -49,7 +52,9 @@ _HOME = {
     "EngineLost": "errors",
     "ForkedProcess": "errors",
     "Health": "_stats",
+    "Installed": "_install",
     "MPSBatchQueue": "_mps_batch_queue",
+    "Memory": "_memory",
     "NotBatchable": "errors",
     "OffWorker": "_audit",
     "OnelaneError": "errors",
@@ -60,13 +65,18 @@ _HOME = {
     "RequestCancelled": "errors",
     "RequestTooLarge": "errors",
     "Summary": "_stats",
+    "UnknownVersion": "_install",
     "WouldDeadlock": "errors",
     "audit": "_audit",
     "configure_mps_batch_queue": "_mps_batch_queue",
     "executor": "_executor",
     "get_mps_batch_queue": "_mps_batch_queue",
     "guard": "_guard",
+    "hygiene": "_hygiene",
+    "install": "_install",
+    "installed": "_install",
     "session": "_session",
+    "uninstall": "_install",
 }
 
 __all__ = [
@@ -76,7 +86,9 @@ __all__ = [
     "EngineLost",
     "ForkedProcess",
     "Health",
+    "Installed",
     "MPSBatchQueue",
+    "Memory",
     "NotBatchable",
     "OffWorker",
     "OnelaneError",
@@ -87,13 +99,18 @@ __all__ = [
     "RequestCancelled",
     "RequestTooLarge",
     "Summary",
+    "UnknownVersion",
     "WouldDeadlock",
     "audit",
     "configure_mps_batch_queue",
     "executor",
     "get_mps_batch_queue",
     "guard",
+    "hygiene",
+    "install",
+    "installed",
     "session",
+    "uninstall",
 ]
 
 

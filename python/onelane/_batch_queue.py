@@ -344,7 +344,7 @@ class BatchQueue(_onelane.Front):
 
     def stats(self) -> QueueStats:
         """Return a snapshot of the counters; the last one when the queue has been closed."""
-        return QueueStats._of(self._core.stats())
+        return QueueStats._of(self._core.stats(), self._executor.device)
 
     def health(self) -> Health:
         """Return whether the queue works, is being rebuilt, stalls, has failed or was closed."""

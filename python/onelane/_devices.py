@@ -132,15 +132,24 @@ def collector(name: str) -> Callable[[], object]:
     On a device whose memory only the worker may free, it has the interpreter collect young garbage
     there: cycles that hold activations would else be freed by whichever thread allocates next.
     """
-    return _collect_young if name.partition(":")[0] == "mps" else _nothing
+    watching = after_work(name)
+    collects = name.partition(":")[0] == "mps"
+
+    def collect() -> None:
+        if collects:
+            gc.collect(1)
+        for watch in watching:
+            watch()
+
+    return collect
 
 
-def _collect_young() -> None:
-    gc.collect(1)
+def after_work(name: str) -> list[Callable[[], object]]:
+    """Return what else is called there, on the worker, after each batch or call of a device."""
+    return _after_work.setdefault(name, [])
 
 
-def _nothing() -> None:
-    pass
+_after_work: dict[str, list[Callable[[], object]]] = {}
 
 
 @contextlib.contextmanager

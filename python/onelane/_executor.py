@@ -268,7 +268,7 @@ class DeviceExecutor(Executor):
 
     def stats(self) -> QueueStats:
         """Return the statistics of the calls."""
-        return QueueStats._of(self._core.stats())
+        return QueueStats._of(self._core.stats(), self._device)
 
     def health(self) -> Health:
         """Return the worst health of this executor and its queues."""

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from onelane import _devices, _failure, _leave, _modes, _training
+from onelane import _devices, _failure, _leave, _modes, _shapes, _training
 from onelane._collate import Collator, Input, SingleCollator, Staging, TensorCollator
 from onelane._graphs import CudaRecorder, Graphs
 
@@ -33,6 +33,8 @@ class Runner:
         self._collect = _devices.collector(build.device)
         self.torch_device = build.torch_device
         self.modes: _modes.Modes = None
+        # Where each shape costs memory, they are counted.
+        self._counts_shapes = build.device.partition(":")[0] == "mps"
         self._batches = build.batches and _training.is_module(model)
         # A module that was given has been looked at where it was.
         self._was_training = build.given_module and bool(getattr(model, "training", False))
@@ -48,6 +50,8 @@ class Runner:
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model in the modes of the requests."""
+        if self._counts_shapes:
+            _shapes.note_inputs(self.device, id(self), (args, kwargs))
         if self.graphs is not None:
             return self.graphs(self.modes, args, kwargs)
         return _modes.call(self.modes, self._model, args, kwargs)

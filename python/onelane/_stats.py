@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from onelane import _memory, _shapes
+from onelane._memory import Memory
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -39,6 +42,9 @@ class QueueStats:
     that ran out of memory and were split. ceilings: batch keys whose batches are smaller now for
     that reason; lowest_ceiling: the most requests in a batch of the most limited of them, or None.
     classes: by priority, `"interactive"`, `"normal"` and `"bulk"`.
+    shapes: distinct shapes of inputs that the device has seen, where they are counted: in batches
+    on mps, and in what `install` batches. memory: of the device after its last batch, and of the
+    process now.
     """
 
     submitted: int
@@ -65,9 +71,12 @@ class QueueStats:
     wait_s: Summary
     service_s: Summary
     classes: dict[str, ClassStats]
+    shapes: int
+    memory: Memory
 
     @classmethod
-    def _of(cls, values: dict[str, Any]) -> QueueStats:
+    def _of(cls, values: dict[str, Any], device: str) -> QueueStats:
+        values["shapes"], values["memory"] = _shapes.count(device), _memory.read(device)
         for name in ("batch_size", "wait_s", "service_s"):
             values[name] = Summary(**values[name])
         for name, found in values["classes"].items():
