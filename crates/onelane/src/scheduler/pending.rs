@@ -13,7 +13,7 @@ use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
 use crate::admission::inbox::{Arrival, Inbox, Permits};
-use crate::admission::waiters::{Ticket, Waiter, Waiters};
+use crate::admission::waiters::{Patience, Ticket, Waiter, Waiters};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::error::{BuildError, Refusal, RequestError};
@@ -22,7 +22,7 @@ use crate::scheduler::fifo::{Fifo, Linked, Links};
 use crate::scheduler::group::Group;
 use crate::scheduler::policy::Head;
 use crate::stats::{QueueStats, Stats};
-use crate::sync::{Deferred, Sender, catch_panic, forbid_locking};
+use crate::sync::{Deferred, Sender, forbid_locking};
 use crate::worker::batch::{Batch, Outcome, RequestBatch};
 use crate::worker::engines::{EngineFactory, Engines};
 
@@ -60,8 +60,8 @@ pub(crate) trait PendingRequests: Any + Send {
     /// Has the next submitter wake a worker, unless there is something in the inbox. Says whether
     /// there was nothing.
     fn listen(&mut self) -> bool;
-    /// Says whether requests are accepted; if not, those who wait for room are sent away.
-    fn set_open(&mut self, refusal: Option<&Refusal>, deferred: &mut Deferred);
+    /// Accepts no more requests, and refuses those that wait for room. Says how many those were.
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) -> usize;
     /// Says, after a batch, whether nothing waits and nothing computes, and how long it took.
     fn set_pace(&mut self, idle: bool, service: Duration);
     /// Whether the engine takes less time than a thread needs to sleep.
@@ -131,26 +131,6 @@ const MAX_REMEMBERED: usize = 1024;
 /// Groups that are kept although they are empty, since their key is likely to come again.
 const MAX_KEPT: usize = 16;
 
-/// What becomes of requests that ask for room.
-pub(crate) enum Admitted<E: Engine> {
-    /// They are in, and the first has this number.
-    Now(u64),
-    /// They wait for room.
-    Later(u64, Arc<Ticket<E>>),
-    /// There is none.
-    No(Vec<Arrival<E>>),
-}
-
-/// How requests are to wait for room.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WaitForRoom {
-    Never,
-    /// The submitter wants to know when they are in.
-    Told,
-    /// It wants to know of the answer only.
-    Untold,
-}
-
 impl<E: Engine> Pending<E> {
     pub(crate) fn new(
         factory: Arc<EngineFactory<E>>,
@@ -180,13 +160,14 @@ impl<E: Engine> Pending<E> {
     }
 
     /// Lets requests in for which the inbox had no room, or has them wait; the inbox is drained.
+    /// Returns the number of the first, and the ticket of those that wait; or gives them back.
     pub(crate) fn admit(
         &mut self,
         mut arrivals: Vec<Arrival<E>>,
         class: Priority,
-        wait: WaitForRoom,
+        patience: Patience,
         deferred: &mut Deferred,
-    ) -> Admitted<E> {
+    ) -> Result<(u64, Option<Arc<Ticket<E>>>), Vec<Arrival<E>>> {
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
         let is_first =
@@ -194,8 +175,8 @@ impl<E: Engine> Pending<E> {
         let mut inbox = self.inbox.lock();
         inbox.release(&mut self.freed);
         let room = is_first && inbox.reserve(permits);
-        if !room && wait == WaitForRoom::Never {
-            return Admitted::No(arrivals);
+        if !room && patience == Patience::None {
+            return Err(arrivals);
         }
         let number = inbox.number_all(&mut arrivals);
         if !room {
@@ -203,24 +184,26 @@ impl<E: Engine> Pending<E> {
             inbox.set_open(false);
             drop(inbox);
             self.shut = true;
-            let told = wait == WaitForRoom::Told;
-            return Admitted::Later(number, self.waiters.push(arrivals, number, class, told));
+            let told = patience != Patience::UntilAnswered;
+            return Ok((number, Some(self.waiters.push(arrivals, number, class, told))));
         }
         drop(inbox);
         self.push_all(arrivals, deferred);
-        Admitted::Now(number)
+        Ok((number, None))
     }
 
-    /// Withdraws requests that wait for room, if they still do.
-    pub(crate) fn withdraw(&mut self, number: u64, deferred: &mut Deferred) -> Option<Waiter<E>> {
-        let waiter = self.waiters.remove(number);
+    /// Refuses requests that wait for room, if they still do. Says how many those were.
+    pub(crate) fn withdraw(
+        &mut self,
+        number: u64,
+        reason: Refusal,
+        deferred: &mut Deferred,
+    ) -> usize {
+        let Some(waiter) = self.waiters.remove(number) else { return 0 };
+        let count = waiter.arrivals.len();
+        waiter.refuse(reason, deferred);
         self.assign_room(deferred);
-        waiter
-    }
-
-    /// Whether the timer has to be told of a deadline.
-    pub(crate) fn needs_alarm(&mut self, deadline: Instant) -> bool {
-        self.inbox.lock().needs_alarm(deadline)
+        count
     }
 
     /// Assigns room that is free to those who wait for it; behind the last of them the inbox opens.
@@ -254,7 +237,7 @@ impl<E: Engine> Pending<E> {
         self.accepted += 1;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
-        let group = match catch_panic(|| forbid_locking(|| self.known_group(&key, hash))) {
+        let group = match forbid_locking(|| self.known_group(&key, hash)) {
             Ok(Some(group)) => {
                 deferred.discard(key);
                 group
@@ -416,12 +399,12 @@ impl<E: Engine> PendingRequests for Pending<E> {
         is_empty
     }
 
-    fn set_open(&mut self, refusal: Option<&Refusal>, deferred: &mut Deferred) {
-        self.open = refusal.is_none();
-        self.inbox.lock().set_open(self.open);
-        if let Some(refusal) = refusal {
-            self.waiters.refuse_all(refusal, deferred);
-        }
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) -> usize {
+        self.open = false;
+        self.inbox.lock().set_open(false);
+        let count = self.waiters.requests();
+        self.waiters.refuse_all(refusal, deferred);
+        count
     }
 
     fn set_pace(&mut self, idle: bool, service: Duration) {

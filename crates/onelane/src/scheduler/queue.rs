@@ -11,7 +11,7 @@ use crate::scheduler::pending::PendingRequests;
 use crate::scheduler::policy::{Candidate, Head, QueueId};
 use crate::stats::{Health, Stats};
 use crate::sync::Deferred;
-use crate::worker::batch::{Batch, Outcome};
+use crate::worker::batch::{Batch, Dispatched, Outcome};
 
 /// A batch that runs.
 pub(crate) struct Running {
@@ -138,25 +138,40 @@ impl Queue {
         self.stats.counters.expired += count as u64;
     }
 
-    /// Refuses new requests, and answers those that wait.
+    /// Refuses new requests, and those that wait for room.
+    pub(crate) fn close(&mut self, deferred: &mut Deferred) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Closed;
+        }
+        if let Some(refusal) = self.refusal() {
+            self.refuse_all(&refusal, deferred);
+        }
+    }
+
+    /// As [`close`](Self::close), for an engine that is given up; answers those that wait.
     pub(crate) fn fail(&mut self, why: String, deferred: &mut Deferred) {
         self.rebuilds.clear();
-        self.pending.set_open(Some(&Refusal::Failed(why.clone())), deferred);
+        self.refuse_all(&Refusal::Failed(why.clone()), deferred);
         self.dismiss_all(&RequestError::QueueFailed(why.clone()), deferred);
         self.failed = Some(why);
+    }
+
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) {
+        let count = self.pending.refuse_all(refusal, deferred);
+        self.stats.counters.refused += count as u64;
     }
 
     /// Counts a batch that has run. Returns why the queue gives up, if it does.
     pub(crate) fn book(
         &mut self,
-        number: u64,
-        batch: &dyn Batch,
+        dispatched: &Dispatched,
         service: Duration,
         now: Instant,
         deferred: &mut Deferred,
     ) -> Option<String> {
+        let Dispatched { number, batch, .. } = dispatched;
         let outcome = batch.outcome();
-        if let Some(running) = self.running.iter_mut().find(|running| running.number == number) {
+        if let Some(running) = self.running.iter_mut().find(|running| running.number == *number) {
             running.ended = true;
             let worker = running.worker;
             self.note_engine(worker, &outcome, now);

@@ -1,7 +1,6 @@
 //! What time it is, and sleeping until a time: the system's clock, or a virtual one in tests.
 
-use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::primitives::{park, park_timeout};
 #[cfg(not(all(test, loom)))]
@@ -28,6 +27,11 @@ impl Clock {
         }
     }
 
+    /// The instant when `timeout` is over; `None` if it never is.
+    pub(crate) fn after(&self, timeout: Duration) -> Option<Instant> {
+        self.now().checked_add(timeout)
+    }
+
     /// Parks the calling thread until it is unparked or `until` has come; may return early.
     ///
     /// CORRECTNESS: the caller has stored `thread_waker()` where the waking side looks, and checks
@@ -49,15 +53,15 @@ impl Clock {
         }
     }
 
-    /// Wakes `waker` when `at` has come.
-    pub(crate) fn wake_at(&self, at: Instant, waker: Waker) {
+    /// Runs `alarm` when `at` has come.
+    pub(crate) fn call_at(&self, at: Instant, alarm: impl FnOnce() + Send + 'static) {
         match self {
             #[cfg(not(all(test, loom)))]
-            Self::System => timer::wake_at(at, waker),
+            Self::System => timer::call_at(at, Box::new(alarm)),
             #[cfg(all(test, loom))]
-            Self::System => drop((at, waker)),
+            Self::System => drop((at, alarm)),
             #[cfg(any(test, feature = "test-util"))]
-            Self::Virtual(clock) => clock.wake_at(at, waker),
+            Self::Virtual(clock) => clock.call_at(at, Box::new(alarm)),
         }
     }
 }

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::scheduler::{ExecutorShared, RequestId, RequestLocation};
+use crate::scheduler::shared::ExecutorShared;
+use crate::scheduler::{RequestId, RequestLocation};
 use crate::sync::{catch_panic, thread_local};
 use crate::worker::batch::Dispatched;
 use crate::worker::engines::Engines;
@@ -102,11 +103,10 @@ impl WorkerContext {
     /// Does, inline, what a request of `shared` needs to be answered; a request that waits for room
     /// needs that.
     pub(crate) fn help(&self, shared: &ExecutorShared, request: RequestId) -> InlineProgress {
-        let mut guard = shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        let location = scheduler.location(request, deferred);
+        let mut scheduler = shared.lock();
+        let location = scheduler.location(request);
         if shared.id != self.shared.id {
-            drop(guard);
+            drop(scheduler);
             return match location {
                 RequestLocation::Running(worker) => self.wait(shared, request, Some(worker)),
                 _ => self.wait(shared, request, None),
@@ -114,7 +114,7 @@ impl WorkerContext {
         }
         match location {
             RequestLocation::Running(worker) if worker != self.index => {
-                drop(guard);
+                drop(scheduler);
                 self.wait(shared, request, Some(worker))
             }
             RequestLocation::Running(_) => InlineProgress::Stuck,
@@ -125,17 +125,13 @@ impl WorkerContext {
             }
             RequestLocation::Waiting => {
                 let now = shared.clock.now();
-                let Some(index) = scheduler.best_head(request.queue, now, deferred) else {
-                    return InlineProgress::Progress;
-                };
-                let mut dispatched =
-                    scheduler.dispatch(request.queue, index, self.index, now, deferred);
-                drop(guard);
-                self.run(&mut dispatched);
-                self.deliver(&mut dispatched);
-                let mut guard = shared.lock();
-                let (scheduler, deferred) = guard.parts();
-                scheduler.finish(dispatched, deferred);
+                let dispatched = scheduler.dispatch_of(request.queue, self.index, now);
+                drop(scheduler);
+                if let Some(mut dispatched) = dispatched {
+                    self.run(&mut dispatched);
+                    self.deliver(&mut dispatched);
+                    shared.lock().finish(dispatched);
+                }
                 InlineProgress::Progress
             }
         }
@@ -180,10 +176,7 @@ impl WorkerContext {
         if self.waits.take() {
             wait_graph::forget(self.id());
         }
-        let Dispatched { queue, number, batch } = dispatched;
-        let mut guard = self.shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        scheduler.book(*queue, *number, &**batch, service, now, deferred);
+        self.shared.lock().book(dispatched, service, now);
     }
 
     /// Hands the answers of a batch over. It counts as running until the scheduler is told that it
