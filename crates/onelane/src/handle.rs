@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::admission::inbox::WaitPolicy;
 use crate::error::RequestError;
-use crate::scheduler::RequestId;
+use crate::scheduler::id::RequestId;
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{Answer, Receiver, WaiterGroup, spin_until, thread_waker};
 use crate::worker::inline::{InlineProgress, this_worker, worker_of};

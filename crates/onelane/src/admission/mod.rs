@@ -18,11 +18,10 @@ use crate::engine::{BatchItem, Engine};
 use crate::error::{EngineError, Refusal, SubmitError};
 use crate::handle::ResponseHandle;
 use crate::request::{Priority, Request};
-use crate::scheduler::RequestId;
+use crate::scheduler::id::{QueueId, RequestId};
 use crate::scheduler::pending::Pending;
-use crate::scheduler::policy::QueueId;
 use crate::scheduler::shared::ExecutorShared;
-use crate::sync::{MutexGuard, Receiver, Sender, thread_waker};
+use crate::sync::{MutexGuard, Receiver, Sender};
 use crate::worker::engines::EngineFactory;
 use crate::worker::inline::{InlineProgress, this_worker};
 
@@ -53,7 +52,6 @@ impl<E: Engine> Admission<E> {
             return None;
         }
         let queue = scheduler.next_queue();
-        let build = Box::new(build);
         let factory = Arc::new(EngineFactory::new(queue, &shared.device, &config.name, build));
         let pending = Pending::new(Arc::clone(&factory), Arc::clone(&inbox), &config);
         scheduler.insert_queue(queue, Box::new(pending), config.clone());
@@ -240,39 +238,36 @@ impl<E: Engine> Admission<E> {
         ticket: &Ticket<E>,
         patience: Patience,
     ) -> Result<(), SubmitError<Requests<E>>> {
+        let Self { shared, .. } = self;
         let request = self.request(ticket.number);
-        let waker = thread_waker();
-        let mut until = match patience {
+        let until = match patience {
             Patience::Until(until) => until,
             Patience::None | Patience::UntilAnswered => None,
         };
-        // The requests are taken back, or went in just now: the ticket is about to say which.
-        let mut withdrawn = false;
-        let settled = loop {
-            if let Poll::Ready(settled) = ticket.poll(&waker) {
-                break settled;
-            }
-            let reason = match this_worker().map(|worker| worker.help(&self.shared, request)) {
-                Some(InlineProgress::Progress) => continue,
-                Some(InlineProgress::Stuck) => Some(Refusal::WouldDeadlock),
-                Some(InlineProgress::Elsewhere) | None => until
-                    .is_some_and(|until| until <= self.shared.clock.now())
-                    .then_some(Refusal::Full),
-            };
-            match reason {
-                Some(reason) if !withdrawn => {
-                    self.withdraw(ticket, reason);
-                    (withdrawn, until) = (true, None);
+        let waited = shared.clock.block(until, |waker| {
+            loop {
+                if let Poll::Ready(settled) = ticket.poll(waker) {
+                    return Poll::Ready(Ok(settled));
                 }
-                // CORRECTNESS: the waker is in the ticket before each sleep, and the ticket is
-                // settled before the waker is woken.
-                _ => self.shared.clock.park_until(until),
+                match this_worker().map(|worker| worker.help(shared, request)) {
+                    Some(InlineProgress::Progress) => {}
+                    Some(InlineProgress::Stuck) => return Poll::Ready(Err(Refusal::WouldDeadlock)),
+                    Some(InlineProgress::Elsewhere) | None => return Poll::Pending,
+                }
             }
-        };
+        });
         if let Some(worker) = this_worker() {
-            worker.unwait(&self.shared, request);
+            worker.unwait(shared, request);
         }
-        settled
+        let reason = match waited {
+            Some(Ok(settled)) => return settled,
+            Some(Err(reason)) => reason,
+            None => Refusal::Full,
+        };
+        self.withdraw(ticket, reason);
+        // The requests are taken back, or went in just now: the ticket is about to say which.
+        let settled = shared.clock.block(None, |waker| ticket.poll(waker));
+        settled.expect("without an end of waiting, a wait ends with what it waits for")
     }
 
     /// Takes requests back that wait for room; if they do not any more, the ticket says what they do.

@@ -11,6 +11,7 @@
 pub(crate) mod closures;
 pub(crate) mod fifo;
 pub(crate) mod group;
+pub(crate) mod id;
 pub(crate) mod pending;
 pub(crate) mod policy;
 pub(crate) mod queue;
@@ -23,8 +24,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::BatchConfig;
 use crate::error::{Refusal, RequestError};
+use crate::scheduler::id::{QueueId, RequestId};
 use crate::scheduler::pending::PendingRequests;
-use crate::scheduler::policy::{Choice, Decision, Head, QueueId};
+use crate::scheduler::policy::{Choice, Decision, Head};
 use crate::scheduler::queue::{Phase, Queue, Running};
 use crate::scheduler::workers::{WorkerCommand, Workers};
 use crate::stats::{Health, Stats};
@@ -54,15 +56,10 @@ pub(crate) enum RequestLocation {
     Answered,
 }
 
-/// Names a request in its executor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RequestId {
-    pub(crate) queue: QueueId,
-    pub(crate) number: u64,
-}
-
 /// What all workers, clients and shutdowns of an executor agree on.
 pub(crate) struct Scheduler {
+    /// Names the executor among those of the process.
+    id: u64,
     queues: BTreeMap<QueueId, Queue>,
     /// What was counted in queues that are gone, as long as somebody has a handle to look.
     past: BTreeMap<QueueId, Stats>,
@@ -83,8 +80,9 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    fn new(workers: usize) -> Self {
+    fn new(id: u64, workers: usize) -> Self {
         Self {
+            id,
             queues: BTreeMap::new(),
             past: BTreeMap::new(),
             workers: Workers::new(workers),
@@ -266,7 +264,7 @@ impl Scheduler {
     fn decide(&self, now: Instant) -> Decision {
         let mut choice = Choice::at(now);
         for (&id, queue) in &self.queues {
-            queue.pending.heads(&mut |head| choice.consider(queue.candidate(id, head)));
+            queue.pending.heads(&mut |head| queue.enter(&mut choice, id, head));
         }
         choice.decision()
     }
@@ -281,7 +279,7 @@ impl Scheduler {
         let (queue, _) = self.drain_inbox(id)?;
         let mut choice = Choice::at(now);
         queue.pending.heads(&mut |head| {
-            choice.consider(queue.candidate(id, Head { ready_at: head.arrival.min(now), ..head }));
+            queue.enter(&mut choice, id, Head { ready_at: head.arrival.min(now), ..head });
         });
         match choice.decision() {
             Decision::Dispatch(_, index) => Some(self.dispatch(id, index, worker, now)),
@@ -470,29 +468,23 @@ impl Scheduler {
         }
     }
 
-    /// `waits_for`: the device that a worker waits for, if it does.
-    fn health(
-        &self,
-        id: QueueId,
-        now: Instant,
-        waits_for: impl Fn(usize) -> Option<String>,
-    ) -> Health {
+    fn health(&self, id: QueueId, now: Instant) -> Health {
         match self.queues.get(&id) {
-            Some(queue) => queue.health(now, waits_for),
+            Some(queue) => queue.health(self.id, now),
             None if self.died => Health::Failed(RequestError::WorkerDied.to_string()),
             None => Health::Closed,
         }
     }
 
     /// Of the device: what one queue's engine does to itself is that queue's affair.
-    fn overall_health(&self, now: Instant, waits_for: impl Fn(usize) -> Option<String>) -> Health {
+    fn overall_health(&self, now: Instant) -> Health {
         if self.died {
             return Health::Failed(RequestError::WorkerDied.to_string());
         }
         if self.stopping {
             return Health::Closed;
         }
-        let healths = self.queues.values().map(|queue| queue.health(now, &waits_for));
+        let healths = self.queues.values().map(|queue| queue.health(self.id, now));
         let stalled = healths.filter_map(|health| match health {
             Health::Stalled { running_for, .. } => Some((running_for, health)),
             _ => None,

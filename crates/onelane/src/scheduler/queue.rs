@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::config::BatchConfig;
 use crate::error::{Refusal, RequestError};
+use crate::scheduler::id::QueueId;
 use crate::scheduler::pending::PendingRequests;
-use crate::scheduler::policy::{Candidate, Head, QueueId};
+use crate::scheduler::policy::{Choice, Head};
 use crate::stats::{Health, Stats};
 use crate::sync::Deferred;
 use crate::worker::batch::{Batch, Dispatched, Outcome};
+use crate::worker::wait_graph;
 
 /// A batch that runs.
 pub(crate) struct Running {
@@ -253,8 +255,9 @@ impl Queue {
         self.pending.len() == 0 && self.running.is_empty()
     }
 
-    pub(crate) fn candidate(&self, id: QueueId, head: Head) -> Candidate {
-        Candidate { queue: id, head, ageing: self.config.ageing, virtual_time: self.virtual_time }
+    /// Has a head of this queue considered among those of all.
+    pub(crate) fn enter(&self, choice: &mut Choice, id: QueueId, head: Head) {
+        choice.consider(id, head, self.config.ageing, self.virtual_time);
     }
 
     pub(crate) fn snapshot(&self, now: Instant) -> Stats {
@@ -263,12 +266,8 @@ impl Queue {
         stats
     }
 
-    /// `waits_for`: the device that a worker waits for, if it does.
-    pub(crate) fn health(
-        &self,
-        now: Instant,
-        waits_for: impl Fn(usize) -> Option<String>,
-    ) -> Health {
+    /// As a queue of the executor with this id.
+    pub(crate) fn health(&self, executor: u64, now: Instant) -> Health {
         match (&self.failed, self.phase) {
             (Some(why), _) => return Health::Failed(why.clone()),
             (None, Phase::Open) => {}
@@ -280,7 +279,8 @@ impl Queue {
         if let Some(Running { since, worker, .. }) = longest {
             let running_for = now.saturating_duration_since(*since);
             if running_for >= self.config.stall_after {
-                return Health::Stalled { running_for, waits_for: waits_for(*worker) };
+                let waits_for = wait_graph::waits_for((executor, *worker));
+                return Health::Stalled { running_for, waits_for };
             }
         }
         if !self.rebuilds.is_empty() {

@@ -8,14 +8,13 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use crate::scheduler::Scheduler;
-use crate::scheduler::policy::QueueId;
+use crate::scheduler::id::QueueId;
 use crate::stats::{Health, Stats};
-use crate::sync::{Clock, Mutex, MutexGuard, may_lock, thread_waker};
-use crate::worker::wait_graph;
+use crate::sync::{Clock, Mutex, MutexGuard, may_lock};
 
 /// What clients, workers and handles of one executor share.
 pub(crate) struct ExecutorShared {
@@ -32,7 +31,7 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 impl ExecutorShared {
     pub(crate) fn new(device: String, workers: usize, clock: Clock) -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { id, device, workers, clock, scheduler: Mutex::new(Scheduler::new(workers)) }
+        Self { id, device, workers, clock, scheduler: Mutex::new(Scheduler::new(id, workers)) }
     }
 
     pub(crate) fn lock(&self) -> SchedulerGuard<'_> {
@@ -47,14 +46,11 @@ impl ExecutorShared {
         until: Option<Instant>,
         is_over: impl Fn(&mut Scheduler, &Waker) -> bool,
     ) -> bool {
-        let waker = thread_waker();
-        while !is_over(&mut self.lock(), &waker) {
-            if until.is_some_and(|until| until <= self.clock.now()) {
-                return false;
-            }
-            self.clock.park_until(until);
-        }
-        true
+        let poll = |waker: &Waker| match is_over(&mut self.lock(), waker) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        };
+        self.clock.block(until, poll).is_some()
     }
 
     /// What was counted in a queue; nothing of one that has never been.
@@ -66,10 +62,9 @@ impl ExecutorShared {
     /// Of one queue, or of the device.
     pub(crate) fn health(&self, queue: Option<QueueId>) -> Health {
         let now = self.clock.now();
-        let waits_for = |worker| wait_graph::waits_for((self.id, worker));
         match queue {
-            Some(queue) => self.lock().health(queue, now, waits_for),
-            None => self.lock().overall_health(now, waits_for),
+            Some(queue) => self.lock().health(queue, now),
+            None => self.lock().overall_health(now),
         }
     }
 

@@ -1,8 +1,9 @@
 //! What time it is, and sleeping until a time: the system's clock, or a virtual one in tests.
 
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::primitives::{park, park_timeout};
+use super::primitives::{park, park_timeout, thread_waker};
 #[cfg(not(all(test, loom)))]
 use super::timer;
 #[cfg(any(test, feature = "test-util"))]
@@ -50,6 +51,25 @@ impl Clock {
             }
             #[cfg(any(test, feature = "test-util"))]
             Self::Virtual(clock) => clock.park_until(until),
+        }
+    }
+
+    /// Blocks the calling thread until `poll` is ready, which leaves the waker where that wakes it.
+    /// `None` when `until` has come first.
+    pub(crate) fn block<T>(
+        &self,
+        until: Option<Instant>,
+        mut poll: impl FnMut(&Waker) -> Poll<T>,
+    ) -> Option<T> {
+        let waker = thread_waker();
+        loop {
+            if let Poll::Ready(value) = poll(&waker) {
+                return Some(value);
+            }
+            if until.is_some_and(|until| until <= self.now()) {
+                return None;
+            }
+            self.park_until(until);
         }
     }
 

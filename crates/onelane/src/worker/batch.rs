@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::engine::{BatchItem, Engine};
 use crate::error::{BuildError, EngineError, RequestError};
-use crate::scheduler::policy::QueueId;
+use crate::scheduler::id::QueueId;
 use crate::sync::{Answer, Deferred, Sender, catch_panic};
 use crate::worker::engines::{EngineFactory, Engines};
 

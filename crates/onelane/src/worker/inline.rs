@@ -6,12 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::scheduler::RequestLocation;
+use crate::scheduler::id::{RequestId, WorkerId};
 use crate::scheduler::shared::ExecutorShared;
-use crate::scheduler::{RequestId, RequestLocation};
 use crate::sync::{catch_panic, thread_local};
 use crate::worker::batch::Dispatched;
 use crate::worker::engines::Engines;
-use crate::worker::wait_graph::{self, WaitEdge, WorkerId};
+use crate::worker::wait_graph::{self, WaitEdge};
 
 thread_local! {
     #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
