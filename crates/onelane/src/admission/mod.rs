@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use hashbrown::DefaultHashBuilder;
 
-use crate::admission::inbox::{Arrival, Inbox, InboxState, Permits, WaitPolicy};
+use crate::admission::inbox::{Arrival, Inbox, InboxState, PendingRequest, Permits, WaitPolicy};
 use crate::admission::waiters::{Patience, Requests, Ticket};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
@@ -113,7 +113,8 @@ impl<E: Engine> Admission<E> {
             return Err(self.refuse(refusal, 1, request));
         }
         let arrival = self.arrival(request, permits.cost, self.shared.clock.now(), sender);
-        let (hash, class, deadline) = (arrival.hash, arrival.class, arrival.deadline);
+        let PendingRequest { class, deadline, .. } = arrival.request;
+        let hash = arrival.hash;
         let mut policy = WaitPolicy::default();
         let (number, ticket) = match self.inbox.enter(permits) {
             Some(mut inbox) => {
@@ -151,7 +152,7 @@ impl<E: Engine> Admission<E> {
         for (request, cost) in requests.into_iter().zip(costs) {
             let (sender, receiver) = Receiver::pair(None);
             let arrival = self.arrival(request, cost, now, sender);
-            receivers.push((receiver, arrival.deadline));
+            receivers.push((receiver, arrival.request.deadline));
             arrivals.push(arrival);
         }
         let (first, ticket) = self.enter_slowly(arrivals, class, patience)?;
@@ -168,20 +169,24 @@ impl<E: Engine> Admission<E> {
         &self,
         request: Request<E::Item>,
         cost: usize,
-        at: Instant,
+        arrival: Instant,
         sender: Sender<E::Output>,
     ) -> Arrival<E> {
-        let deadline = request.deadline_from(at);
+        let deadline = request.deadline_from(arrival);
         let Request { input, priority: class, .. } = request;
         let key = input.key();
         let hash = self.hasher.hash_one(&key);
-        Arrival { number: 0, input, key, hash, cost, class, at, deadline, sender }
+        let (number, seq, group) = (0, 0, 0);
+        let request =
+            PendingRequest { input, sender, cost, class, arrival, deadline, number, seq, group };
+        Arrival { request, key, hash }
     }
 
     /// Puts a request into the inbox, for which there is room, and wakes who has to be woken.
     #[inline]
     fn enter(&self, mut inbox: MutexGuard<'_, InboxState<E>>, arrival: Arrival<E>) -> u64 {
-        let alarm = arrival.deadline.filter(|deadline| inbox.needs_alarm(*deadline));
+        let deadline = arrival.request.deadline;
+        let alarm = deadline.filter(|deadline| inbox.needs_alarm(*deadline));
         let number = inbox.put(arrival);
         let wake_needed = inbox.take_wake_needed();
         // CORRECTNESS: the executor's lock comes before the inbox's.
@@ -203,7 +208,7 @@ impl<E: Engine> Admission<E> {
         patience: Patience,
     ) -> Result<(u64, Option<Arc<Ticket<E>>>), SubmitError<Requests<E>>> {
         let count = arrivals.len();
-        let deadline = arrivals.iter().filter_map(|arrival| arrival.deadline).min();
+        let deadline = arrivals.iter().filter_map(|arrival| arrival.request.deadline).min();
         let mut scheduler = self.shared.lock();
         let admitted = match scheduler.open_queue::<Pending<E>>(self.queue) {
             Err(refusal) => Err((refusal, arrivals)),
@@ -320,4 +325,24 @@ impl<E: Engine> Drop for Admission<E> {
 
 pub(crate) fn only<T>(mut one: Vec<T>) -> T {
     one.pop().expect("there is one of what was one")
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::testing::{FakeEngine, FakeItem};
+
+    /// A request on its way in that has just come.
+    pub(crate) fn arrival(
+        input: FakeItem,
+        class: Priority,
+        deadline: Option<Instant>,
+    ) -> Arrival<FakeEngine> {
+        let (sender, _receiver) = Receiver::pair(None);
+        let (cost, arrival) = (input.cost, Instant::now());
+        let (number, seq, group) = (0, 0, 0);
+        let request =
+            PendingRequest { input, sender, cost, class, arrival, deadline, number, seq, group };
+        Arrival { request, key: 0, hash: 0 }
+    }
 }

@@ -170,7 +170,7 @@ impl<E: Engine> Waiters<E> {
         class: Priority,
         wake_when_admitted: bool,
     ) -> Arc<Ticket<E>> {
-        let at = arrivals.first().expect("who asks for nothing does not wait").at;
+        let at = arrivals.first().expect("who asks for nothing does not wait").request.arrival;
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
         let key = WaiterKey::new(class, at, number, self.ageing);
@@ -228,22 +228,22 @@ impl<E: Engine> Waiters<E> {
 
 /// When all of these have expired.
 fn last_deadline<E: Engine>(arrivals: &[Arrival<E>]) -> Option<Instant> {
-    arrivals.iter().map(|arrival| arrival.deadline).min_by_key(Option::is_some)??;
-    arrivals.iter().filter_map(|arrival| arrival.deadline).max()
+    let deadlines = || arrivals.iter().map(|arrival| arrival.request.deadline);
+    deadlines().min_by_key(Option::is_some)??;
+    deadlines().flatten().max()
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::sync::Receiver;
+    use crate::admission::inbox::PendingRequest;
     use crate::testing::{FakeEngine, FakeItem};
 
     const CLASSES: [Priority; 3] = [Priority::Bulk, Priority::Normal, Priority::Interactive];
 
     fn arrival(class: Priority, at: Instant, deadline: Option<Instant>) -> Arrival<FakeEngine> {
-        let (sender, _receiver) = Receiver::pair(None);
-        let input = FakeItem::new(0);
-        Arrival { number: 0, input, key: 0, hash: 0, cost: 1, class, at, deadline, sender }
+        let arrival = crate::admission::tests::arrival(FakeItem::new(0), class, deadline);
+        Arrival { request: PendingRequest { arrival: at, ..arrival.request }, ..arrival }
     }
 
     /// Who goes first, and so on, of those who come at these times: (class, milliseconds).

@@ -12,46 +12,21 @@ use std::time::{Duration, Instant};
 use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
-use crate::admission::inbox::{Arrival, Inbox, Permits};
+use crate::admission::inbox::{Arrival, Inbox, PendingRequest, Permits};
 use crate::admission::waiters::{Patience, Ticket, Waiter, Waiters};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::error::{BuildError, Refusal, RequestError};
 use crate::request::Priority;
-use crate::scheduler::fifo::{Fifo, Linked, Links};
+use crate::scheduler::fifo::{Fifo, Linked};
 use crate::scheduler::group::Group;
 use crate::scheduler::policy::Head;
 use crate::stats::{QueueStats, Stats};
-use crate::sync::{Deferred, Sender, forbid_locking};
+use crate::sync::{Deferred, forbid_locking};
 use crate::worker::batch::{Batch, Outcome, RequestBatch};
 use crate::worker::engines::{EngineFactory, Engines};
 
 const BY_CLASS: usize = 0;
-
-/// One waiting request. It stands in two lists: all of its class in the queue, and those of its
-/// class and key.
-struct PendingRequest<E: Engine> {
-    input: E::Item,
-    sender: Sender<E::Output>,
-    number: u64,
-    /// The order of acceptance in the queue.
-    seq: u64,
-    group: usize,
-    cost: usize,
-    class: Priority,
-    arrival: Instant,
-    deadline: Option<Instant>,
-    links: [Links; 2],
-}
-
-impl<E: Engine> Linked<2> for PendingRequest<E> {
-    fn links(&mut self) -> &mut [Links; 2] {
-        &mut self.links
-    }
-    fn next(&self, list: usize) -> Option<usize> {
-        self.links[list].following()
-    }
-}
 
 /// What a queue's scheduler asks of what waits in it, whatever its types.
 pub(crate) trait PendingRequests: Any + Send {
@@ -109,7 +84,8 @@ pub(crate) struct Pending<E: Engine> {
     open: bool,
     /// The inbox is closed because somebody waits for room.
     shut: bool,
-    requests: Slab<PendingRequest<E>>,
+    /// Each stands in two lists: all of its class in the queue, and those of its class and key.
+    requests: Slab<Linked<PendingRequest<E>>>,
     by_number: HashMap<u64, usize>,
     /// Room that the inbox has not been given back: it is when the inbox is drained, or when somebody
     /// finds no room in it.
@@ -170,8 +146,9 @@ impl<E: Engine> Pending<E> {
     ) -> Result<(u64, Option<Arc<Ticket<E>>>), Vec<Arrival<E>>> {
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
-        let is_first =
-            arrivals.first().is_none_or(|first| self.waiters.would_be_first(class, first.at));
+        let is_first = arrivals
+            .first()
+            .is_none_or(|first| self.waiters.would_be_first(class, first.request.arrival));
         let mut inbox = self.inbox.lock();
         inbox.release(&mut self.freed);
         let room = is_first && inbox.reserve(permits);
@@ -233,7 +210,7 @@ impl<E: Engine> Pending<E> {
 
     /// Appends a request to its group; answers it if that fails.
     fn push(&mut self, arrival: Arrival<E>, deferred: &mut Deferred) {
-        let Arrival { number, input, key, hash, cost, class, at, deadline, sender } = arrival;
+        let Arrival { mut request, key, hash } = arrival;
         self.accepted += 1;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
@@ -245,30 +222,18 @@ impl<E: Engine> Pending<E> {
             Ok(None) => self.add_group(key, hash),
             Err(message) => {
                 deferred.discard(key);
-                sender.send(Err(RequestError::Panicked(message)), deferred);
-                deferred.discard(input);
                 self.failed += 1;
-                return self.free(1, cost);
+                self.freed.add(Permits { requests: 1, cost: request.cost });
+                return answer(request, RequestError::Panicked(message), deferred);
             }
         };
-        let seq = self.accepted;
-        let links = Default::default();
-        let index = self.requests.insert(PendingRequest {
-            input,
-            sender,
-            number,
-            seq,
-            group,
-            cost,
-            class,
-            arrival: at,
-            deadline,
-            links,
-        });
+        (request.seq, request.group) = (self.accepted, group);
+        let PendingRequest { cost, class, arrival, deadline, number, .. } = request;
+        let index = self.requests.insert(Linked::new(request));
         self.by_number.insert(number, index);
         self.by_class[class.index()].push_back(&mut self.requests, index);
         self.class_len[class.index()] += 1;
-        let ready_at = (!self.config.max_wait.is_zero()).then(|| self.ready_at(at, deadline));
+        let ready_at = (!self.config.max_wait.is_zero()).then(|| self.ready_at(arrival, deadline));
         let group = &mut self.groups[group];
         group.by_class[class.index()].push_back(&mut self.requests, index);
         group.len += 1;
@@ -278,11 +243,6 @@ impl<E: Engine> Pending<E> {
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, number));
         }
-    }
-
-    /// Notes the room of requests that do not wait any more.
-    fn free(&mut self, requests: usize, cost: usize) {
-        self.freed.add(Permits { requests, cost });
     }
 
     fn known_group(&self, key: &<E::Item as BatchItem>::Key, hash: u64) -> Option<usize> {
@@ -308,9 +268,9 @@ impl<E: Engine> Pending<E> {
         let waiter = self.waiters.admit(number, deferred);
         let arrivals = waiter.map(|waiter| waiter.arrivals).unwrap_or_default();
         let count = arrivals.len();
-        for Arrival { input, key, sender, .. } in arrivals {
-            sender.send(Err(RequestError::DeadlineExceeded), deferred);
-            deferred.discard((input, key));
+        for Arrival { request, key, .. } in arrivals {
+            answer(request, RequestError::DeadlineExceeded, deferred);
+            deferred.discard(key);
         }
         self.accepted += count as u64;
         count
@@ -318,7 +278,7 @@ impl<E: Engine> Pending<E> {
 
     /// Takes a request out of all lists and sums.
     fn unlink(&mut self, index: usize) -> PendingRequest<E> {
-        let PendingRequest { class, group, cost, deadline, number, .. } = self.requests[index];
+        let PendingRequest { class, group, cost, deadline, number, .. } = *self.requests[index];
         self.by_class[class.index()].unlink(&mut self.requests, index);
         self.class_len[class.index()] -= 1;
         let group = &mut self.groups[group];
@@ -330,15 +290,15 @@ impl<E: Engine> Pending<E> {
             self.deadlines.remove(&(deadline, number));
         }
         self.by_number.remove(&number);
-        self.free(1, cost);
-        self.requests.remove(index)
+        self.freed.add(Permits { requests: 1, cost });
+        self.requests.remove(index).into_value()
     }
 
     /// Removes a request that waits in the queue, and answers it.
     fn dismiss_at(&mut self, index: usize, error: RequestError, deferred: &mut Deferred) {
-        let PendingRequest { input, sender, group, .. } = self.unlink(index);
-        sender.send(Err(error), deferred);
-        deferred.discard(input);
+        let request = self.unlink(index);
+        let group = request.group;
+        answer(request, error, deferred);
         self.tidy(group, deferred);
     }
 
@@ -356,8 +316,7 @@ impl<E: Engine> Pending<E> {
     }
 
     fn head(&self, index: usize, ready_at: Instant) -> Head {
-        let request = &self.requests[index];
-        let PendingRequest { class, arrival, seq, .. } = *request;
+        let PendingRequest { class, arrival, seq, .. } = *self.requests[index];
         Head { index, class, arrival, seq, ready_at }
     }
 
@@ -368,6 +327,12 @@ impl<E: Engine> Pending<E> {
         let is_full = group.len >= most || group.cost >= max_batch_cost;
         if is_full { None } else { group.ready_at }
     }
+}
+
+/// Answers a request that will not be computed.
+fn answer<E: Engine>(request: PendingRequest<E>, error: RequestError, deferred: &mut Deferred) {
+    request.sender.send(Err(error), deferred);
+    deferred.discard(request.input);
 }
 
 impl<E: Engine> PendingRequests for Pending<E> {
@@ -461,9 +426,10 @@ impl<E: Engine> PendingRequests for Pending<E> {
             if taken > 0 && batch.cost().saturating_add(cost) > self.config.max_batch_cost {
                 break;
             }
-            let PendingRequest { input, sender, number, class, arrival, .. } = self.unlink(index);
-            stats.record_wait(class, now.saturating_duration_since(arrival));
-            batch.push(input, sender, number, cost);
+            let request = self.unlink(index);
+            let waited = now.saturating_duration_since(request.arrival);
+            stats.record_wait(request.class, waited);
+            batch.push(request);
             next = self.groups[at].first();
         }
         self.inbox.set_idle(false);
@@ -472,9 +438,8 @@ impl<E: Engine> PendingRequests for Pending<E> {
         if !self.config.max_wait.is_zero() {
             let by_class = self.groups[at].by_class;
             let left = by_class.iter().flat_map(|list| list.iter(&self.requests));
-            let ready = left.map(|index| &self.requests[index]);
             self.groups[at].ready_at =
-                ready.map(|request| self.ready_at(request.arrival, request.deadline)).min();
+                left.map(|request| self.ready_at(request.arrival, request.deadline)).min();
         }
         self.assign_room(deferred);
         Box::new(batch)

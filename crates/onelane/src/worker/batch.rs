@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::admission::inbox::PendingRequest;
 use crate::engine::{BatchItem, Engine};
 use crate::error::{BuildError, EngineError, RequestError};
 use crate::scheduler::id::QueueId;
@@ -99,17 +100,11 @@ impl<E: Engine> RequestBatch<E> {
         }
     }
 
-    pub(crate) fn push(
-        &mut self,
-        item: E::Item,
-        sender: Sender<E::Output>,
-        number: u64,
-        cost: usize,
-    ) {
-        self.items.push(item);
-        self.senders.push(sender);
-        self.numbers.push(number);
-        self.outcome.cost = self.outcome.cost.saturating_add(cost);
+    pub(crate) fn push(&mut self, request: PendingRequest<E>) {
+        self.items.push(request.input);
+        self.senders.push(request.sender);
+        self.numbers.push(request.number);
+        self.outcome.cost = self.outcome.cost.saturating_add(request.cost);
     }
 
     pub(crate) fn cost(&self) -> usize {

@@ -104,20 +104,13 @@ impl WorkerContext {
     /// Does, inline, what a request of `shared` needs to be answered; a request that waits for room
     /// needs that.
     pub(crate) fn help(&self, shared: &ExecutorShared, request: RequestId) -> InlineProgress {
-        let mut scheduler = shared.lock();
-        let location = scheduler.location(request);
-        if shared.id != self.shared.id {
-            drop(scheduler);
-            return match location {
-                RequestLocation::Running(worker) => self.wait(shared, request, Some(worker)),
-                _ => self.wait(shared, request, None),
-            };
-        }
+        let is_elsewhere = shared.id != self.shared.id;
+        let location = shared.lock().location(request);
         match location {
-            RequestLocation::Running(worker) if worker != self.index => {
-                drop(scheduler);
+            RequestLocation::Running(worker) if is_elsewhere || worker != self.index => {
                 self.wait(shared, request, Some(worker))
             }
+            _ if is_elsewhere => self.wait(shared, request, None),
             RequestLocation::Running(_) => InlineProgress::Stuck,
             RequestLocation::InDelivery => InlineProgress::Elsewhere,
             RequestLocation::Answered => InlineProgress::Progress,
@@ -126,8 +119,7 @@ impl WorkerContext {
             }
             RequestLocation::Waiting => {
                 let now = shared.clock.now();
-                let dispatched = scheduler.dispatch_of(request.queue, self.index, now);
-                drop(scheduler);
+                let dispatched = shared.lock().dispatch_of(request.queue, self.index, now);
                 if let Some(mut dispatched) = dispatched {
                     self.run(&mut dispatched);
                     self.deliver(&mut dispatched);
