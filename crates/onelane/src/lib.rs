@@ -78,7 +78,6 @@ mod infer;
 #[cfg(all(test, loom))]
 mod loom_tests;
 mod queue;
-mod queue_handles;
 mod request;
 mod scheduler;
 #[cfg(feature = "tower")]

@@ -20,30 +20,39 @@ use crate::engine::{BatchItem, Engine};
 use crate::request::{Priority, Request};
 use crate::sync::{Hint, MAX_SHARERS, Mutex, MutexGuard, Sender, WaiterGroup, may_lock};
 
-/// A request on its way in.
-pub(crate) struct Arrival<E: Engine> {
-    /// Names it in its queue, once it has been handed over.
-    pub(crate) number: u64,
+/// A request that has been handed over, until it is in a batch.
+pub(crate) struct PendingRequest<E: Engine> {
     pub(crate) input: E::Item,
-    pub(crate) key: <E::Item as BatchItem>::Key,
-    pub(crate) hash: u64,
-    pub(crate) cost: usize,
-    pub(crate) class: Priority,
-    pub(crate) at: Instant,
-    pub(crate) deadline: Option<Instant>,
     /// The duty to answer it.
     pub(crate) sender: Sender<E::Output>,
+    pub(crate) cost: usize,
+    pub(crate) class: Priority,
+    pub(crate) arrival: Instant,
+    pub(crate) deadline: Option<Instant>,
+    /// Names it in its queue; given when it has been handed over.
+    pub(crate) number: u64,
+    /// The order of acceptance, and the group of its key; given when it has been accepted.
+    pub(crate) seq: u64,
+    pub(crate) group: usize,
+}
+
+/// A request on its way in, with its batch key.
+pub(crate) struct Arrival<E: Engine> {
+    pub(crate) request: PendingRequest<E>,
+    pub(crate) key: <E::Item as BatchItem>::Key,
+    pub(crate) hash: u64,
 }
 
 impl<E: Engine> Arrival<E> {
     pub(crate) fn permits(&self) -> Permits {
-        Permits { requests: 1, cost: self.cost }
+        Permits { requests: 1, cost: self.request.cost }
     }
 
     /// The request again, which was refused.
     pub(crate) fn into_request(self) -> Request<E::Item> {
-        self.sender.refuse();
-        Request::returned(self.input, self.class, self.deadline)
+        let PendingRequest { input, sender, class, deadline, .. } = self.request;
+        sender.refuse();
+        Request::returned(input, class, deadline)
     }
 }
 
@@ -184,7 +193,7 @@ impl<E: Engine> InboxState<E> {
     #[inline]
     pub(crate) fn put(&mut self, mut arrival: Arrival<E>) -> u64 {
         self.number += 1;
-        arrival.number = self.number;
+        arrival.request.number = self.number;
         self.accepted.push(arrival);
         self.number
     }
@@ -248,7 +257,7 @@ impl<E: Engine> InboxState<E> {
         let first = self.number + 1;
         for arrival in arrivals {
             self.number += 1;
-            arrival.number = self.number;
+            arrival.request.number = self.number;
         }
         first
     }
@@ -281,7 +290,7 @@ impl<E: Engine> InboxState<E> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::testing::FakeEngine;
+    use crate::testing::{FakeEngine, FakeItem};
 
     /// Whether the submitter of one more request spins, where so many lie in the inbox.
     fn spins(idle: bool, service_us: u64, before: usize) -> bool {
@@ -289,18 +298,8 @@ mod tests {
         inbox.set_idle(idle);
         inbox.set_pace(Duration::from_micros(service_us));
         for value in 0..before {
-            let (sender, _receiver) = crate::sync::Receiver::pair(None);
-            let arrival = Arrival {
-                number: 0,
-                input: crate::testing::FakeItem::new(value as u64),
-                key: 0,
-                hash: 0,
-                cost: 1,
-                class: Priority::Normal,
-                at: Instant::now(),
-                deadline: None,
-                sender,
-            };
+            let input = FakeItem::new(value as u64);
+            let arrival = crate::admission::tests::arrival(input, Priority::Normal, None);
             inbox.lock().put(arrival);
         }
         let mut state = inbox.lock();

@@ -20,6 +20,16 @@ use crate::error::{Refusal, SubmitError};
 use crate::request::{Priority, Request};
 use crate::sync::{Deferred, Mutex};
 
+/// How long a submission is ready to wait for room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    None,
+    /// Until then, and it is told when it is in.
+    Until(Option<Instant>),
+    /// A task, which is told of the answer only.
+    UntilAnswered,
+}
+
 /// A place among the waiters; the least is the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WaiterKey {
@@ -43,8 +53,6 @@ impl WaiterKey {
 /// Requests that go in together, once there is room for them.
 pub(crate) struct Waiter<E: Engine> {
     pub(crate) arrivals: Vec<Arrival<E>>,
-    /// The number of the first; the others follow.
-    pub(crate) number: u64,
     permits: Permits,
     ticket: Arc<Ticket<E>>,
 }
@@ -61,10 +69,15 @@ impl<E: Engine> Waiter<E> {
     }
 }
 
-type Requests<E> = Vec<Request<<E as Engine>::Item>>;
+/// What is submitted at once: requests, or one.
+pub(crate) type Requests<E> = Vec<Request<<E as Engine>::Item>>;
 
 /// What a submitter looks at while its requests wait for room.
-pub(crate) struct Ticket<E: Engine>(Mutex<TicketState<E>>);
+pub(crate) struct Ticket<E: Engine> {
+    /// The number of the first of them.
+    pub(crate) number: u64,
+    state: Mutex<TicketState<E>>,
+}
 
 enum TicketState<E: Engine> {
     /// They wait. The holder has left a waker, and whether it wants to know that they went in.
@@ -74,15 +87,16 @@ enum TicketState<E: Engine> {
 }
 
 impl<E: Engine> Ticket<E> {
-    fn new(wake_when_admitted: bool) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(TicketState::Waiting(None, wake_when_admitted))))
+    fn new(number: u64, wake_when_admitted: bool) -> Arc<Self> {
+        let state = Mutex::new(TicketState::Waiting(None, wake_when_admitted));
+        Arc::new(Self { number, state })
     }
 
     /// Whether the requests went in or were refused; if neither yet, `waker` is left.
     pub(crate) fn poll(&self, waker: &Waker) -> Poll<Result<(), SubmitError<Requests<E>>>> {
         // CORRECTNESS: cloning and dropping a waker are a user's code, so neither is under the lock.
         let mut new = Some(waker.clone());
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         match &mut *state {
             TicketState::Waiting(left, _) => {
                 std::mem::swap(left, &mut new);
@@ -99,14 +113,14 @@ impl<E: Engine> Ticket<E> {
     }
 
     fn admit(&self, deferred: &mut Deferred) {
-        let before = std::mem::replace(&mut *self.0.lock(), TicketState::Admitted);
+        let before = std::mem::replace(&mut *self.state.lock(), TicketState::Admitted);
         if let TicketState::Waiting(Some(waker), wake_when_admitted) = before {
             if wake_when_admitted { deferred.wake(waker) } else { deferred.discard(waker) }
         }
     }
 
     fn refuse(&self, refused: SubmitError<Requests<E>>) {
-        let before = std::mem::replace(&mut *self.0.lock(), TicketState::Refused(refused));
+        let before = std::mem::replace(&mut *self.state.lock(), TicketState::Refused(refused));
         if let TicketState::Waiting(Some(waker), _) = before {
             waker.wake();
         }
@@ -156,15 +170,15 @@ impl<E: Engine> Waiters<E> {
         class: Priority,
         wake_when_admitted: bool,
     ) -> Arc<Ticket<E>> {
-        let at = arrivals.first().expect("who asks for nothing does not wait").at;
+        let at = arrivals.first().expect("who asks for nothing does not wait").request.arrival;
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
         let key = WaiterKey::new(class, at, number, self.ageing);
-        let ticket = Ticket::new(wake_when_admitted);
+        let ticket = Ticket::new(number, wake_when_admitted);
         self.requests += arrivals.len();
         self.keys.insert(number, key);
         self.deadlines.extend(last_deadline(&arrivals).map(|deadline| (deadline, number)));
-        let waiter = Waiter { arrivals, number, permits, ticket: Arc::clone(&ticket) };
+        let waiter = Waiter { arrivals, permits, ticket: Arc::clone(&ticket) };
         self.by_key.insert(key, waiter);
         ticket
     }
@@ -176,7 +190,7 @@ impl<E: Engine> Waiters<E> {
 
     /// The first waiter, for whose requests there is room now.
     pub(crate) fn admit_first(&mut self, deferred: &mut Deferred) -> Option<Waiter<E>> {
-        let number = self.by_key.first_key_value()?.1.number;
+        let number = self.by_key.first_key_value()?.1.ticket.number;
         self.admit(number, deferred)
     }
 
@@ -214,22 +228,22 @@ impl<E: Engine> Waiters<E> {
 
 /// When all of these have expired.
 fn last_deadline<E: Engine>(arrivals: &[Arrival<E>]) -> Option<Instant> {
-    arrivals.iter().map(|arrival| arrival.deadline).min_by_key(Option::is_some)??;
-    arrivals.iter().filter_map(|arrival| arrival.deadline).max()
+    let deadlines = || arrivals.iter().map(|arrival| arrival.request.deadline);
+    deadlines().min_by_key(Option::is_some)??;
+    deadlines().flatten().max()
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::sync::Receiver;
+    use crate::admission::inbox::PendingRequest;
     use crate::testing::{FakeEngine, FakeItem};
 
     const CLASSES: [Priority; 3] = [Priority::Bulk, Priority::Normal, Priority::Interactive];
 
     fn arrival(class: Priority, at: Instant, deadline: Option<Instant>) -> Arrival<FakeEngine> {
-        let (sender, _receiver) = Receiver::pair(None);
-        let input = FakeItem::new(0);
-        Arrival { number: 0, input, key: 0, hash: 0, cost: 1, class, at, deadline, sender }
+        let arrival = crate::admission::tests::arrival(FakeItem::new(0), class, deadline);
+        Arrival { request: PendingRequest { arrival: at, ..arrival.request }, ..arrival }
     }
 
     /// Who goes first, and so on, of those who come at these times: (class, milliseconds).
@@ -241,7 +255,8 @@ mod tests {
             waiters.push(vec![arrival(class, at, None)], number as u64, class, false);
         }
         let mut deferred = Deferred::default();
-        let first = || waiters.admit_first(&mut deferred).map(|waiter| waiter.number as usize);
+        let first =
+            || waiters.admit_first(&mut deferred).map(|waiter| waiter.ticket.number as usize);
         std::iter::from_fn(first).collect()
     }
 

@@ -12,46 +12,21 @@ use std::time::{Duration, Instant};
 use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
-use crate::admission::inbox::{Arrival, Inbox, Permits};
-use crate::admission::waiters::{Ticket, Waiter, Waiters};
+use crate::admission::inbox::{Arrival, Inbox, PendingRequest, Permits};
+use crate::admission::waiters::{Patience, Ticket, Waiter, Waiters};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::error::{BuildError, Refusal, RequestError};
 use crate::request::Priority;
-use crate::scheduler::fifo::{Fifo, Linked, Links};
+use crate::scheduler::fifo::{Fifo, Linked};
 use crate::scheduler::group::Group;
 use crate::scheduler::policy::Head;
 use crate::stats::{QueueStats, Stats};
-use crate::sync::{Deferred, Sender, catch_panic, forbid_locking};
+use crate::sync::{Deferred, forbid_locking};
 use crate::worker::batch::{Batch, Outcome, RequestBatch};
 use crate::worker::engines::{EngineFactory, Engines};
 
 const BY_CLASS: usize = 0;
-
-/// One waiting request. It stands in two lists: all of its class in the queue, and those of its
-/// class and key.
-struct PendingRequest<E: Engine> {
-    input: E::Item,
-    sender: Sender<E::Output>,
-    number: u64,
-    /// The order of acceptance in the queue.
-    seq: u64,
-    group: usize,
-    cost: usize,
-    class: Priority,
-    arrival: Instant,
-    deadline: Option<Instant>,
-    links: [Links; 2],
-}
-
-impl<E: Engine> Linked<2> for PendingRequest<E> {
-    fn links(&mut self) -> &mut [Links; 2] {
-        &mut self.links
-    }
-    fn next(&self, list: usize) -> Option<usize> {
-        self.links[list].following()
-    }
-}
 
 /// What a queue's scheduler asks of what waits in it, whatever its types.
 pub(crate) trait PendingRequests: Any + Send {
@@ -60,8 +35,8 @@ pub(crate) trait PendingRequests: Any + Send {
     /// Has the next submitter wake a worker, unless there is something in the inbox. Says whether
     /// there was nothing.
     fn listen(&mut self) -> bool;
-    /// Says whether requests are accepted; if not, those who wait for room are sent away.
-    fn set_open(&mut self, refusal: Option<&Refusal>, deferred: &mut Deferred);
+    /// Accepts no more requests, and refuses those that wait for room. Says how many those were.
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) -> usize;
     /// Says, after a batch, whether nothing waits and nothing computes, and how long it took.
     fn set_pace(&mut self, idle: bool, service: Duration);
     /// Whether the engine takes less time than a thread needs to sleep.
@@ -109,7 +84,8 @@ pub(crate) struct Pending<E: Engine> {
     open: bool,
     /// The inbox is closed because somebody waits for room.
     shut: bool,
-    requests: Slab<PendingRequest<E>>,
+    /// Each stands in two lists: all of its class in the queue, and those of its class and key.
+    requests: Slab<Linked<PendingRequest<E>>>,
     by_number: HashMap<u64, usize>,
     /// Room that the inbox has not been given back: it is when the inbox is drained, or when somebody
     /// finds no room in it.
@@ -130,26 +106,6 @@ const MAX_REMEMBERED: usize = 1024;
 
 /// Groups that are kept although they are empty, since their key is likely to come again.
 const MAX_KEPT: usize = 16;
-
-/// What becomes of requests that ask for room.
-pub(crate) enum Admitted<E: Engine> {
-    /// They are in, and the first has this number.
-    Now(u64),
-    /// They wait for room.
-    Later(u64, Arc<Ticket<E>>),
-    /// There is none.
-    No(Vec<Arrival<E>>),
-}
-
-/// How requests are to wait for room.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WaitForRoom {
-    Never,
-    /// The submitter wants to know when they are in.
-    Told,
-    /// It wants to know of the answer only.
-    Untold,
-}
 
 impl<E: Engine> Pending<E> {
     pub(crate) fn new(
@@ -180,22 +136,24 @@ impl<E: Engine> Pending<E> {
     }
 
     /// Lets requests in for which the inbox had no room, or has them wait; the inbox is drained.
+    /// Returns the number of the first, and the ticket of those that wait; or gives them back.
     pub(crate) fn admit(
         &mut self,
         mut arrivals: Vec<Arrival<E>>,
         class: Priority,
-        wait: WaitForRoom,
+        patience: Patience,
         deferred: &mut Deferred,
-    ) -> Admitted<E> {
+    ) -> Result<(u64, Option<Arc<Ticket<E>>>), Vec<Arrival<E>>> {
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
-        let is_first =
-            arrivals.first().is_none_or(|first| self.waiters.would_be_first(class, first.at));
+        let is_first = arrivals
+            .first()
+            .is_none_or(|first| self.waiters.would_be_first(class, first.request.arrival));
         let mut inbox = self.inbox.lock();
         inbox.release(&mut self.freed);
         let room = is_first && inbox.reserve(permits);
-        if !room && wait == WaitForRoom::Never {
-            return Admitted::No(arrivals);
+        if !room && patience == Patience::None {
+            return Err(arrivals);
         }
         let number = inbox.number_all(&mut arrivals);
         if !room {
@@ -203,24 +161,26 @@ impl<E: Engine> Pending<E> {
             inbox.set_open(false);
             drop(inbox);
             self.shut = true;
-            let told = wait == WaitForRoom::Told;
-            return Admitted::Later(number, self.waiters.push(arrivals, number, class, told));
+            let told = patience != Patience::UntilAnswered;
+            return Ok((number, Some(self.waiters.push(arrivals, number, class, told))));
         }
         drop(inbox);
         self.push_all(arrivals, deferred);
-        Admitted::Now(number)
+        Ok((number, None))
     }
 
-    /// Withdraws requests that wait for room, if they still do.
-    pub(crate) fn withdraw(&mut self, number: u64, deferred: &mut Deferred) -> Option<Waiter<E>> {
-        let waiter = self.waiters.remove(number);
+    /// Refuses requests that wait for room, if they still do. Says how many those were.
+    pub(crate) fn withdraw(
+        &mut self,
+        number: u64,
+        reason: Refusal,
+        deferred: &mut Deferred,
+    ) -> usize {
+        let Some(waiter) = self.waiters.remove(number) else { return 0 };
+        let count = waiter.arrivals.len();
+        waiter.refuse(reason, deferred);
         self.assign_room(deferred);
-        waiter
-    }
-
-    /// Whether the timer has to be told of a deadline.
-    pub(crate) fn needs_alarm(&mut self, deadline: Instant) -> bool {
-        self.inbox.lock().needs_alarm(deadline)
+        count
     }
 
     /// Assigns room that is free to those who wait for it; behind the last of them the inbox opens.
@@ -250,11 +210,11 @@ impl<E: Engine> Pending<E> {
 
     /// Appends a request to its group; answers it if that fails.
     fn push(&mut self, arrival: Arrival<E>, deferred: &mut Deferred) {
-        let Arrival { number, input, key, hash, cost, class, at, deadline, sender } = arrival;
+        let Arrival { mut request, key, hash } = arrival;
         self.accepted += 1;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
-        let group = match catch_panic(|| forbid_locking(|| self.known_group(&key, hash))) {
+        let group = match forbid_locking(|| self.known_group(&key, hash)) {
             Ok(Some(group)) => {
                 deferred.discard(key);
                 group
@@ -262,30 +222,18 @@ impl<E: Engine> Pending<E> {
             Ok(None) => self.add_group(key, hash),
             Err(message) => {
                 deferred.discard(key);
-                sender.send(Err(RequestError::Panicked(message)), deferred);
-                deferred.discard(input);
                 self.failed += 1;
-                return self.free(1, cost);
+                self.freed.add(Permits { requests: 1, cost: request.cost });
+                return answer(request, RequestError::Panicked(message), deferred);
             }
         };
-        let seq = self.accepted;
-        let links = Default::default();
-        let index = self.requests.insert(PendingRequest {
-            input,
-            sender,
-            number,
-            seq,
-            group,
-            cost,
-            class,
-            arrival: at,
-            deadline,
-            links,
-        });
+        (request.seq, request.group) = (self.accepted, group);
+        let PendingRequest { cost, class, arrival, deadline, number, .. } = request;
+        let index = self.requests.insert(Linked::new(request));
         self.by_number.insert(number, index);
         self.by_class[class.index()].push_back(&mut self.requests, index);
         self.class_len[class.index()] += 1;
-        let ready_at = (!self.config.max_wait.is_zero()).then(|| self.ready_at(at, deadline));
+        let ready_at = (!self.config.max_wait.is_zero()).then(|| self.ready_at(arrival, deadline));
         let group = &mut self.groups[group];
         group.by_class[class.index()].push_back(&mut self.requests, index);
         group.len += 1;
@@ -295,11 +243,6 @@ impl<E: Engine> Pending<E> {
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, number));
         }
-    }
-
-    /// Notes the room of requests that do not wait any more.
-    fn free(&mut self, requests: usize, cost: usize) {
-        self.freed.add(Permits { requests, cost });
     }
 
     fn known_group(&self, key: &<E::Item as BatchItem>::Key, hash: u64) -> Option<usize> {
@@ -325,9 +268,9 @@ impl<E: Engine> Pending<E> {
         let waiter = self.waiters.admit(number, deferred);
         let arrivals = waiter.map(|waiter| waiter.arrivals).unwrap_or_default();
         let count = arrivals.len();
-        for Arrival { input, key, sender, .. } in arrivals {
-            sender.send(Err(RequestError::DeadlineExceeded), deferred);
-            deferred.discard((input, key));
+        for Arrival { request, key, .. } in arrivals {
+            answer(request, RequestError::DeadlineExceeded, deferred);
+            deferred.discard(key);
         }
         self.accepted += count as u64;
         count
@@ -335,7 +278,7 @@ impl<E: Engine> Pending<E> {
 
     /// Takes a request out of all lists and sums.
     fn unlink(&mut self, index: usize) -> PendingRequest<E> {
-        let PendingRequest { class, group, cost, deadline, number, .. } = self.requests[index];
+        let PendingRequest { class, group, cost, deadline, number, .. } = *self.requests[index];
         self.by_class[class.index()].unlink(&mut self.requests, index);
         self.class_len[class.index()] -= 1;
         let group = &mut self.groups[group];
@@ -347,15 +290,15 @@ impl<E: Engine> Pending<E> {
             self.deadlines.remove(&(deadline, number));
         }
         self.by_number.remove(&number);
-        self.free(1, cost);
-        self.requests.remove(index)
+        self.freed.add(Permits { requests: 1, cost });
+        self.requests.remove(index).into_value()
     }
 
     /// Removes a request that waits in the queue, and answers it.
     fn dismiss_at(&mut self, index: usize, error: RequestError, deferred: &mut Deferred) {
-        let PendingRequest { input, sender, group, .. } = self.unlink(index);
-        sender.send(Err(error), deferred);
-        deferred.discard(input);
+        let request = self.unlink(index);
+        let group = request.group;
+        answer(request, error, deferred);
         self.tidy(group, deferred);
     }
 
@@ -373,8 +316,7 @@ impl<E: Engine> Pending<E> {
     }
 
     fn head(&self, index: usize, ready_at: Instant) -> Head {
-        let request = &self.requests[index];
-        let PendingRequest { class, arrival, seq, .. } = *request;
+        let PendingRequest { class, arrival, seq, .. } = *self.requests[index];
         Head { index, class, arrival, seq, ready_at }
     }
 
@@ -385,6 +327,12 @@ impl<E: Engine> Pending<E> {
         let is_full = group.len >= most || group.cost >= max_batch_cost;
         if is_full { None } else { group.ready_at }
     }
+}
+
+/// Answers a request that will not be computed.
+fn answer<E: Engine>(request: PendingRequest<E>, error: RequestError, deferred: &mut Deferred) {
+    request.sender.send(Err(error), deferred);
+    deferred.discard(request.input);
 }
 
 impl<E: Engine> PendingRequests for Pending<E> {
@@ -416,12 +364,12 @@ impl<E: Engine> PendingRequests for Pending<E> {
         is_empty
     }
 
-    fn set_open(&mut self, refusal: Option<&Refusal>, deferred: &mut Deferred) {
-        self.open = refusal.is_none();
-        self.inbox.lock().set_open(self.open);
-        if let Some(refusal) = refusal {
-            self.waiters.refuse_all(refusal, deferred);
-        }
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) -> usize {
+        self.open = false;
+        self.inbox.lock().set_open(false);
+        let count = self.waiters.requests();
+        self.waiters.refuse_all(refusal, deferred);
+        count
     }
 
     fn set_pace(&mut self, idle: bool, service: Duration) {
@@ -478,9 +426,10 @@ impl<E: Engine> PendingRequests for Pending<E> {
             if taken > 0 && batch.cost().saturating_add(cost) > self.config.max_batch_cost {
                 break;
             }
-            let PendingRequest { input, sender, number, class, arrival, .. } = self.unlink(index);
-            stats.record_wait(class, now.saturating_duration_since(arrival));
-            batch.push(input, sender, number, cost);
+            let request = self.unlink(index);
+            let waited = now.saturating_duration_since(request.arrival);
+            stats.record_wait(request.class, waited);
+            batch.push(request);
             next = self.groups[at].first();
         }
         self.inbox.set_idle(false);
@@ -489,9 +438,8 @@ impl<E: Engine> PendingRequests for Pending<E> {
         if !self.config.max_wait.is_zero() {
             let by_class = self.groups[at].by_class;
             let left = by_class.iter().flat_map(|list| list.iter(&self.requests));
-            let ready = left.map(|index| &self.requests[index]);
             self.groups[at].ready_at =
-                ready.map(|request| self.ready_at(request.arrival, request.deadline)).min();
+                left.map(|request| self.ready_at(request.arrival, request.deadline)).min();
         }
         self.assign_room(deferred);
         Box::new(batch)

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::config::BatchConfig;
 use crate::error::{Refusal, RequestError};
+use crate::scheduler::id::QueueId;
 use crate::scheduler::pending::PendingRequests;
-use crate::scheduler::policy::{Candidate, Head, QueueId};
+use crate::scheduler::policy::{Choice, Head};
 use crate::stats::{Health, Stats};
 use crate::sync::Deferred;
-use crate::worker::batch::{Batch, Outcome};
+use crate::worker::batch::{Batch, Dispatched, Outcome};
+use crate::worker::wait_graph;
 
 /// A batch that runs.
 pub(crate) struct Running {
@@ -138,25 +140,40 @@ impl Queue {
         self.stats.counters.expired += count as u64;
     }
 
-    /// Refuses new requests, and answers those that wait.
+    /// Refuses new requests, and those that wait for room.
+    pub(crate) fn close(&mut self, deferred: &mut Deferred) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Closed;
+        }
+        if let Some(refusal) = self.refusal() {
+            self.refuse_all(&refusal, deferred);
+        }
+    }
+
+    /// As [`close`](Self::close), for an engine that is given up; answers those that wait.
     pub(crate) fn fail(&mut self, why: String, deferred: &mut Deferred) {
         self.rebuilds.clear();
-        self.pending.set_open(Some(&Refusal::Failed(why.clone())), deferred);
+        self.refuse_all(&Refusal::Failed(why.clone()), deferred);
         self.dismiss_all(&RequestError::QueueFailed(why.clone()), deferred);
         self.failed = Some(why);
+    }
+
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) {
+        let count = self.pending.refuse_all(refusal, deferred);
+        self.stats.counters.refused += count as u64;
     }
 
     /// Counts a batch that has run. Returns why the queue gives up, if it does.
     pub(crate) fn book(
         &mut self,
-        number: u64,
-        batch: &dyn Batch,
+        dispatched: &Dispatched,
         service: Duration,
         now: Instant,
         deferred: &mut Deferred,
     ) -> Option<String> {
+        let Dispatched { number, batch, .. } = dispatched;
         let outcome = batch.outcome();
-        if let Some(running) = self.running.iter_mut().find(|running| running.number == number) {
+        if let Some(running) = self.running.iter_mut().find(|running| running.number == *number) {
             running.ended = true;
             let worker = running.worker;
             self.note_engine(worker, &outcome, now);
@@ -239,8 +256,9 @@ impl Queue {
         self.pending.len() == 0 && self.running.is_empty()
     }
 
-    pub(crate) fn candidate(&self, id: QueueId, head: Head) -> Candidate {
-        Candidate { queue: id, head, ageing: self.config.ageing, virtual_time: self.virtual_time }
+    /// Has a head of this queue considered among those of all.
+    pub(crate) fn enter(&self, choice: &mut Choice, id: QueueId, head: Head) {
+        choice.consider(id, head, self.config.ageing, self.virtual_time);
     }
 
     pub(crate) fn snapshot(&self, now: Instant) -> Stats {
@@ -249,12 +267,8 @@ impl Queue {
         stats
     }
 
-    /// `waits_for`: the device that a worker waits for, if it does.
-    pub(crate) fn health(
-        &self,
-        now: Instant,
-        waits_for: impl Fn(usize) -> Option<String>,
-    ) -> Health {
+    /// As a queue of the executor with this id.
+    pub(crate) fn health(&self, executor: u64, now: Instant) -> Health {
         match (&self.failed, self.phase) {
             (Some(why), _) => return Health::Failed(why.clone()),
             (None, Phase::Open) => {}
@@ -266,7 +280,8 @@ impl Queue {
         if let Some(Running { since, worker, .. }) = longest {
             let running_for = now.saturating_duration_since(*since);
             if running_for >= self.config.stall_after {
-                return Health::Stalled { running_for, waits_for: waits_for(*worker) };
+                let waits_for = wait_graph::waits_for((executor, *worker));
+                return Health::Stalled { running_for, waits_for };
             }
         }
         if !self.rebuilds.is_empty() {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::task::Waker;
 
 use crate::error::BuildError;
-use crate::scheduler::policy::QueueId;
+use crate::scheduler::id::QueueId;
 use crate::sync::Deferred;
 use crate::worker::engines::Engines;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use crate::config::Delivery;
-use crate::scheduler::ExecutorShared;
+use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{
     JoinHandle, Mutex, catch_panic, is_processor_spare, park, spawn, spin_until_woken, thread_waker,
 };
@@ -139,7 +139,5 @@ fn run_delivery(handoff: &Mutex<Handoff>, shared: &Arc<ExecutorShared>) {
 fn hand_over(mut dispatched: Dispatched, shared: &ExecutorShared) {
     // Wakers are a user's, but each is contained by itself; this is for what we have not thought of.
     let _ = catch_panic(|| dispatched.deliver());
-    let mut guard = shared.lock();
-    let (scheduler, deferred) = guard.parts();
-    scheduler.finish(dispatched, deferred);
+    shared.lock().finish(dispatched);
 }

@@ -8,22 +8,26 @@ use std::collections::BTreeMap;
 
 use crate::engine::Engine;
 use crate::error::{BuildError, EngineError};
-use crate::scheduler::policy::QueueId;
+use crate::scheduler::id::QueueId;
 use crate::sync::catch_panic;
-
-type Build<E> = Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>;
 
 /// What all batches of one queue share: its names, and how its engine is built.
 pub(crate) struct EngineFactory<E: Engine> {
     pub(crate) queue: QueueId,
     pub(crate) device: String,
     pub(crate) name: String,
-    build: Build<E>,
+    build: Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>,
 }
 
 impl<E: Engine> EngineFactory<E> {
-    pub(crate) fn new(queue: QueueId, device: &str, name: &str, build: Build<E>) -> Self {
-        Self { queue, device: device.to_owned(), name: name.to_owned(), build }
+    pub(crate) fn new(
+        queue: QueueId,
+        device: &str,
+        name: &str,
+        build: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
+    ) -> Self {
+        let (device, name) = (device.to_owned(), name.to_owned());
+        Self { queue, device, name, build: Box::new(build) }
     }
 
     /// Builds and warms up an engine; on the worker. A panic is contained.

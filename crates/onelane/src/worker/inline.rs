@@ -6,11 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::scheduler::{ExecutorShared, RequestId, RequestLocation};
+use crate::scheduler::RequestLocation;
+use crate::scheduler::id::{RequestId, WorkerId};
+use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{catch_panic, thread_local};
 use crate::worker::batch::Dispatched;
 use crate::worker::engines::Engines;
-use crate::worker::wait_graph::{self, WaitEdge, WorkerId};
+use crate::worker::wait_graph::{self, WaitEdge};
 
 thread_local! {
     #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
@@ -102,21 +104,13 @@ impl WorkerContext {
     /// Does, inline, what a request of `shared` needs to be answered; a request that waits for room
     /// needs that.
     pub(crate) fn help(&self, shared: &ExecutorShared, request: RequestId) -> InlineProgress {
-        let mut guard = shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        let location = scheduler.location(request, deferred);
-        if shared.id != self.shared.id {
-            drop(guard);
-            return match location {
-                RequestLocation::Running(worker) => self.wait(shared, request, Some(worker)),
-                _ => self.wait(shared, request, None),
-            };
-        }
+        let is_elsewhere = shared.id != self.shared.id;
+        let location = shared.lock().location(request);
         match location {
-            RequestLocation::Running(worker) if worker != self.index => {
-                drop(guard);
+            RequestLocation::Running(worker) if is_elsewhere || worker != self.index => {
                 self.wait(shared, request, Some(worker))
             }
+            _ if is_elsewhere => self.wait(shared, request, None),
             RequestLocation::Running(_) => InlineProgress::Stuck,
             RequestLocation::InDelivery => InlineProgress::Elsewhere,
             RequestLocation::Answered => InlineProgress::Progress,
@@ -125,17 +119,12 @@ impl WorkerContext {
             }
             RequestLocation::Waiting => {
                 let now = shared.clock.now();
-                let Some(index) = scheduler.best_head(request.queue, now, deferred) else {
-                    return InlineProgress::Progress;
-                };
-                let mut dispatched =
-                    scheduler.dispatch(request.queue, index, self.index, now, deferred);
-                drop(guard);
-                self.run(&mut dispatched);
-                self.deliver(&mut dispatched);
-                let mut guard = shared.lock();
-                let (scheduler, deferred) = guard.parts();
-                scheduler.finish(dispatched, deferred);
+                let dispatched = shared.lock().dispatch_of(request.queue, self.index, now);
+                if let Some(mut dispatched) = dispatched {
+                    self.run(&mut dispatched);
+                    self.deliver(&mut dispatched);
+                    shared.lock().finish(dispatched);
+                }
                 InlineProgress::Progress
             }
         }
@@ -180,10 +169,7 @@ impl WorkerContext {
         if self.waits.take() {
             wait_graph::forget(self.id());
         }
-        let Dispatched { queue, number, batch } = dispatched;
-        let mut guard = self.shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        scheduler.book(*queue, *number, &**batch, service, now, deferred);
+        self.shared.lock().book(dispatched, service, now);
     }
 
     /// Hands the answers of a batch over. It counts as running until the scheduler is told that it

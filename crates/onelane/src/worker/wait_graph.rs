@@ -9,11 +9,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::scheduler::RequestId;
+use crate::scheduler::id::{RequestId, WorkerId};
 use crate::sync::PerProcess;
-
-/// A worker of the process: its executor's id, and its index there.
-pub(crate) type WorkerId = (u64, usize);
 
 /// What a worker waits for.
 #[derive(Clone, Debug)]
