@@ -14,7 +14,8 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use crate::item::{Item, Payload};
 use crate::pending::Ticket;
 use crate::plain::{Reader, Torch};
-use crate::queue::{Queue, Submission, Terms, until};
+use crate::queue::{Queue, Submission, Terms};
+use crate::waiting::until;
 
 /// How many executors are held by a thread or task: its calls go another way, see `_hold.py`.
 static HELD: AtomicIsize = AtomicIsize::new(0);
