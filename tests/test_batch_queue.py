@@ -487,3 +487,31 @@ def test_statistics_tell_what_running_out_of_memory_has_taught(device):
     stats = queue.stats()
     assert stats.memory_splits > 0
     assert (stats.ceilings, stats.lowest_ceiling) == (1, 4)
+
+
+def test_histograms_and_classes(device):
+    queue = onelane.BatchQueue(lambda xs: xs, device, onelane.Items(), max_batch_size=4)
+    with Hold(device):
+        futures = [queue.submit(i, priority="bulk" if i % 2 else "normal") for i in range(8)]
+        waiting = queue.stats().classes
+        assert (waiting["bulk"].waiting, waiting["normal"].waiting) == (4, 4)
+        assert waiting["bulk"].oldest_wait_s > 0
+    assert [future.result(30) for future in futures] == list(range(8))
+    stats = queue.stats()
+    histograms = stats.histograms
+    assert histograms.batch_size.count == stats.batches == 2
+    assert histograms.batch_size.sum == pytest.approx(8, rel=0.02)
+    assert dict(histograms.batch_size.buckets)[2.0] == 0
+    assert dict(histograms.batch_size.buckets)[4.0] == 2
+    assert histograms.batch_cost.sum == pytest.approx(8, rel=0.02)
+    assert histograms.service_s.count == 2
+    assert {name: one.count for name, one in histograms.wait_s.items()} == {
+        "interactive": 0, "normal": 4, "bulk": 4,
+    }  # fmt: skip
+    for one in (histograms.service_s, *histograms.wait_s.values()):
+        bounds, counts = zip(*one.buckets, strict=True)
+        assert list(bounds) == sorted(bounds)
+        assert list(counts) == sorted(counts)
+        assert counts[-1] == one.count
+    assert device.stats().histograms.service_s.count >= 1
+    assert "histograms" not in repr(stats)

@@ -53,7 +53,7 @@ def test_a_device_that_is_none(name, text):
         onelane.DeviceExecutor,
         lambda name: onelane.BatchQueue(lambda x: x, name),
         lambda name: onelane.guard(dict, name),
-        lambda name: onelane.MPSBatchQueue(device=name),
+        lambda name: onelane.compat.MPSBatchQueue(device=name),
         onelane.audit,
     ):
         with pytest.raises(ValueError, match=text):

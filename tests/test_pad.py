@@ -56,6 +56,23 @@ def test_padding_of_named_inputs_with_a_given_mask(device):
     assert result.tolist() == [[0, 2]]
 
 
+def test_padding_waste_counts_elements(device):
+    pad = onelane.Pad(buckets=(16, 512), rows=(8, 32))
+    queue = onelane.BatchQueue(lambda x: x.sum(1), device, onelane.Tensors(pad=pad))
+    assert queue.stats().padding_waste == 0
+    # 24 rows of 9 in a batch of 32 by 16, and 8 rows of 512 in one without padding.
+    with Hold(device):
+        futures = [queue.submit(torch.ones(1, n)) for n in [9] * 24 + [512] * 8]
+    assert [int(future.result(30)) for future in futures] == [9] * 24 + [512] * 8
+    stats = queue.stats()
+    assert stats.batches == 2
+    assert stats.padding_waste == pytest.approx(1 - (24 * 9 + 8 * 512) / (32 * 16 + 8 * 512))
+    assert (stats.cost, stats.padded_cost) == (32, 40)
+    budget = onelane.BatchQueue(lambda x: x, device, onelane.Tensors(pad=pad), max_batch_cost=9999)
+    budget(torch.ones(8, 8))
+    assert budget.stats().padding_waste == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -333,6 +333,15 @@ class Reads(torch.nn.Module):
         return x * 2 if self.training else x
 
 
+class Encoder(torch.nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def encode(self, xs):
+        return [self.part(x) for x in xs]
+
+
 MIXING = {
     "dropout": lambda: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)),
     "batch norm": lambda: torch.nn.BatchNorm1d(2),
@@ -348,7 +357,7 @@ def test_a_batched_module_in_training_mode_is_warned_of(device, make):
     with pytest.warns(UserWarning, match=r"\.eval\(\)"):
         onelane.BatchQueue(make, device, factory=True)(torch.ones(2, 2))
     with pytest.warns(UserWarning, match=r"\.eval\(\)"):
-        onelane.guard(make, device, batch={"__call__": 4})
+        onelane.guard(lambda: Encoder(make()), device, batch={"encode": 4})
     model = make().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

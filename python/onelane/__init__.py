@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     from onelane._batch_queue import BatchQueue
     from onelane._executor import DeviceExecutor, executor
     from onelane._guard import guard
-    from onelane._mps_batch_queue import (
-        MPSBatchQueue,
-        configure_mps_batch_queue,
-        get_mps_batch_queue,
-    )
     from onelane._pad import Pad
     from onelane._requests import Each, Items, Tensors
     from onelane._session import session
-    from onelane._stats import Health, QueueStats, Summary
+    from onelane._stats import (
+        ClassStats,
+        GuardStats,
+        Health,
+        Histogram,
+        QueueHistograms,
+        QueueStats,
+        Summary,
+        stats,
+    )
     from onelane.errors import (
         DeadlineExceeded,
         EngineLost,
@@ -45,20 +49,23 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BatchQueue": "_batch_queue",
+    "ClassStats": "_stats",
     "DeadlineExceeded": "errors",
     "DeviceExecutor": "_executor",
     "Each": "_requests",
     "EngineLost": "errors",
     "ForkedProcess": "errors",
+    "GuardStats": "_stats",
     "Health": "_stats",
+    "Histogram": "_stats",
     "Items": "_requests",
-    "MPSBatchQueue": "_mps_batch_queue",
     "NotBatchable": "errors",
     "OffWorker": "_audit",
     "OnelaneError": "errors",
     "Pad": "_pad",
     "QueueClosed": "errors",
     "QueueFull": "errors",
+    "QueueHistograms": "_stats",
     "QueueStats": "_stats",
     "RequestCancelled": "errors",
     "RequestTooLarge": "errors",
@@ -66,29 +73,34 @@ _HOME = {
     "Tensors": "_requests",
     "WouldDeadlock": "errors",
     "audit": "_audit",
-    "configure_mps_batch_queue": "_mps_batch_queue",
     "executor": "_executor",
-    "get_mps_batch_queue": "_mps_batch_queue",
     "guard": "_guard",
     "session": "_session",
+    "stats": "_stats",
 }
+
+# What has moved to `onelane.compat`.
+_MOVED = ("MPSBatchQueue", "configure_mps_batch_queue", "get_mps_batch_queue")
 
 __all__ = [
     "BatchQueue",
+    "ClassStats",
     "DeadlineExceeded",
     "DeviceExecutor",
     "Each",
     "EngineLost",
     "ForkedProcess",
+    "GuardStats",
     "Health",
+    "Histogram",
     "Items",
-    "MPSBatchQueue",
     "NotBatchable",
     "OffWorker",
     "OnelaneError",
     "Pad",
     "QueueClosed",
     "QueueFull",
+    "QueueHistograms",
     "QueueStats",
     "RequestCancelled",
     "RequestTooLarge",
@@ -96,15 +108,27 @@ __all__ = [
     "Tensors",
     "WouldDeadlock",
     "audit",
-    "configure_mps_batch_queue",
     "executor",
-    "get_mps_batch_queue",
     "guard",
     "session",
+    "stats",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "compat":
+        return importlib.import_module("onelane.compat")
+    if name in _MOVED:
+        import warnings
+
+        warnings.warn(
+            f"onelane.{name} is the old spelling. Write: from onelane.compat import {name}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module("onelane.compat"), name)
     home = _HOME.get(name)
     if home is None:
         said = ""
@@ -113,8 +137,6 @@ def __getattr__(name: str) -> Any:
 
             said = nearest(name, __all__)
         raise AttributeError(f"module 'onelane' has no attribute {name!r}{said}")
-    import importlib
-
     value = getattr(importlib.import_module(f"onelane.{home}"), name)
     globals()[name] = value
     return value

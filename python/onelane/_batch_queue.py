@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-import math
 import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -123,6 +122,7 @@ class BatchQueue(_onelane.Front):
             if warning is not None:
                 warnings.warn(warning, stacklevel=_names.level_outside())
         self._autocast = _devices.autocast_types(self._executor.device)
+        elements = None if kind.pad is None else _onelane.Elements()
         build = _model.Build(
             model,
             factory=is_factory,
@@ -132,6 +132,7 @@ class BatchQueue(_onelane.Front):
             copy_outputs=kind.copy,
             cuda_graphs=kind.cuda_graphs,
             costed=self._budget is not None,
+            elements=elements,
             wrap=_wrapper(self._executor),
         )
         self._core = _onelane.Queue(
@@ -143,6 +144,7 @@ class BatchQueue(_onelane.Front):
             max_wait=float(max_wait),
             capacity=capacity,
             idempotent=idempotent,
+            elements=elements,
         )
         tensors = isinstance(self._collator, TensorCollator)
         plain = tensors and kind.pad is None and self._budget is None and context == "first"
@@ -238,29 +240,41 @@ class BatchQueue(_onelane.Front):
             return [self.submit(x, **terms) for x in inputs]
         return self._submit_many(inputs, timeout, deadline, priority)
 
-    async def infer(
+    def infer(
         self,
         *inputs: Any,
         timeout: float | None = None,
         deadline: float | None = None,
         priority: Priority = "normal",
         **named: Any,
-    ) -> Any:
-        """Await the model's response to one request; never blocks the event loop.
+    ) -> Coroutine[Any, Any, Any]:
+        """Return what is awaited for the model's response to one request; never blocks the loop.
 
-        timeout, deadline: as in a call. Cancelling the task cancels the request.
+        The input and the caller's modes are read here, at the call, and a wrong input is refused
+        here; the request is submitted when this is awaited. timeout, deadline: as in a call,
+        counted from the call. Cancelling the task cancels the request.
         """
+        end = _end(timeout, deadline)
         if self._executor.is_held_here():
-            terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
-            return await self._executor.acall(self, *inputs, **terms, **named)
-        future, ticket = self._infer(inputs, named, timeout, deadline, priority)
-        if timeout is None and deadline is None:
+            modes = _modes.capture(self._autocast)
+            return self._infer_held(modes, inputs, {**named, "deadline": end, "priority": priority})
+        return self._answer(self._read(inputs, named, None, end, priority), end)
+
+    async def _infer_held(
+        self, modes: _modes.Modes, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        return await self._executor.acall(_modes.call, modes, self, inputs, named)
+
+    async def _answer(self, reading: _onelane.Reading, end: float | None) -> Any:
+        """Submit a request that was read, and await its response until `end`."""
+        future, ticket = self._infer(reading)
+        if end is None:
             try:
                 return await future
             finally:
                 if not future.done() or future.cancelled():
                     ticket.abandon()
-        left = _left(timeout, deadline)
+        left = end - time.monotonic()
         timer = asyncio.get_running_loop().call_later(left, _expire, ticket, future)
         try:
             return await future
@@ -406,9 +420,12 @@ def _wrapper(home: DeviceExecutor) -> Callable[[Any, Any], Any]:
     return wrap
 
 
-def _left(timeout: float | None, deadline: float | None) -> float:
-    left = math.inf if deadline is None else deadline - time.monotonic()
-    return left if timeout is None else min(left, timeout)
+def _end(timeout: float | None, deadline: float | None) -> float | None:
+    """Return when a request must have been answered, in terms of `time.monotonic()`."""
+    if timeout is None:
+        return deadline
+    end = time.monotonic() + timeout
+    return end if deadline is None else min(end, deadline)
 
 
 def _expire(ticket: _onelane.Ticket, future: asyncio.Future[Any]) -> None:

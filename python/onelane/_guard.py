@@ -216,6 +216,13 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Bat
 
     def first_parameter() -> str | None:
         if _training.is_module(cell.value):
+            if name in ("forward", "__call__"):
+                raise TypeError(
+                    f"batch={{{name!r}: {size}}}: a {type(cell.value).__name__} takes tensors by "
+                    f"rows, not a list of them: give the module itself to "
+                    f"onelane.BatchQueue(model, {home.device!r}, max_batch_size={size}), and call "
+                    f"queue(x)"
+                )
             said = _training.warning(cell.value)
             if said is not None:
                 warnings.warn(said, stacklevel=2)

@@ -77,6 +77,8 @@ def _translated(init: Callable[..., None], args: tuple[Any, ...], kwargs: dict[s
         code = _Code(f"onelane.executor({device.device!r}, workers={workers})")
         shown = {"device": code, **shown}
     shown = dict(zip(("model", "device"), given[1:], strict=False)) | shown
+    # These are by position, in whichever way they were given.
+    shown = {name: shown[name] for name in ("model", "device") if name in shown} | shown
     call = ", ".join(
         _code(name, value) if name in ("model", "device") else f"{name}={_code(name, value)}"
         for name, value in shown.items()

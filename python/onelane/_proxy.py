@@ -16,6 +16,7 @@ from typing import Any
 
 from onelane._lane import END, Cell, Lane
 from onelane._session import session
+from onelane._stats import stats
 
 _UNARY = (
     *("neg", "pos", "abs", "invert", "int", "float", "complex", "index", "round", "trunc", "floor"),
@@ -31,6 +32,9 @@ _FORWARDED = (
     *(f"__{name}__" for name in (*_UNARY, *_COMPARED, *_BINARY)),
     *(f"__{prefix}{name}__" for prefix in "ri" for name in _BINARY),
 )
+
+# What a proxy has that its object has not, unless that has one of its own.
+_ADDED: dict[str, Callable[..., Any]] = {"session": session, "stats": stats}
 
 
 class Guarded:
@@ -76,17 +80,21 @@ class Guarded:
         static = inspect.getattr_static(kind_of(self), name, None)
         if isinstance(static, (types.FunctionType, functools.partialmethod)):
             return lane.make.method(self, name)
-        if name == "session" and static is None:
-            return self._onelane_session()
+        if name in _ADDED and static is None:
+            return self._onelane_added(name)
         return lane.call(lambda: getattr(cell.value, name))
 
-    def _onelane_session(self) -> Any:
-        """Return the object's own `session`, or what begins one of the proxy."""
+    def _onelane_added(self, name: str) -> Any:
+        """Return the object's own attribute of that name, or what the proxy adds to it."""
         cell, missing = cell_of(self), object()
-        found = lane_of(self).executor.call(lambda: getattr(cell.value, "session", missing))
+        if hasattr(kind_of(self), "__getattr__"):
+            found = lane_of(self).executor.call(lambda: getattr(cell.value, name, missing))
+        else:
+            # None of the object's code: this does not wait for the worker.
+            found = inspect.getattr_static(cell.value, name, missing)
         if found is missing:
-            return functools.partial(session, self)
-        return lane_of(self).call(lambda: cell.value.session)
+            return functools.partial(_ADDED[name], self)
+        return lane_of(self).call(lambda: getattr(cell.value, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         lane, cell = lane_of(self), cell_of(self)

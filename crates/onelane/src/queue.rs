@@ -295,6 +295,13 @@ impl<E: Engine> BatchQueue<E> {
         shared.stats(*queue).histograms()
     }
 
+    /// The counters and the histograms of one instant.
+    pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
+        let Admission { shared, queue, .. } = self.admission();
+        let stats = shared.stats(*queue);
+        (stats.summary(), stats.histograms())
+    }
+
     /// Whether the queue works, builds its engine again, stalls, has failed or was shut down.
     pub fn health(&self) -> Health {
         let Admission { shared, queue, .. } = self.admission();

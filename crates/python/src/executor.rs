@@ -199,7 +199,7 @@ impl Executor {
 
     /// The counters and histograms of the calls, as a dict.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        stats::to_dict(py, &self.device(py)?.stats(), 0)
+        stats::to_dict(py, &self.device(py)?.snapshot(), 0, None)
     }
 
     /// See [`stats::health`]; of the worst of the executor's queues.

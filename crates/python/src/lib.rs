@@ -29,7 +29,7 @@ mod _onelane {
     #[pymodule_export]
     use super::executor::{Executor, shutdown_all};
     #[pymodule_export]
-    use super::front::{Front, held};
+    use super::front::{Front, Reading, held};
     #[pymodule_export]
     use super::item::Failure;
     #[pymodule_export]
@@ -38,6 +38,8 @@ mod _onelane {
     use super::queue::Queue;
     #[pymodule_export]
     use super::sim::{SimBarrier, SimBlock, SimDevice, SimLock, SimParty, sim_profiles};
+    #[pymodule_export]
+    use super::stats::Elements;
     #[pymodule_export]
     use super::target::resolving;
     #[pymodule_export]

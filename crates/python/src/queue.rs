@@ -23,7 +23,7 @@ use crate::failure::{forked, from_build, from_submit, raise};
 use crate::interpreter::{Step, generation, is_any_worker, wait};
 use crate::item::{Answer, Item, Payload};
 use crate::pending::{Pending, Ticket};
-use crate::stats;
+use crate::stats::{self, Elements};
 use crate::target::{Target, is_resolving};
 use crate::turnstile::{GilTurnstile, Turn, Waiter};
 use crate::waiting::{is_over, outcome, patience, seconds, until, wait_for, wait_shutdown};
@@ -40,6 +40,8 @@ pub(crate) struct Queue {
     turnstile: Arc<GilTurnstile>,
     /// Attempts that found the queue full and were followed by a wait: not refusals.
     waited: AtomicU64,
+    /// `None`: nothing is padded.
+    elements: Option<Py<Elements>>,
     generation: u64,
 }
 
@@ -68,12 +70,6 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    fn new(priority: u8, timeout: Option<f64>) -> PyResult<Self> {
-        let class = Priority::ALL.get(usize::from(priority));
-        let class = class.ok_or_else(|| PyValueError::new_err(format!("priority {priority}")))?;
-        Ok(Self { priority: *class, until: until(timeout)? })
-    }
-
     fn request(&self, item: Item) -> Request<Item> {
         let request = Request::new(item).priority(self.priority);
         match self.until {
@@ -94,7 +90,7 @@ impl Queue {
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let device = executor.device(py)?.clone();
-        let (config, idempotent) = read_settings(settings)?;
+        let Settings { config, idempotent, elements } = read_settings(settings)?;
         let build = Arc::new(build);
         let turnstile = GilTurnstile::new();
         let engines_turnstile = Arc::clone(&turnstile);
@@ -110,21 +106,9 @@ impl Queue {
             device: Some(device),
             turnstile,
             waited: AtomicU64::new(0),
+            elements,
             generation: generation(),
         })
-    }
-
-    /// Submits a request whose response goes into an `onelane._future.RequestFuture`.
-    fn submit(
-        &self,
-        py: Python<'_>,
-        submission: Submission,
-        priority: u8,
-        timeout: Option<f64>,
-        future: Py<PyAny>,
-    ) -> PyResult<Ticket> {
-        let terms = Terms::new(priority, timeout)?;
-        self.submit_item(py, submission.into_item(), terms, future)
     }
 
     /// Refuses new requests; what was accepted is run.
@@ -144,8 +128,9 @@ impl Queue {
 
     /// The counters and histograms, as a dict.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.queue(py)?.stats();
-        stats::to_dict(py, &stats, self.waited.load(Ordering::Relaxed))
+        let snapshot = self.queue(py)?.snapshot();
+        let elements = self.elements.as_ref().map(Py::get);
+        stats::to_dict(py, &snapshot, self.waited.load(Ordering::Relaxed), elements)
     }
 
     /// See [`stats::health`].
@@ -426,13 +411,19 @@ fn build_interruptibly(
     built.map_err(|()| PyRuntimeError::new_err("the thread that built the queue has died"))
 }
 
-/// The settings of a queue, by the names of `BatchConfig`; times in milliseconds or seconds, as the
-/// name says.
-fn read_settings(settings: Option<&Bound<'_, PyDict>>) -> PyResult<(BatchConfig, bool)> {
+/// What Python says of a queue.
+struct Settings {
+    config: BatchConfig,
+    idempotent: bool,
+    elements: Option<Py<Elements>>,
+}
+
+/// The settings of a queue, by the names of `BatchConfig`; times in seconds.
+fn read_settings(settings: Option<&Bound<'_, PyDict>>) -> PyResult<Settings> {
     let mut config = BatchConfig::default();
-    let mut idempotent = true;
+    let (mut idempotent, mut elements) = (true, None);
     let Some(settings) = settings else {
-        return Ok((config, idempotent));
+        return Ok(Settings { config, idempotent, elements });
     };
     for (name, value) in settings.iter() {
         let name: String = name.extract()?;
@@ -446,10 +437,11 @@ fn read_settings(settings: Option<&Bound<'_, PyDict>>) -> PyResult<(BatchConfig,
             }
             "stall_after_s" => config.stall_after = seconds("stall_after_s", value.extract()?)?,
             "weight" => config.weight = value.extract()?,
+            "elements" => elements = value.extract()?,
             "idempotent" => idempotent = value.extract()?,
             _ => return Err(PyValueError::new_err(format!("unknown setting {name:?}"))),
         }
     }
     config.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
-    Ok((config, idempotent))
+    Ok(Settings { config, idempotent, elements })
 }
