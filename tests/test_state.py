@@ -497,3 +497,50 @@ def test_async_methods_and_generators_of_the_object(device):
         )
 
     assert asyncio.run(main()) == (wanted, wanted, wanted, 9)
+
+
+# Profiler and threads: what docs/python.md says of them
+
+
+def test_a_profiler_that_is_started_on_the_worker_sees_it(device):
+    queue = onelane.BatchQueue(torch.nn.Linear(4, 4).eval(), device)
+    profiler = torch.profiler.profile()
+    device.call(profiler.start)
+    for _ in range(3):
+        queue(torch.ones(1, 4))
+    device.call(profiler.stop)
+    assert {e.key: e.count for e in profiler.key_averages()}["aten::linear"] == 3
+
+
+def test_the_number_of_threads_is_set_on_the_worker(device):
+    mine = torch.get_num_threads()
+    device.call(torch.set_num_threads, mine + 1)
+    assert device.call(torch.get_num_threads) == mine + 1
+    device.call(torch.set_num_threads, mine)
+
+
+def test_a_mode_around_an_await_leaks_and_one_around_the_call_does_not(device):
+    """Why docs/python.md says not to: PyTorch keeps modes by thread, not by task."""
+    queue = onelane.BatchQueue(lambda x: (x, [torch.is_inference_mode_enabled()] * len(x)), device)
+    x = torch.ones(1, 1)
+
+    async def around_the_await(inside, done):
+        with torch.inference_mode():
+            inside.set()
+            await done.wait()
+
+    async def around_the_call():
+        with torch.inference_mode():
+            answer = queue.infer(x)
+        return (await answer)[1]
+
+    async def main():
+        inside, done = asyncio.Event(), asyncio.Event()
+        leaking = asyncio.create_task(around_the_await(inside, done))
+        await inside.wait()
+        leaked = (await queue.infer(x))[1]
+        done.set()
+        await leaking
+        return leaked, await around_the_call(), (await queue.infer(x))[1]
+
+    assert asyncio.run(main()) == ([True], [True], [False])
