@@ -23,7 +23,7 @@ def test_padding_gives_what_a_request_gives_alone(device):
         return {"hidden": layer(x, src_key_padding_mask=mask == 0), "pooled": x.sum(1)}
 
     pad = onelane.Pad(dim=1, buckets=(4, 8), mask="mask", trim=("hidden",), rows=(1, 2, 4, 8))
-    queue = onelane.BatchQueue(model, device, pad=pad, max_batch_size=8)
+    queue = onelane.BatchQueue(model, device, requests=onelane.Tensors(pad=pad), max_batch_size=8)
     inputs = [torch.randn(1, n, 16) for n in (1, 2, 3, 4, 5, 6, 7, 8, 3, 3, 3)]
     with torch.no_grad(), Hold(device):
         futures = [queue.submit(x) for x in inputs]
@@ -48,12 +48,29 @@ def test_padding_of_named_inputs_with_a_given_mask(device):
         seen.append((ids, mask))
         return ids * mask
 
-    queue = onelane.BatchQueue(model, device, pad=pad)
+    queue = onelane.BatchQueue(model, device, requests=onelane.Tensors(pad=pad))
     ids, mask = torch.tensor([[1, 2]]), torch.tensor([[0, 1]])
     result = queue(ids=ids, mask=mask, features=torch.zeros(1, 5))
     assert seen[0][0].tolist() == [[7, 7, 1, 2]]
     assert seen[0][1].tolist() == [[0, 0, 0, 1]]
     assert result.tolist() == [[0, 2]]
+
+
+def test_padding_waste_counts_elements(device):
+    pad = onelane.Pad(buckets=(16, 512), rows=(8, 32))
+    queue = onelane.BatchQueue(lambda x: x.sum(1), device, onelane.Tensors(pad=pad))
+    assert queue.stats().padding_waste == 0
+    # 24 rows of 9 in a batch of 32 by 16, and 8 rows of 512 in one without padding.
+    with Hold(device):
+        futures = [queue.submit(torch.ones(1, n)) for n in [9] * 24 + [512] * 8]
+    assert [int(future.result(30)) for future in futures] == [9] * 24 + [512] * 8
+    stats = queue.stats()
+    assert stats.batches == 2
+    assert stats.padding_waste == pytest.approx(1 - (24 * 9 + 8 * 512) / (32 * 16 + 8 * 512))
+    assert (stats.cost, stats.padded_cost) == (32, 40)
+    budget = onelane.BatchQueue(lambda x: x, device, onelane.Tensors(pad=pad), max_batch_cost=9999)
+    budget(torch.ones(8, 8))
+    assert budget.stats().padding_waste == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

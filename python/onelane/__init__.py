@@ -22,14 +22,19 @@ if TYPE_CHECKING:
     from onelane._hygiene import hygiene
     from onelane._install import Installed, UnknownVersion, install, installed, uninstall
     from onelane._memory import Memory
-    from onelane._mps_batch_queue import (
-        MPSBatchQueue,
-        configure_mps_batch_queue,
-        get_mps_batch_queue,
-    )
     from onelane._pad import Pad
+    from onelane._requests import Each, Items, Tensors
     from onelane._session import session
-    from onelane._stats import Health, QueueStats, Summary
+    from onelane._stats import (
+        ClassStats,
+        GuardStats,
+        Health,
+        Histogram,
+        QueueHistograms,
+        QueueStats,
+        Summary,
+        stats,
+    )
     from onelane.errors import (
         DeadlineExceeded,
         EngineLost,
@@ -47,13 +52,17 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BatchQueue": "_batch_queue",
+    "ClassStats": "_stats",
     "DeadlineExceeded": "errors",
     "DeviceExecutor": "_executor",
+    "Each": "_requests",
     "EngineLost": "errors",
     "ForkedProcess": "errors",
+    "GuardStats": "_stats",
     "Health": "_stats",
+    "Histogram": "_stats",
     "Installed": "_install",
-    "MPSBatchQueue": "_mps_batch_queue",
+    "Items": "_requests",
     "Memory": "_memory",
     "NotBatchable": "errors",
     "OffWorker": "_audit",
@@ -61,33 +70,41 @@ _HOME = {
     "Pad": "_pad",
     "QueueClosed": "errors",
     "QueueFull": "errors",
+    "QueueHistograms": "_stats",
     "QueueStats": "_stats",
     "RequestCancelled": "errors",
     "RequestTooLarge": "errors",
     "Summary": "_stats",
+    "Tensors": "_requests",
     "UnknownVersion": "_install",
     "WouldDeadlock": "errors",
     "audit": "_audit",
-    "configure_mps_batch_queue": "_mps_batch_queue",
     "executor": "_executor",
-    "get_mps_batch_queue": "_mps_batch_queue",
     "guard": "_guard",
     "hygiene": "_hygiene",
     "install": "_install",
     "installed": "_install",
     "session": "_session",
+    "stats": "_stats",
     "uninstall": "_install",
 }
 
+# What has moved to `onelane.compat`.
+_MOVED = ("MPSBatchQueue", "configure_mps_batch_queue", "get_mps_batch_queue")
+
 __all__ = [
     "BatchQueue",
+    "ClassStats",
     "DeadlineExceeded",
     "DeviceExecutor",
+    "Each",
     "EngineLost",
     "ForkedProcess",
+    "GuardStats",
     "Health",
+    "Histogram",
     "Installed",
-    "MPSBatchQueue",
+    "Items",
     "Memory",
     "NotBatchable",
     "OffWorker",
@@ -95,26 +112,40 @@ __all__ = [
     "Pad",
     "QueueClosed",
     "QueueFull",
+    "QueueHistograms",
     "QueueStats",
     "RequestCancelled",
     "RequestTooLarge",
     "Summary",
+    "Tensors",
     "UnknownVersion",
     "WouldDeadlock",
     "audit",
-    "configure_mps_batch_queue",
     "executor",
-    "get_mps_batch_queue",
     "guard",
     "hygiene",
     "install",
     "installed",
     "session",
+    "stats",
     "uninstall",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "compat":
+        return importlib.import_module("onelane.compat")
+    if name in _MOVED:
+        import warnings
+
+        warnings.warn(
+            f"onelane.{name} is the old spelling. Write: from onelane.compat import {name}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module("onelane.compat"), name)
     home = _HOME.get(name)
     if home is None:
         said = ""
@@ -123,8 +154,6 @@ def __getattr__(name: str) -> Any:
 
             said = nearest(name, __all__)
         raise AttributeError(f"module 'onelane' has no attribute {name!r}{said}")
-    import importlib
-
     value = getattr(importlib.import_module(f"onelane.{home}"), name)
     globals()[name] = value
     return value

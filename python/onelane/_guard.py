@@ -10,11 +10,13 @@ from typing import Any
 
 from onelane import _devices, _factory, _names, _training
 from onelane._batch_queue import BatchQueue
-from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Forms
+from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Calls, Forms
 from onelane._exclusive import Exclusive
 from onelane._executor import DeviceExecutor, executor
 from onelane._lane import Cell, Lane
-from onelane._proxy import Guarded, GuardedIterator, cell_of, lane_on, proxy
+from onelane._proxy import Guarded, cell_of, proxy
+from onelane._stream import GuardedIterator
+from onelane._wrap import lane_on
 
 
 class _Batching:
@@ -214,6 +216,13 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Bat
 
     def first_parameter() -> str | None:
         if _training.is_module(cell.value):
+            if name in ("forward", "__call__"):
+                raise TypeError(
+                    f"batch={{{name!r}: {size}}}: a {type(cell.value).__name__} takes tensors by "
+                    f"rows, not a list of them: give the module itself to "
+                    f"onelane.BatchQueue(model, {home.device!r}, max_batch_size={size}), and call "
+                    f"queue(x)"
+                )
             said = _training.warning(cell.value)
             if said is not None:
                 warnings.warn(said, stacklevel=2)
@@ -233,8 +242,8 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Bat
     queue = BatchQueue(
         call,
         home,
+        Calls(lane),
         max_batch_size=size,
-        collate=CallCollator(lane),
         factory=False,
         name=name,
         context=context,

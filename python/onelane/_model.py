@@ -9,9 +9,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from onelane import _devices, _failure, _leave, _modes, _shapes, _training
-from onelane._collate import Collator, Input, SingleCollator, Staging, TensorCollator
+from onelane import _devices, _failure, _leave, _modes, _onelane, _shapes, _training
+from onelane._collate import Collator, Input
+from onelane._each_collator import EachCollator
 from onelane._graphs import CudaRecorder, Graphs
+from onelane._staging import Staging
+from onelane._tensor_collator import TensorCollator
 
 
 class Payload(NamedTuple):
@@ -29,7 +32,7 @@ class Runner:
         self._model, self._collator = model, build.collator
         self.device, self.to_cpu = build.device, build.to_cpu
         self.copy_outputs, self._costed = build.copy_outputs, build.costed
-        self._wrap = build.wrap
+        self._wrap, self._elements = build.wrap, build.elements
         self._collect = _devices.collector(build.device)
         self.torch_device = build.torch_device
         self.modes: _modes.Modes = None
@@ -96,6 +99,9 @@ class Runner:
         self.modes = first.modes
         inputs = [payload.input for payload in payloads]
         responses, padded = first.context.run(self._collator.run, self, inputs)
+        if self._elements is not None:
+            elements = sum(request.rows * request.length for request in inputs)
+            self._elements.add(elements, padded * inputs[0].bucket)
         if self._costed:
             rows = sum(request.rows for request in inputs)
             cost = sum(request.cost for request in inputs)
@@ -156,14 +162,15 @@ class Build:
         copy_outputs: bool,
         cuda_graphs: bool,
         costed: bool = False,
+        elements: _onelane.Elements | None = None,
         wrap: Callable[[_leave.Departure, Any], Any] | None = None,
     ) -> None:
         self._model, self._factory = model, factory
         self.device, self.collator = device, collator
         self.to_cpu, self.copy_outputs, self.cuda_graphs = to_cpu, copy_outputs, cuda_graphs
-        self.costed, self.wrap = costed, wrap
+        self.costed, self.wrap, self.elements = costed, wrap, elements
         self.torch_device = _devices.torch_device(device)
-        self.batches = not isinstance(collator, SingleCollator)
+        self.batches = not isinstance(collator, EachCollator)
         self.given_module = _training.is_module(model) and not factory
         self._used = False
 

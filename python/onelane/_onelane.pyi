@@ -5,11 +5,14 @@ from typing import Any, final
 
 __version__: str
 
-# The input, its batch key, its cost.
-_Submission = tuple[Any, int, int]
 _Health = tuple[Any, str | None, float | None, str | None]
 # Of the simulated device: whether it is a graph, name, shapes, key.
 _Command = tuple[bool, str, str, bytes | None]
+
+@final
+class Elements:
+    def __new__(cls) -> Elements: ...
+    def add(self, elements: int, padded: int) -> None: ...
 
 @final
 class Executor:
@@ -36,15 +39,16 @@ class Failure:
 class Front:
     def __new__(cls, *_args: Any, **_settings: Any) -> Front: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-    def _infer(
+    def _infer(self, reading: Reading) -> tuple[Any, Ticket]: ...
+    def _open(self, queue: Queue, max_cost: int, torch: tuple[Any, ...] | None) -> None: ...
+    def _read(
         self,
         inputs: tuple[Any, ...],
         named: dict[str, Any],
         timeout: float | None,
         deadline: float | None,
         priority: str,
-    ) -> tuple[Any, Ticket]: ...
-    def _open(self, queue: Queue, max_cost: int, torch: tuple[Any, ...] | None) -> None: ...
+    ) -> Reading: ...
     def _submit(
         self,
         inputs: tuple[Any, ...],
@@ -74,9 +78,9 @@ class Queue:
     def is_worker(self) -> bool: ...
     def shutdown(self, abort: bool, timeout: float | None) -> bool: ...
     def stats(self) -> dict[str, Any]: ...
-    def submit(
-        self, submission: _Submission, priority: int, timeout: float | None, future: Any
-    ) -> Ticket: ...
+
+@final
+class Reading: ...
 
 @final
 class SimBarrier:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from onelane import _memory, _shapes
@@ -31,12 +31,44 @@ class ClassStats:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """A histogram as monitoring systems take it.
+
+    buckets: upper bounds, rising, each with the number of values up to it; they double from one to
+    the next, and the counts are right to two digits of the value. sum: of the values.
+    """
+
+    count: int
+    sum: float
+    buckets: tuple[tuple[float, int], ...]
+
+
+@dataclass(frozen=True)
+class QueueHistograms:
+    """The histograms of a queue since it was made; times in seconds.
+
+    batch_size: requests in a batch. batch_cost: cost of a batch, without padding. service_s: what
+    a batch takes. wait_s: from acceptance to the start of the batch, by priority, `"interactive"`,
+    `"normal"` and `"bulk"`.
+    """
+
+    batch_size: Histogram
+    batch_cost: Histogram
+    service_s: Histogram
+    wait_s: dict[str, Histogram]
+
+
+@dataclass(frozen=True)
 class QueueStats:
-    """A snapshot of a queue's counters, taken at one instant.
+    """A snapshot of a queue's counters and histograms, taken at one instant.
 
     ``submitted == completed + failed + cancelled + expired + closed + waiting + running``. A
-    request here is one call; `cost` counts rows. Times are in seconds.
+    request here is one call. Times are in seconds.
 
+    cost, padded_cost: of what was computed: rows, or what `cost` of its requests says.
+    padding_waste: the part of what was computed that was padding, from 0 to 1. With a `Pad` it
+    counts elements along the padded dimension: rows times their padded length, against rows times
+    their own. Else it is of the cost.
     waiting_for_room: requests of callers that wait because the queue is full; not yet submitted.
     engine_losses: how often the model was lost, or could not be built again. memory_splits: batches
     that ran out of memory and were split. ceilings: batch keys whose batches are smaller now for
@@ -73,6 +105,7 @@ class QueueStats:
     classes: dict[str, ClassStats]
     shapes: int
     memory: Memory
+    histograms: QueueHistograms = field(repr=False)
 
     @classmethod
     def _of(cls, values: dict[str, Any], device: str) -> QueueStats:
@@ -82,7 +115,38 @@ class QueueStats:
         for name, found in values["classes"].items():
             found["wait_s"] = Summary(**found["wait_s"])
             values["classes"][name] = ClassStats(**found)
+        found = values["histograms"]
+        found["wait_s"] = {name: Histogram(**one) for name, one in found["wait_s"].items()}
+        for name in ("batch_size", "batch_cost", "service_s"):
+            found[name] = Histogram(**found[name])
+        values["histograms"] = QueueHistograms(**found)
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class GuardStats:
+    """What `onelane.stats` says of a guarded object.
+
+    calls: of all calls of its device, those of other objects, too: they share its worker.
+    batched: of the methods whose calls are batched, by name.
+    """
+
+    calls: QueueStats
+    batched: dict[str, QueueStats]
+
+
+def stats(guarded: Any) -> GuardStats:
+    """Return the statistics of a guarded object; does not wait for the worker.
+
+    `guarded.stats()` is the same, unless the object has a `stats` of its own.
+    """
+    if not hasattr(type(guarded), "_onelane_is_proxy"):
+        raise TypeError(
+            f"stats() is for what guard() returns, and this is a {type(guarded).__name__}"
+        )
+    lane = object.__getattribute__(guarded, "_onelane_lane")
+    batched = {name: batching.queue.stats() for name, batching in lane.batched.items()}
+    return GuardStats(lane.executor.stats(), batched)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ use crate::scheduler::closures::{Closure, RunClosures};
 use crate::scheduler::id::RequestId;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
-use crate::stats::{Health, QueueStats};
+use crate::stats::{Health, QueueHistograms, QueueStats};
 use crate::sync::{
     Deferred, JoinHandle, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn,
 };
@@ -347,6 +347,12 @@ impl DeviceExecutor {
     /// The statistics of the closures.
     pub fn stats(&self) -> QueueStats {
         self.owner.shared.stats(self.owner.closures.queue).summary()
+    }
+
+    /// The statistics and the histograms of the closures, of one instant.
+    pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
+        let stats = self.owner.shared.stats(self.owner.closures.queue);
+        (stats.summary(), stats.histograms())
     }
 
     pub(crate) fn owner(&self) -> &Arc<Owner> {

@@ -285,6 +285,13 @@ impl<E: Engine> BatchQueue<E> {
         self.live_stats().histograms()
     }
 
+    /// The counters and the histograms of one instant.
+    pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
+        let Admission { shared, queue, .. } = self.admission();
+        let stats = shared.stats(*queue);
+        (stats.summary(), stats.histograms())
+    }
+
     /// Whether the queue works, builds its engine again, stalls, has failed or was shut down.
     pub fn health(&self) -> Health {
         self.admission.shared.health(Some(self.admission.queue))

@@ -8,12 +8,12 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use crate::delivery;
 use crate::failure::engine_error;
 use crate::interpreter::{attach_worker, drop_attached};
 use crate::item::{Answer, Item, Payload};
-use crate::pending::{self, Delivered};
 use crate::plain::Plain;
-use crate::turnstile::GilTurnstile;
+use crate::turnstile::{self, GilTurnstile};
 
 thread_local! {
     /// The queues whose batches run on this worker, each inside the one before.
@@ -154,13 +154,13 @@ impl PyEngine {
     }
 
     /// Tells everybody whose answer is there: resolves futures, lets threads in.
-    fn tell(&self, delivered: Delivered) {
-        let Delivered { futures, waiters } = delivered;
+    fn tell(&self) {
+        let (futures, waiters) = (delivery::take_delivered(), turnstile::take_delivered());
         if !waiters.is_empty() {
             self.turnstile.open(waiters);
         }
         if !futures.is_empty() {
-            attach_worker(|py| pending::resolve_all(py, futures));
+            attach_worker(|py| delivery::resolve_all(py, futures));
         }
     }
 }
@@ -170,16 +170,16 @@ impl Engine for PyEngine {
     type Output = Answer;
 
     fn infer(&mut self, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {
-        pending::no_delivery();
+        delivery::no_delivery();
         RUNNING.with_borrow_mut(|running| running.push(Arc::as_ptr(&self.turnstile)));
         let answers = attach_worker(|py| self.run(py, batch));
         RUNNING.with_borrow_mut(Vec::pop);
-        pending::expect_delivery();
+        delivery::expect_delivery();
         answers.unwrap_or_else(|| Err(interpreter_ending()))
     }
 
     fn delivered(&mut self) {
-        self.tell(pending::take_delivered());
+        self.tell();
     }
 
     fn idempotent(&self) -> bool {
@@ -194,7 +194,7 @@ impl Engine for PyEngine {
 impl Drop for PyEngine {
     fn drop(&mut self) {
         // A delivery that this engine had announced does not come.
-        self.tell(pending::take_delivered());
+        self.tell();
         drop_attached(self.runner.take());
     }
 }

@@ -14,9 +14,9 @@ use pyo3::types::PyDict;
 
 use crate::failure::{forked, from_build, from_submit, raise};
 use crate::interpreter::{Step, attach_worker, drop_attached, generation, wait};
-use crate::pending::is_resolving;
-use crate::queue::{wait_for, wait_shutdown};
 use crate::stats;
+use crate::target::is_resolving;
+use crate::waiting::{wait_for, wait_shutdown};
 
 /// An executor, and whether its Python object is still there. Executors that were dropped stay here
 /// until their workers have ended, so that no destructor has to wait for a worker.
@@ -199,7 +199,7 @@ impl Executor {
 
     /// The counters and histograms of the calls, as a dict.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        stats::to_dict(py, &self.device(py)?.stats(), 0)
+        stats::to_dict(py, &self.device(py)?.snapshot(), 0, None)
     }
 
     /// See [`stats::health`]; of the worst of the executor's queues.

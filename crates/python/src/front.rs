@@ -1,10 +1,10 @@
 //! The base class of `onelane.BatchQueue`: a call, from the caller's frame to the core and back,
 //! without a Python frame in between when the input is a plain tensor.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicIsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use onelane::Priority;
+use onelane::{ParsePriorityError, Priority};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -14,7 +14,8 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use crate::item::{Item, Payload};
 use crate::pending::Ticket;
 use crate::plain::{Reader, Torch};
-use crate::queue::{Queue, Submission, Terms, until};
+use crate::queue::{Queue, Submission, Terms};
+use crate::waiting::until;
 
 /// How many executors are held by a thread or task: its calls go another way, see `_hold.py`.
 static HELD: AtomicIsize = AtomicIsize::new(0);
@@ -124,20 +125,30 @@ impl Front {
         Ok(futures.unbind())
     }
 
-    /// One request of a task; returns a future of its event loop, and the ticket.
-    fn _infer(
+    /// Reads one request, with the calling thread's modes; `_infer` submits it.
+    fn _read(
         slf: &Bound<'_, Self>,
         inputs: &Bound<'_, PyTuple>,
         named: &Bound<'_, PyDict>,
         timeout: Option<f64>,
         deadline: Option<f64>,
         priority: &str,
-    ) -> PyResult<(Py<PyAny>, Ticket)> {
-        static RUNNING_LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    ) -> PyResult<Reading> {
         let py = slf.py();
         let open = slf.get().open(py)?;
         let terms = terms(py, timeout, deadline, priority)?;
         let item = open.item(slf, inputs, Some(named))?;
+        Ok(Reading(Mutex::new(Some((item, terms)))))
+    }
+
+    /// Submits a request of a task; returns a future of its event loop, and the ticket.
+    fn _infer(slf: &Bound<'_, Self>, reading: &Reading) -> PyResult<(Py<PyAny>, Ticket)> {
+        static RUNNING_LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let py = slf.py();
+        let open = slf.get().open(py)?;
+        let read = reading.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (item, terms) =
+            read.ok_or_else(|| PyRuntimeError::new_err("the request was submitted already"))?;
         let event_loop = RUNNING_LOOP.import(py, "asyncio", "get_running_loop")?.call0()?;
         let future = event_loop.call_method0(intern!(py, "create_future"))?.unbind();
         let target = (event_loop.unbind(), future.clone_ref(py));
@@ -145,6 +156,10 @@ impl Front {
         Ok((future, ticket))
     }
 }
+
+/// A request that was read and has not been submitted.
+#[pyclass(frozen, module = "onelane._onelane")]
+pub(crate) struct Reading(Mutex<Option<(Item, Terms)>>);
 
 impl Front {
     /// What it is made of. CORRECTNESS: in the child of a fork this comes before any lock.
@@ -209,16 +224,10 @@ fn terms(
     priority: &str,
 ) -> PyResult<Terms> {
     static MONOTONIC: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let priority = match priority {
-        "normal" => Priority::Normal,
-        "interactive" => Priority::Interactive,
-        "bulk" => Priority::Bulk,
-        other => {
-            return Err(PyValueError::new_err(format!(
-                "priority={other:?}: use 'interactive', 'normal' or 'bulk'"
-            )));
-        }
-    };
+    let priority: Priority = priority.parse().map_err(|error| {
+        let error: ParsePriorityError = error;
+        PyValueError::new_err(format!("priority={priority:?}: {error}"))
+    })?;
     let left = match deadline {
         None => timeout,
         Some(deadline) => {

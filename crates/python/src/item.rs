@@ -8,7 +8,6 @@ use onelane::BatchItem;
 use pyo3::prelude::*;
 
 use crate::interpreter::drop_attached;
-use crate::pending::Pending;
 use crate::plain::Plain;
 
 /// What a request brings to the worker.
@@ -28,13 +27,20 @@ impl Payload {
     }
 }
 
+/// Who wants the answer of a request, and may have cancelled it.
+pub(crate) trait Start: Send + Sync {
+    /// Claims the request for running; `false` when it has been cancelled. Tells its future the
+    /// first time.
+    fn start(&self, py: Python<'_>) -> bool;
+}
+
 /// The input of one request.
 pub(crate) struct Item {
     /// Taken out when the request has run, so that it is dropped while the worker is attached.
     payload: Cell<Option<Payload>>,
     key: u64,
     cost: usize,
-    pending: Option<Arc<Pending>>,
+    pending: Option<Arc<dyn Start>>,
 }
 
 impl Item {
@@ -42,8 +48,8 @@ impl Item {
         Self { payload: Cell::new(Some(payload)), key, cost, pending: None }
     }
 
-    pub(crate) fn with_pending(mut self, pending: &Arc<Pending>) -> Self {
-        self.pending = Some(Arc::clone(pending));
+    pub(crate) fn with_pending(mut self, pending: Arc<dyn Start>) -> Self {
+        self.pending = Some(pending);
         self
     }
 

@@ -3,6 +3,7 @@
 //!
 //! Nothing here is a public interface: the package `onelane` is.
 
+mod delivery;
 mod engine;
 mod executor;
 mod failure;
@@ -14,7 +15,9 @@ mod plain;
 mod queue;
 mod sim;
 mod stats;
+mod target;
 mod turnstile;
+mod waiting;
 
 use std::time::{Duration, Instant};
 
@@ -26,15 +29,19 @@ mod _onelane {
     #[pymodule_export]
     use super::executor::{Executor, shutdown_all};
     #[pymodule_export]
-    use super::front::{Front, held};
+    use super::front::{Front, Reading, held};
     #[pymodule_export]
     use super::item::Failure;
     #[pymodule_export]
-    use super::pending::{Ticket, resolving};
+    use super::pending::Ticket;
     #[pymodule_export]
     use super::queue::Queue;
     #[pymodule_export]
     use super::sim::{SimBarrier, SimBlock, SimDevice, SimLock, SimParty, sim_profiles};
+    #[pymodule_export]
+    use super::stats::Elements;
+    #[pymodule_export]
+    use super::target::resolving;
     #[pymodule_export]
     use super::{after_fork_in_child, wait_for_waiters};
     use pyo3::prelude::*;
