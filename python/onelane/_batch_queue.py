@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from onelane import _devices, _factory, _model, _modes, _names, _onelane, _training
 from onelane._budget import Budget
 from onelane._calls import CallCollator
-from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
+from onelane._collate import Collator
+from onelane._each_collator import EachCollator
 from onelane._executor import DeviceExecutor, executor
+from onelane._item_collator import ItemCollator
 from onelane._keys import ALONE, Keys, of_context
 from onelane._pad import Pad
-from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
+from onelane._tensor_collator import TensorCollator
+from onelane._wrap import lane_on
 from onelane.errors import DeadlineExceeded, QueueFull
 
 Priority = Literal["interactive", "normal", "bulk"]
@@ -385,13 +388,13 @@ def _collator(collate: Any, pad: Pad | None, batch: bool, unpack: bool) -> Colla
     if isinstance(collate, CallCollator):
         return collate
     if not batch:
-        return SingleCollator(unpack)
+        return EachCollator(unpack)
     if collate == "tensor":
         return TensorCollator(pad, unpack)
     if collate == "list":
-        return ListCollator(None)
+        return ItemCollator(None)
     if callable(collate):
-        return ListCollator(collate)
+        return ItemCollator(collate)
     said = _names.nearest(str(collate), ("tensor", "list"))
     raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list{said}")
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from onelane import _collate, _keys, _tensors, _tree
+from onelane import _keys, _responses, _tensors, _tree
 from onelane._collate import Input, Target
 from onelane._lane import Lane
 from onelane.errors import NotBatchable
@@ -132,7 +132,7 @@ class CallCollator:
                 responses = [
                     part if request.spec[1] else _only(part)
                     for part, request in zip(
-                        _collate.split(target, output, bounds, len(items)), inputs, strict=True
+                        _responses.split(target, output, bounds, len(items)), inputs, strict=True
                     )
                 ]
             except NotBatchable as error:

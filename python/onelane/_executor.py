@@ -14,8 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 from onelane import _aio, _devices, _failure, _lifecycle, _modes, _names, _onelane
 from onelane._future import CallFuture
 from onelane._hold import DeviceHold
-from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
+from onelane._wrap import lane_on
 from onelane.errors import ForkedProcess
 
 P = ParamSpec("P")

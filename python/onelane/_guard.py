@@ -14,7 +14,9 @@ from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Forms
 from onelane._exclusive import Exclusive
 from onelane._executor import DeviceExecutor, executor
 from onelane._lane import Cell, Lane
-from onelane._proxy import Guarded, GuardedIterator, cell_of, lane_on, proxy
+from onelane._proxy import Guarded, cell_of, proxy
+from onelane._stream import GuardedIterator
+from onelane._wrap import lane_on
 
 
 class _Batching:

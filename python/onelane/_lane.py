@@ -8,17 +8,50 @@ import functools
 import types
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol
 
-from onelane import _collate, _leave, _tree
+from onelane import _collate, _leave, _responses, _tree
 from onelane._exclusive import Exclusive, Hold
 from onelane.errors import ForkedProcess, QueueClosed
 
-if TYPE_CHECKING:
-    from onelane._executor import DeviceExecutor
-    from onelane._proxy import Guarded
-
 END = object()
+
+
+class Home(Protocol):
+    """The executor of the worker that an object lives on, as its proxies see it."""
+
+    @property
+    def device(self) -> str:
+        """The name of the device."""
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether the calling thread is a worker of it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run something on the worker and return its future."""
+
+    def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run something on the worker and return what it returns."""
+
+    async def acall(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Do what `call` does, from an event loop."""
+
+    def is_held_here(self) -> bool:
+        """Whether the calling thread or task holds the device."""
+
+
+class Makers(NamedTuple):
+    """Makes the faces of what lives on a worker.
+
+    wrap: of an object that cannot leave, given the lane and the departure. method, batched_method:
+    of a method, given the proxy, its name and, if its calls are batched, how.
+    """
+
+    wrap: Callable[[Lane, _leave.Departure, Any], Any]
+    method: Callable[[Any, str], Any]
+    batched_method: Callable[[Any, str, Any], Any]
 
 
 class Cell:
@@ -59,33 +92,30 @@ class Cell:
 
 
 class Lane:
-    """What all proxies of one guarded object share.
-
-    proxy: makes a proxy of an object that cannot leave.
-    """
+    """What all proxies of one guarded object share."""
 
     def __init__(
         self,
-        device: DeviceExecutor,
-        proxy: Callable[[Lane, _leave.Departure, Any], Any],
+        home: Home,
+        make: Makers,
         methods: Iterable[str] | None = None,
         exclusive: Iterable[str] | bool | None = None,
     ) -> None:
-        self.executor = device
+        self.executor, self.make = home, make
         self.methods = None if methods is None else frozenset(methods)
         self.batched: dict[str, Any] = {}
-        self.root: weakref.ref[Guarded] | None = None
+        self.root: weakref.ref[Any] | None = None
         self.root_id = 0
         self.moves_inputs = False
-        self.turns = Exclusive(device.is_held_here)
+        self.turns = Exclusive(home.is_held_here)
         # None: every generator has the object alone; else the methods that do.
         self.exclusive = None if exclusive in (None, True) else frozenset(exclusive or ())  # type: ignore[arg-type]
         self._loop: asyncio.AbstractEventLoop | None = None
         # What `_collate` asks of its target.
-        self.device, self.to_cpu, self.copy_outputs = device.device, True, True
+        self.device, self.to_cpu, self.copy_outputs = home.device, True, True
         self.torch_device: Any = None
         self.graphs = None
-        self.wrap = functools.partial(proxy, self)
+        self.wrap = functools.partial(make.wrap, self)
 
     # --- From any thread ----------------------------------------------------------------------
 
@@ -113,7 +143,7 @@ class Lane:
         alone = generator if self.exclusive is None else name in self.exclusive
         return Hold(f"a stream of {name}()") if alone else None
 
-    def batching(self, proxy: Guarded, name: str) -> Any:
+    def batching(self, proxy: Any, name: str) -> Any:
         """Return how calls of a method are batched; those of the guarded object itself alone."""
         batching = self.batched.get(name)
         if batching is None or self.root is None or self.root() is not proxy:
@@ -148,7 +178,7 @@ class Lane:
         if value is END or type(value) in _leave.EXACT:
             return value
         root = None if self.root is None else self.root()
-        return _collate.leave(self, value, known=None if root is None else {self.root_id: root})
+        return _responses.leave(self, value, known=None if root is None else {self.root_id: root})
 
     def enter(self, value: Any) -> Any:
         """Return an argument as the object expects it: proxies as what they stand for."""
@@ -172,4 +202,4 @@ class Lane:
 
 _parents: list[Any] = []
 
-__all__ = ["END", "Cell", "Lane"]
+__all__ = ["END", "Cell", "Home", "Lane", "Makers"]

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from onelane import _devices, _failure, _leave, _modes, _training
-from onelane._collate import Collator, Input, SingleCollator, Staging, TensorCollator
+from onelane._collate import Collator, Input
+from onelane._each_collator import EachCollator
 from onelane._graphs import CudaRecorder, Graphs
+from onelane._staging import Staging
+from onelane._tensor_collator import TensorCollator
 
 
 class Payload(NamedTuple):
@@ -159,7 +162,7 @@ class Build:
         self.to_cpu, self.copy_outputs, self.cuda_graphs = to_cpu, copy_outputs, cuda_graphs
         self.costed, self.wrap = costed, wrap
         self.torch_device = _devices.torch_device(device)
-        self.batches = not isinstance(collator, SingleCollator)
+        self.batches = not isinstance(collator, EachCollator)
         self.given_module = _training.is_module(model) and not factory
         self._used = False
 
