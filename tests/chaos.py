@@ -142,7 +142,9 @@ class Dicts(Kind):
 
 class Lists(Kind):
     def make(self, device):
-        return onelane.BatchQueue(list_model, device, 32, capacity=128, collate="list")
+        return onelane.BatchQueue(
+            list_model, device, max_batch_size=32, capacity=128, requests=onelane.Items()
+        )
 
     def request(self, number, rows):
         return number
@@ -153,14 +155,16 @@ class Lists(Kind):
 
 class Single(Tensors):
     def make(self, device):
-        return onelane.BatchQueue(tensor_model, device, capacity=32, batch=False)
+        return onelane.BatchQueue(tensor_model, device, capacity=32, requests=onelane.Each())
 
 
 class Waiting(Tensors):
     """Small batches that wait to be filled."""
 
     def make(self, device):
-        return onelane.BatchQueue(tensor_model, device, 4, max_wait_ms=0.2, capacity=64)
+        return onelane.BatchQueue(
+            tensor_model, device, max_batch_size=4, max_wait=0.0002, capacity=64
+        )
 
 
 KINDS = (Tensors(), Tensors(), Arrays(), Dicts(), Lists(), Single(), Waiting())

@@ -27,7 +27,9 @@ def test_two_hundred_concurrent_infers(device, mlp):
 
 
 def test_infer_waits_for_room_without_blocking_the_loop(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, capacity=3, max_batch_size=2, collate="list")
+    queue = onelane.BatchQueue(
+        lambda xs: xs, device, capacity=3, max_batch_size=2, requests=onelane.Items()
+    )
 
     async def main():
         hold = Hold(device)
@@ -53,7 +55,7 @@ def test_infer_errors_deadlines_and_cancellation(device):
         ran.extend(xs)
         return [1 / x for x in xs]
 
-    queue = onelane.BatchQueue(model, device, collate="list")
+    queue = onelane.BatchQueue(model, device, requests=onelane.Items())
 
     async def main():
         with pytest.raises(ZeroDivisionError):
@@ -76,7 +78,7 @@ def test_infer_errors_deadlines_and_cancellation(device):
 
 
 def test_a_batch_tells_each_loop_once(device, monkeypatch):
-    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
     calls = []
 
     async def main():

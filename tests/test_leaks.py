@@ -122,7 +122,7 @@ NAMES = [
 def test_memory_stays_where_it_is(name):
     with onelane.DeviceExecutor("cpu") as device:
         queue = onelane.BatchQueue(lambda x, n=0: x + 1, device)
-        lists = onelane.BatchQueue(lambda xs: [1 / x for x in xs], device, collate="list")
+        lists = onelane.BatchQueue(lambda xs: [1 / x for x in xs], device, requests=onelane.Items())
         run = fronts(device, queue, lists)[name]
         run(max(COUNT // 4, 1000))
         before = resident()
@@ -140,7 +140,7 @@ def test_memory_stays_where_it_is(name):
 def test_making_and_dropping_queues_leaves_nothing():
     def once():
         with onelane.DeviceExecutor("cpu") as device:
-            queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+            queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
             queue(1)
 
     for _ in range(20):
@@ -154,7 +154,7 @@ def test_making_and_dropping_queues_leaves_nothing():
 
 
 def test_references_to_inputs_and_results_go():
-    queue = onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, "cpu", requests=onelane.Items())
     thing = object()
     before = sys.getrefcount(thing)
     for _ in range(100):

@@ -23,7 +23,7 @@ def test_padding_gives_what_a_request_gives_alone(device):
         return {"hidden": layer(x, src_key_padding_mask=mask == 0), "pooled": x.sum(1)}
 
     pad = onelane.Pad(dim=1, buckets=(4, 8), mask="mask", trim=("hidden",), rows=(1, 2, 4, 8))
-    queue = onelane.BatchQueue(model, device, pad=pad, max_batch_size=8)
+    queue = onelane.BatchQueue(model, device, requests=onelane.Tensors(pad=pad), max_batch_size=8)
     inputs = [torch.randn(1, n, 16) for n in (1, 2, 3, 4, 5, 6, 7, 8, 3, 3, 3)]
     with torch.no_grad(), Hold(device):
         futures = [queue.submit(x) for x in inputs]
@@ -48,7 +48,7 @@ def test_padding_of_named_inputs_with_a_given_mask(device):
         seen.append((ids, mask))
         return ids * mask
 
-    queue = onelane.BatchQueue(model, device, pad=pad)
+    queue = onelane.BatchQueue(model, device, requests=onelane.Tensors(pad=pad))
     ids, mask = torch.tensor([[1, 2]]), torch.tensor([[0, 1]])
     result = queue(ids=ids, mask=mask, features=torch.zeros(1, 5))
     assert seen[0][0].tolist() == [[7, 7, 1, 2]]

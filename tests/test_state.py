@@ -354,7 +354,7 @@ def test_a_batched_module_in_training_mode_is_warned_of(device, make):
         warnings.simplefilter("error")
         queue = onelane.BatchQueue(model, device)
         queue(torch.ones(2, 2))
-        onelane.BatchQueue(make(), device, batch=False)
+        onelane.BatchQueue(make(), device, requests=onelane.Each())
         onelane.BatchQueue(torch.nn.Linear(2, 2), device)(torch.ones(1, 2))
     model.train()
     with pytest.warns(UserWarning, match=r"\.eval\(\)"):
@@ -415,8 +415,8 @@ def test_requests_of_different_contexts_do_not_share_what_a_model_can_see(device
         call = guarded.encode
     else:
         model = (lambda x: x * TENANT.get()) if front == "tensor" else Encoder().encode
-        settings = {} if front == "tensor" else {"collate": "list"}
-        call = queue = onelane.BatchQueue(model, device, context=context, **settings)
+        requests = onelane.Tensors() if front == "tensor" else onelane.Items()
+        call = queue = onelane.BatchQueue(model, device, requests, context=context)
     assert asked(device, Asked(call, queue), x) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert queue.stats().batches == (8 if context == "key" else 4)
     with pytest.raises(ValueError, match="context='tenant'"):

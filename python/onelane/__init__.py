@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         get_mps_batch_queue,
     )
     from onelane._pad import Pad
+    from onelane._requests import Each, Items, Tensors
     from onelane._session import session
     from onelane._stats import Health, QueueStats, Summary
     from onelane.errors import (
@@ -46,9 +47,11 @@ _HOME = {
     "BatchQueue": "_batch_queue",
     "DeadlineExceeded": "errors",
     "DeviceExecutor": "_executor",
+    "Each": "_requests",
     "EngineLost": "errors",
     "ForkedProcess": "errors",
     "Health": "_stats",
+    "Items": "_requests",
     "MPSBatchQueue": "_mps_batch_queue",
     "NotBatchable": "errors",
     "OffWorker": "_audit",
@@ -60,6 +63,7 @@ _HOME = {
     "RequestCancelled": "errors",
     "RequestTooLarge": "errors",
     "Summary": "_stats",
+    "Tensors": "_requests",
     "WouldDeadlock": "errors",
     "audit": "_audit",
     "configure_mps_batch_queue": "_mps_batch_queue",
@@ -73,9 +77,11 @@ __all__ = [
     "BatchQueue",
     "DeadlineExceeded",
     "DeviceExecutor",
+    "Each",
     "EngineLost",
     "ForkedProcess",
     "Health",
+    "Items",
     "MPSBatchQueue",
     "NotBatchable",
     "OffWorker",
@@ -87,6 +93,7 @@ __all__ = [
     "RequestCancelled",
     "RequestTooLarge",
     "Summary",
+    "Tensors",
     "WouldDeadlock",
     "audit",
     "configure_mps_batch_queue",

@@ -15,15 +15,22 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from onelane import _devices, _factory, _model, _modes, _names, _onelane, _training
+from onelane import (
+    _devices,
+    _factory,
+    _model,
+    _modes,
+    _names,
+    _old_settings,
+    _onelane,
+    _requests,
+    _training,
+)
 from onelane._budget import Budget
-from onelane._calls import CallCollator
 from onelane._collate import Collator
-from onelane._each_collator import EachCollator
 from onelane._executor import DeviceExecutor, executor
-from onelane._item_collator import ItemCollator
 from onelane._keys import ALONE, Keys, of_context
-from onelane._pad import Pad
+from onelane._requests import Requests
 from onelane._stats import Health, QueueStats
 from onelane._tensor_collator import TensorCollator
 from onelane._wrap import lane_on
@@ -49,119 +56,81 @@ class BatchQueue(_onelane.Front):
     device: a name (`"mps"`, `"cuda:1"`, `"cpu"`), a `torch.device`, or a `DeviceExecutor`. The
         queues of one device share its one worker. Default: `mps` where there is one, else `cuda`,
         else `cpu`.
-    max_batch_size: the most rows in a batch; requests with `collate="list"`. A single request with
-        more rows runs alone and whole.
-    max_batch_cost: the most cost in a batch, beside its rows, as `cost` counts it: tokens, pixels
-        or bytes. A single request of more runs alone. With a `Pad` and no `cost` it is the rows
-        times their padded length.
-    cost: a function of a request's inputs, as they are given, that returns its cost: a number of at
-        least 0. Called where the request is made.
-    max_wait_ms: how long an idle worker may wait for a batch to fill; 0 never waits.
+    requests: what a request is, and what becomes of its result: `onelane.Tensors(...)`, the
+        default, `onelane.Items(...)` or `onelane.Each(...)`.
+    max_batch_size: the most rows in a batch; requests with `Items`. A single request with more
+        rows runs alone and whole.
+    max_batch_cost: the most cost in a batch, beside its rows, as the `cost` of `requests` counts
+        it: tokens, pixels or bytes. A single request of more runs alone.
+    max_wait: seconds that an idle worker may wait for a batch to fill; 0 never waits.
     capacity: the most requests that may wait; then calls wait for room.
-    collate: `"tensor"`: a request is a tensor or NumPy array whose first dimension is the batch's,
-        of any size, or a dict or tuple of such. Requests share a batch when dtypes, trailing
-        shapes, structure and plain values agree. `"list"`: a request is any object; the model gets
-        a list and returns one result an item. A function: makes the batch from the list.
-    pad: a `Pad`, for a dimension that varies.
-    output: `"cpu"`: results are CPU tensors of their own, detached. `"device"`: they stay on the
-        device, complete; touching or freeing them off the worker is then your risk.
-    copy_outputs: False copies the output of a batch once, as a whole, and responses are views of
-        that copy: cheaper where rows are many and small. A response that is kept then keeps the
-        memory of its whole batch, and `torch.save` of it writes all of that.
-    cuda_graphs: True records what the model does for a batch of some shape, as a CUDA graph, and
-        replays it: one launch, where a small model's batch is more launches than work. Rows are
-        filled up, to a quarter more at most, with copies of the last one. What the model does must
-        depend on its inputs' shapes alone and on weights that stay where they are; one that waits
-        for the device (`.item()`) runs without, with a warning. For `collate="tensor"`,
-        `output="cpu"` and CUDA. The first batch of a shape takes longer, and each shape takes
-        memory.
-    batch: False runs each request by itself, with any shapes in and out.
-    unpack: whether a dict given alone becomes keyword arguments of the model, and a tuple
-        positional ones.
     context: whose context variables a batch runs with. `"first"`: those of its first request, so a
         model must not look at what differs between callers. `"key"`: only requests whose variables
         are all equal share a batch. A function of a `contextvars.Context`: what it returns must be
         equal, such as `lambda context: context.get(tenant)`.
     idempotent: False if a failed batch must not be run again in parts. Otherwise a request that
         makes its batch fail fails alone.
+    factory: whether `model` makes the model, where that is in doubt.
+    name: in logs and errors; default: the model's.
 
     A call runs with the caller's grad, inference and autocast modes, and with the context variables
     of the first request of the batch. Do not change an input before its result is there.
     """
 
+    @_old_settings.understood
     @_names.settings
     def __init__(
         self,
         model: Any,
         device: Any = None,
-        max_batch_size: int = 32,
-        max_wait_ms: float = 0,
-        capacity: int = 1024,
-        workers: int = 1,
-        collate: Literal["tensor", "list"] | Callable[[list[Any]], Any] | CallCollator = "tensor",
-        pad: Pad | None = None,
-        output: Literal["cpu", "device"] = "cpu",
+        requests: Requests | None = None,
         *,
-        copy_outputs: bool = True,
-        cuda_graphs: bool = False,
-        batch: bool = True,
-        factory: bool | None = None,
-        unpack: bool = True,
-        idempotent: bool = True,
-        name: str | None = None,
+        max_batch_size: int = 32,
         max_batch_cost: int | None = None,
-        cost: Callable[..., float] | None = None,
+        max_wait: float = 0.0,
+        capacity: int = 1024,
         context: Literal["first", "key"] | Callable[[contextvars.Context], Any] = "first",
+        idempotent: bool = True,
+        factory: bool | None = None,
+        name: str | None = None,
     ) -> None:
+        kind = _requests.checked(requests)
         is_factory = _factory.is_factory(model, factory)
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
-        if output not in ("cpu", "device"):
-            said = _names.nearest(str(output), ("cpu", "device"))
-            raise ValueError(f"output={output!r}: use 'cpu' or 'device'{said}")
-        if not isinstance(copy_outputs, bool):
-            raise TypeError(f"copy_outputs={copy_outputs!r}: use True or False")
-        if not isinstance(cuda_graphs, bool):
-            raise TypeError(f"cuda_graphs={cuda_graphs!r}: use True or False")
-        if cuda_graphs and (collate != "tensor" or not batch or output != "cpu"):
-            raise ValueError(
-                "cuda_graphs=True is for batches of tensors whose results leave the device: use "
-                "collate='tensor', batch=True and output='cpu' with it"
-            )
-        if cuda_graphs and not idempotent:
+        if kind.cuda_graphs and not idempotent:
             raise ValueError(
                 "cuda_graphs=True runs the model more than once to record what it does: that does "
                 "not go with idempotent=False"
             )
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size}: use at least 1")
-        self._budget = Budget.of(max_batch_cost, cost, pad, max_batch_size)
+        self._budget = Budget.of(max_batch_cost, kind, max_batch_size)
         if isinstance(device, DeviceExecutor):
             self._executor = device
         else:
-            self._executor = executor(_devices.default() if device is None else device, workers)
-        if cuda_graphs and not self._executor.device.startswith("cuda"):
+            self._executor = executor(_devices.default() if device is None else device)
+        if kind.cuda_graphs and not self._executor.device.startswith("cuda"):
             raise ValueError(
                 f"cuda_graphs=True: the device is {self._executor.device!r}, which has none"
             )
-        self._collator = _collator(collate, pad, batch, unpack)
+        self._collator = kind.collator()
         self._max_rows = max_batch_size
         self._keys = Keys()
         self._context_key = _context_key(context)
-        if batch and _training.is_module(model):
+        if kind.shared and _training.is_module(model):
             warning = _training.warning(model)
             if warning is not None:
-                # Past the check of the settings' names.
-                warnings.warn(warning, stacklevel=3)
+                warnings.warn(warning, stacklevel=_names.level_outside())
         self._autocast = _devices.autocast_types(self._executor.device)
         build = _model.Build(
             model,
             factory=is_factory,
             device=self._executor.device,
             collator=self._collator,
-            to_cpu=output == "cpu",
-            copy_outputs=copy_outputs,
-            cuda_graphs=cuda_graphs,
+            to_cpu=kind.output == "cpu",
+            copy_outputs=kind.copy,
+            cuda_graphs=kind.cuda_graphs,
             costed=self._budget is not None,
             wrap=_wrapper(self._executor),
         )
@@ -169,14 +138,14 @@ class BatchQueue(_onelane.Front):
             self._executor._core,
             build,
             name=name or getattr(model, "__name__", None) or type(model).__name__,
-            max_batch_size=max_batch_size if batch else 1,
+            max_batch_size=max_batch_size if kind.shared else 1,
             max_batch_cost=max_batch_size if self._budget is None else self._budget.most,
-            max_wait_ms=float(max_wait_ms),
+            max_wait=float(max_wait),
             capacity=capacity,
             idempotent=idempotent,
         )
         tensors = isinstance(self._collator, TensorCollator)
-        plain = tensors and pad is None and self._budget is None and context == "first"
+        plain = tensors and kind.pad is None and self._budget is None and context == "first"
         reading = _reading(self._collator, self._keys, self._autocast) if plain else None
         self._open(self._core, max_batch_size, reading)
 
@@ -380,23 +349,6 @@ class BatchQueue(_onelane.Front):
 
     def __repr__(self) -> str:
         return f"BatchQueue(device={self._executor.device!r}, max_batch_size={self._max_rows})"
-
-
-def _collator(collate: Any, pad: Pad | None, batch: bool, unpack: bool) -> Collator:
-    if pad is not None and (collate != "tensor" or not batch):
-        raise ValueError("pad= is for tensors that are batched: use collate='tensor' with it")
-    if isinstance(collate, CallCollator):
-        return collate
-    if not batch:
-        return EachCollator(unpack)
-    if collate == "tensor":
-        return TensorCollator(pad, unpack)
-    if collate == "list":
-        return ItemCollator(None)
-    if callable(collate):
-        return ItemCollator(collate)
-    said = _names.nearest(str(collate), ("tensor", "list"))
-    raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list{said}")
 
 
 def _reading(collator: Collator, keys: Keys, autocast: tuple[str, ...]) -> tuple[Any, ...] | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from onelane import _keys, _responses, _tensors, _tree
-from onelane._collate import Input, Target
+from onelane._collate import Collator, Input, Target
 from onelane._lane import Lane
 from onelane.errors import NotBatchable
 
@@ -141,6 +142,23 @@ class CallCollator:
                     f"{text}, so its calls cannot be batched: leave it out of guard(..., batch=...)"
                 ) from None
         return responses, len(items)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What the requests of a batched method's queue are; see `_requests.Requests`."""
+
+    lane: Lane
+    output: Literal["cpu"] = "cpu"
+    copy: bool = True
+    cuda_graphs: bool = False
+    pad: None = None
+    cost: None = None
+    shared: bool = True
+
+    def collator(self) -> Collator:
+        """See `_requests.Requests`."""
+        return CallCollator(self.lane)
 
 
 def _is_results(output: Any, count: int) -> bool:

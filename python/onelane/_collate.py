@@ -95,7 +95,7 @@ def unpack(args: tuple[Any, ...], kwargs: dict[str, Any], unpack: bool) -> Any:
                 if not isinstance(name, str):
                     raise TypeError(
                         f"a dict given alone is the keyword arguments of the model, and {name!r} "
-                        f"is no name: use unpack=False to give the dict itself"
+                        f"is no name: use onelane.Tensors(unpack=False) to give the dict itself"
                     )
             return (), dict(only)
         if isinstance(only, tuple) and not hasattr(only, "_fields"):

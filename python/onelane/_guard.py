@@ -10,7 +10,7 @@ from typing import Any
 
 from onelane import _devices, _factory, _names, _training
 from onelane._batch_queue import BatchQueue
-from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Forms
+from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Calls, Forms
 from onelane._exclusive import Exclusive
 from onelane._executor import DeviceExecutor, executor
 from onelane._lane import Cell, Lane
@@ -235,8 +235,8 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Bat
     queue = BatchQueue(
         call,
         home,
+        Calls(lane),
         max_batch_size=size,
-        collate=CallCollator(lane),
         factory=False,
         name=name,
         context=context,

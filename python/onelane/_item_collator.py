@@ -21,7 +21,7 @@ class ItemCollator:
         """See `Collator`."""
         if len(args) != 1 or kwargs:
             raise TypeError(
-                f"with collate='list' or a function a request is one object; this one has "
+                f"with requests=onelane.Items() a request is one object; this one has "
                 f"{len(args)} positional and {len(kwargs)} keyword arguments: put them in a tuple"
             )
         return Input(args, {}), None
@@ -38,8 +38,8 @@ class ItemCollator:
             if len(output) != count:
                 raise NotBatchable(
                     f"the model returned {len(output)} results for {count} inputs: with "
-                    f"collate='list' it has to return one for each, in order. If this model cannot "
-                    f"be batched, use BatchQueue(..., batch=False)"
+                    f"requests=onelane.Items() it has to return one for each, in "
+                    f"order. If this model cannot be batched, use requests=onelane.Each()"
                 )
             return [leave(target, part) for part in output], count
         bounds = [(i, i + 1) for i in range(count)]

@@ -93,7 +93,6 @@ class MPSBatchQueue:
                 name="MPSBatchQueue",
                 max_batch_size=self._batch_size,
                 capacity=1 << 40,
-                max_wait_ms=float(self._batch_timeout_ms),
                 idempotent=False,
             )
 

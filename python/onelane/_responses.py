@@ -80,7 +80,7 @@ def _odd_parts(tensor: Any, rows: list[int] | None) -> list[Any]:
     except RuntimeError as error:
         raise NotBatchable(
             f"the model returned a tensor of layout {tensor.layout} for a batch, which cannot be "
-            f"split by rows ({error}): return a dense one, or use batch=False"
+            f"split by rows ({error}): return a dense one, or use requests=onelane.Each()"
         ) from error
 
 

@@ -45,7 +45,8 @@ class TensorCollator:
         if not leaves:
             raise TypeError(
                 "there is no tensor in this input: give a tensor or array whose first dimension is "
-                "the batch's, or a dict or tuple of such; for other inputs use collate='list'"
+                "the batch's, or a dict or tuple of such; for other inputs use "
+                "requests=onelane.Items()"
             )
         numpy = False
         tensors: list[Any] = []
@@ -72,7 +73,7 @@ class TensorCollator:
                 raise ValueError(
                     f"input {name or 'x'!r} is a tensor without dimensions ({tensor.dtype}): the "
                     f"first dimension has to be the batch's. Give it one (x[None]), pass a plain "
-                    f"number, or use batch=False"
+                    f"number, or use requests=onelane.Each()"
                 )
         rows: int = tensors[0].size(0)
         if any(tensor.size(0) != rows for tensor in tensors):
@@ -83,7 +84,7 @@ class TensorCollator:
             raise ValueError(
                 f"the inputs of one request disagree about the number of rows, which is their "
                 f"first dimension: {shapes}. An input that is not per row cannot be batched: keep "
-                f"it in the model, or use batch=False"
+                f"it in the model, or use requests=onelane.Each()"
             )
         return rows
 

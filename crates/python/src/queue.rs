@@ -450,8 +450,8 @@ fn read_settings(settings: Option<&Bound<'_, PyDict>>) -> PyResult<(BatchConfig,
             "max_batch_size" => config.max_batch_size = value.extract()?,
             "max_batch_cost" => config.max_batch_cost = value.extract()?,
             "capacity" => config.capacity = value.extract()?,
-            "max_wait_ms" => {
-                config.max_wait = seconds("max_wait_ms", value.extract::<f64>()? / 1000.0)?;
+            "max_wait" => {
+                config.max_wait = seconds("max_wait", value.extract()?)?;
             }
             "stall_after_s" => config.stall_after = seconds("stall_after_s", value.extract()?)?,
             "weight" => config.weight = value.extract()?,
