@@ -16,6 +16,7 @@ use crate::scheduler::id::RequestId;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
 use crate::stats::{Health, QueueHistograms, QueueStats};
+use crate::submit_closure::SubmitClosure;
 use crate::sync::{
     Deferred, JoinHandle, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn,
 };
@@ -48,7 +49,7 @@ pub struct DeviceExecutor {
 
 pub(crate) struct Owner {
     pub(crate) shared: Arc<ExecutorShared>,
-    closures: Admission<RunClosures>,
+    pub(crate) closures: Admission<RunClosures>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -265,6 +266,36 @@ impl DeviceExecutor {
         self.submit_request(request, Patience::Until(until), true)
     }
 
+    /// Submits a closure, and waits for room without blocking the thread.
+    ///
+    /// The closure is handed over when the future is polled first, on a worker, too: there it waits
+    /// for its turn. Room is assigned to it: a future that is never polled again keeps nobody out.
+    ///
+    /// # Errors
+    /// The request comes back in the [`SubmitError`].
+    ///
+    /// # Cancellation
+    /// Dropping the future gives up the place; the closure is not accepted.
+    ///
+    /// ```
+    /// use onelane::DeviceExecutor;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let device = DeviceExecutor::shared("doc-submit-async")?;
+    /// let handle = device.submit_async(onelane::Request::new(|| 6 * 7)).await?;
+    /// assert_eq!(handle.await?, 42);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn submit_async<F, T>(&self, request: Request<F>) -> SubmitClosure<F, T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        SubmitClosure::new(Arc::clone(&self.owner), request)
+    }
+
     /// `inline`: on a worker, runs the closure here and now.
     fn submit_request<F, T>(
         &self,
@@ -277,30 +308,17 @@ impl DeviceExecutor {
         T: Send + 'static,
     {
         let Owner { shared, closures, .. } = &*self.owner;
-        let (closure, request) = request.replace_input(());
         if inline && self.is_worker() {
             let (sender, receiver) = Receiver::pair(None);
+            let (closure, _) = request.replace_input(());
             let answer = catch_panic(closure).map_err(RequestError::Panicked);
             sender.send(answer, &mut Deferred::default());
             return Ok(ResponseHandle::new(shared, receiver));
         }
-        let (sender, value, receiver) = Receiver::pair_with_value();
-        let body = Arc::new(Mutex::new(Some(closure)));
-        let run = {
-            let body = Arc::clone(&body);
-            move || {
-                let taken = body.lock().take();
-                if let Some(closure) = taken {
-                    let answer = closure();
-                    *value.lock() = Some(answer);
-                }
-            }
-        };
-        let request = request.replace_input(Closure(Box::new(run))).1;
-        closures.submit_with(request, sender, receiver, patience).map_err(|refused| {
-            let closure = body.lock().take().expect("a closure that was refused has not run");
-            refused.map(|request| request.replace_input(closure).1)
-        })
+        let (request, sender, receiver, body) = Closure::of(request);
+        closures
+            .submit_with(request, sender, receiver, patience)
+            .map_err(|refused| refused.map(|request| body.take_back(request)))
     }
 
     /// Runs a closure on the worker and waits for its result.

@@ -16,7 +16,7 @@ use crate::sync::Receiver;
 use crate::worker::inline::this_worker;
 
 /// How far a future is. What it has handed over is cancelled when it is dropped.
-enum State<R, W> {
+pub(crate) enum State<R, W> {
     /// It has not been polled.
     New(R),
     /// It was handed over.

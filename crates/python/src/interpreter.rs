@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 
 /// How often a wait on the main thread looks for signals. Other threads are parked for good.
 pub(crate) const SIGNAL_SLICE: Duration = Duration::from_millis(50);
@@ -73,6 +74,25 @@ pub(crate) fn drop_attached<T>(value: T) {
         // The interpreter is ending, or has ended: nothing may be dropped any more.
         std::mem::forget(value);
     }
+}
+
+/// An attribute of a module, looked up once.
+///
+/// CORRECTNESS: nothing is locked while the import runs: a signal handler may come here in the middle
+/// of it, on the same thread.
+pub(crate) fn imported<'py>(
+    py: Python<'py>,
+    cell: &PyOnceLock<Py<PyAny>>,
+    module: &str,
+    name: &str,
+) -> PyResult<Bound<'py, PyAny>> {
+    if let Some(found) = cell.get(py) {
+        return Ok(found.bind(py).clone());
+    }
+    let found = py.import(module)?.getattr(name)?;
+    // Whoever came first: it is the same.
+    let _ = cell.set(py, found.clone().unbind());
+    Ok(found)
 }
 
 /// The number of forks so far.
