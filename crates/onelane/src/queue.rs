@@ -287,8 +287,7 @@ impl<E: Engine> BatchQueue<E> {
 
     /// The counters and the histograms of one instant.
     pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
-        let Admission { shared, queue, .. } = self.admission();
-        let stats = shared.stats(*queue);
+        let stats = self.live_stats();
         (stats.summary(), stats.histograms())
     }
 
