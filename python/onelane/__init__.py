@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onelane._batch_queue import BatchQueue
     from onelane._executor import DeviceExecutor, executor
     from onelane._guard import guard
+    from onelane._isolation import Isolation
     from onelane._mps_batch_queue import (
         MPSBatchQueue,
         configure_mps_batch_queue,
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
     )
     from onelane._pad import Pad
     from onelane._session import session
-    from onelane._stats import Health, QueueStats, Summary
+    from onelane._stats import Health, IsolationStats, QueueStats, Summary
     from onelane.errors import (
         DeadlineExceeded,
+        EngineCrashed,
+        EngineHung,
         EngineLost,
         ForkedProcess,
+        ModelError,
         NotBatchable,
         OnelaneError,
         QueueClosed,
@@ -46,10 +50,15 @@ _HOME = {
     "BatchQueue": "_batch_queue",
     "DeadlineExceeded": "errors",
     "DeviceExecutor": "_executor",
+    "EngineCrashed": "errors",
+    "EngineHung": "errors",
     "EngineLost": "errors",
     "ForkedProcess": "errors",
     "Health": "_stats",
+    "Isolation": "_isolation",
+    "IsolationStats": "_stats",
     "MPSBatchQueue": "_mps_batch_queue",
+    "ModelError": "errors",
     "NotBatchable": "errors",
     "OffWorker": "_audit",
     "OnelaneError": "errors",
@@ -73,10 +82,15 @@ __all__ = [
     "BatchQueue",
     "DeadlineExceeded",
     "DeviceExecutor",
+    "EngineCrashed",
+    "EngineHung",
     "EngineLost",
     "ForkedProcess",
     "Health",
+    "Isolation",
+    "IsolationStats",
     "MPSBatchQueue",
+    "ModelError",
     "NotBatchable",
     "OffWorker",
     "OnelaneError",

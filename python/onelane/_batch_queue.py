@@ -15,11 +15,22 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from onelane import _devices, _factory, _model, _modes, _names, _onelane, _training
+from onelane import (
+    _devices,
+    _factory,
+    _isolation,
+    _model,
+    _modes,
+    _names,
+    _onelane,
+    _training,
+)
 from onelane._budget import Budget
 from onelane._calls import CallCollator
 from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
 from onelane._executor import DeviceExecutor, executor
+from onelane._isolated_calls import FunctionCollator
+from onelane._isolated_guard import HostCollator
 from onelane._keys import ALONE, Keys, of_context
 from onelane._pad import Pad
 from onelane._proxy import lane_on
@@ -81,6 +92,10 @@ class BatchQueue(_onelane.Front):
         equal, such as `lambda context: context.get(tenant)`.
     idempotent: False if a failed batch must not be run again in parts. Otherwise a request that
         makes its batch fail fails alone.
+    isolation: `"process"` or an `Isolation`: the model runs in a child process, and what crashes,
+        hangs, poisons its device or only grows costs the requests at fault, and nobody else. The
+        model is then a function of a module, or `"package.module:name"`, that makes it; or what
+        can be pickled. Default: as the executor that is given.
 
     A call runs with the caller's grad, inference and autocast modes, and with the context variables
     of the first request of the batch. Do not change an input before its result is there.
@@ -109,7 +124,12 @@ class BatchQueue(_onelane.Front):
         max_batch_cost: int | None = None,
         cost: Callable[..., float] | None = None,
         context: Literal["first", "key"] | Callable[[contextvars.Context], Any] = "first",
+        isolation: _isolation.Setting = None,
     ) -> None:
+        isolated = _isolation.of(isolation, device)
+        if isolated is not None:
+            model, factory = _isolation.named(model, factory)
+            device = _isolation.default_device() if device is None else device
         is_factory = _factory.is_factory(model, factory)
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
@@ -141,7 +161,11 @@ class BatchQueue(_onelane.Front):
             raise ValueError(
                 f"cuda_graphs=True: the device is {self._executor.device!r}, which has none"
             )
-        self._collator = _collator(collate, pad, batch, unpack)
+        self._supervisor: _onelane.Supervisor | None = None
+        if isolated is None:
+            self._collator = _collator(collate, pad, batch, unpack)
+        else:
+            self._collator = _isolation.collator(collate, pad, batch, unpack)
         self._max_rows = max_batch_size
         self._keys = Keys()
         self._context_key = _context_key(context)
@@ -151,17 +175,28 @@ class BatchQueue(_onelane.Front):
                 # Past the check of the settings' names.
                 warnings.warn(warning, stacklevel=3)
         self._autocast = _devices.autocast_types(self._executor.device)
-        build = _model.Build(
-            model,
-            factory=is_factory,
-            device=self._executor.device,
-            collator=self._collator,
-            to_cpu=output == "cpu",
-            copy_outputs=copy_outputs,
-            cuda_graphs=cuda_graphs,
-            costed=self._budget is not None,
-            wrap=_wrapper(self._executor),
-        )
+        settings: dict[str, Any] = {
+            "to_cpu": output == "cpu",
+            "copy_outputs": copy_outputs,
+            "cuda_graphs": cuda_graphs,
+            "costed": self._budget is not None,
+        }
+        build: Any
+        if isolated is None:
+            build = _model.Build(
+                model,
+                factory=is_factory,
+                device=self._executor.device,
+                collator=self._collator,
+                wrap=_wrapper(self._executor),
+                **settings,
+            )
+        else:
+            collating = (collate, pad, batch, unpack)
+            spec = _isolation.Spec(
+                model, is_factory, self._executor.device, collating, settings, idempotent
+            )
+            build = self._supervisor = _isolation.supervisor(isolated, spec)
         self._core = _onelane.Queue(
             self._executor._core,
             build,
@@ -172,6 +207,7 @@ class BatchQueue(_onelane.Front):
             capacity=capacity,
             idempotent=idempotent,
         )
+        # A process that has no PyTorch does not load it to read requests.
         tensors = isinstance(self._collator, TensorCollator)
         plain = tensors and pad is None and self._budget is None and context == "first"
         reading = _reading(self._collator, self._keys, self._autocast) if plain else None
@@ -344,7 +380,10 @@ class BatchQueue(_onelane.Front):
 
     def stats(self) -> QueueStats:
         """Return a snapshot of the counters; the last one when the queue has been closed."""
-        return QueueStats._of(self._core.stats())
+        stats = QueueStats._of(self._core.stats())
+        if self._supervisor is None:
+            return stats
+        return _isolation.with_children(stats, self._supervisor)
 
     def health(self) -> Health:
         """Return whether the queue works, is being rebuilt, stalls, has failed or was closed."""
@@ -382,7 +421,7 @@ class BatchQueue(_onelane.Front):
 def _collator(collate: Any, pad: Pad | None, batch: bool, unpack: bool) -> Collator:
     if pad is not None and (collate != "tensor" or not batch):
         raise ValueError("pad= is for tensors that are batched: use collate='tensor' with it")
-    if isinstance(collate, CallCollator):
+    if isinstance(collate, (CallCollator, FunctionCollator, HostCollator)):
         return collate
     if not batch:
         return SingleCollator(unpack)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from onelane._exclusive import Hold
+from onelane._isolated_guard import IsolatedObject
 from onelane._proxy import Guarded, lane_of
 
 
@@ -45,7 +46,7 @@ def session(guarded: Any) -> Session:
     of another's before it begins. Also `async with`. `pipe.session()` is the same, unless the
     object has a `session` of its own.
     """
-    if not issubclass(type(guarded), Guarded):
+    if not issubclass(type(guarded), (Guarded, IsolatedObject)):
         raise TypeError(
             f"session() is for what guard() returns, and this is a {type(guarded).__name__}"
         )

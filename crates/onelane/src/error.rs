@@ -28,6 +28,11 @@ pub enum EngineError {
     /// and built again; then the requests of the batch run one by one.
     #[error("the engine was lost: {0}")]
     Lost(#[source] Source),
+    /// The device of this process answers nothing but errors until the process ends: a poisoned CUDA
+    /// context, say. The engine is dropped and not built again: the queue fails, and refuses what
+    /// comes after. In a process of its own it would be [`Lost`](Self::Lost), and replaced.
+    #[error("the device is poisoned: {0}")]
+    Poisoned(#[source] Source),
 }
 
 impl EngineError {
@@ -53,10 +58,18 @@ impl EngineError {
         Self::Lost(Arc::from(source.into()))
     }
 
+    /// The device is poisoned, with any error, or a message, as the cause.
+    pub fn poisoned(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Poisoned(Arc::from(source.into()))
+    }
+
     /// What caused it, to be downcast.
     pub fn cause(&self) -> &Source {
         match self {
-            Self::OutOfMemory(source) | Self::Failed(source) | Self::Lost(source) => source,
+            Self::OutOfMemory(source)
+            | Self::Failed(source)
+            | Self::Lost(source)
+            | Self::Poisoned(source) => source,
         }
     }
 }

@@ -174,6 +174,12 @@ impl Queue {
         counters.padded_cost = counters.padded_cost.saturating_add(outcome.padded_cost as u64);
         counters.engine_losses += u64::from(outcome.losses);
         counters.memory_splits += u64::from(outcome.ceiling.is_some());
+        if let (Some(said), None) = (batch.poisoned(), &self.failed) {
+            let why = format!("its device answers nothing but errors until this process ends: {said}");
+            let (queue, text) = (self.config.name.clone(), why.clone());
+            deferred.defer(move || tracing::error!(%queue, "{text}"));
+            return Some(why);
+        }
         self.gives_up(deferred)
     }
 

@@ -41,6 +41,8 @@ pub(crate) trait Batch: Send {
     fn run(&mut self, engines: &Engines);
     /// What came of it.
     fn outcome(&self) -> Outcome;
+    /// What the device said if it is poisoned: its queue fails.
+    fn poisoned(&self) -> Option<&str>;
     /// Drops the inputs: on the worker, where they were used.
     fn drop_inputs(&mut self);
     /// Hands the answers over.
@@ -79,6 +81,7 @@ pub(crate) struct RequestBatch<E: Engine> {
     numbers: Vec<u64>,
     answers: Vec<Option<Answer<E::Output>>>,
     outcome: Outcome,
+    poisoned: Option<String>,
 }
 
 /// Why a part of the batch was not computed.
@@ -121,6 +124,7 @@ impl<E: Engine> RequestBatch<E> {
             numbers: Vec::with_capacity(requests),
             answers: Vec::new(),
             outcome: Outcome::default(),
+            poisoned: None,
         }
     }
 
@@ -157,7 +161,11 @@ impl<E: Engine> RequestBatch<E> {
             let Err((failure, retry)) = self.attempt(engine, part.clone()) else {
                 continue;
             };
-            if matches!(failure, Failure::NoEngine(_)) {
+            // Nothing more of this batch can be computed.
+            if matches!(
+                failure,
+                Failure::NoEngine(_) | Failure::Engine(EngineError::Poisoned(_))
+            ) {
                 parts.push(part);
                 parts.drain(..).for_each(|part| self.fail(part, &failure));
                 continue;
@@ -241,6 +249,10 @@ impl<E: Engine> RequestBatch<E> {
                 outcome.ceiling = Some(outcome.ceiling.map_or(half, |lower| lower.min(half)));
                 false
             }
+            Failure::Engine(EngineError::Poisoned(source)) => {
+                self.poisoned = Some(source.to_string());
+                true
+            }
             Failure::Engine(error) => matches!(error, EngineError::Lost(_)),
             Failure::Panicked(_) => !survives,
             Failure::NoEngine(_) => unreachable!("there was an engine"),
@@ -302,6 +314,10 @@ impl<E: Engine> Batch for RequestBatch<E> {
     fn outcome(&self) -> Outcome {
         let completed = self.answers.iter().filter(|answer| matches!(answer, Some(Ok(_)))).count();
         Outcome { completed, failed: self.senders.len() - completed, ..self.outcome }
+    }
+
+    fn poisoned(&self) -> Option<&str> {
+        self.poisoned.as_deref()
     }
 
     fn drop_inputs(&mut self) {
