@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextvars
 import faulthandler
 import logging
+import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from onelane import _collate, _isolation, _log, _model, _modes, _onelane, _tensors, _tree, _wire
 from onelane._remote import ALL, DONE, ONE, PLAIN, RAISED
+
+_STACK = 16 << 20
 
 
 def main() -> None:
@@ -32,7 +36,20 @@ def main() -> None:
         if reconfigure is not None:
             reconfigure(line_buffering=True)
     _isolation._in_child = True
-    _onelane.serve_parent(build)
+    # As in process the model runs on a thread that is not the main one, with a worker's stack: what
+    # PyTorch does with its own threads depends on that.
+    threading.stack_size(_STACK)
+    serving = threading.Thread(target=_serve, name="onelane worker")
+    serving.start()
+    serving.join()
+
+
+def _serve() -> None:
+    try:
+        _onelane.serve_parent(build)
+    except OSError:
+        # The parent is gone.
+        os._exit(1)
 
 
 def build(payload: bytes) -> tuple[Callable[..., Any], bool]:
@@ -55,21 +72,89 @@ def _listen(levels: dict[str, int]) -> None:
 
 
 def _server(spec: _isolation.Spec) -> Callable[..., Any]:
-    from onelane import _batch_queue, _executor
+    from onelane import _batch_queue
 
-    _executor  # what a model that asks for its device's executor finds is loaded already
     model = spec.model.find() if isinstance(spec.model, _isolation.ByName) else spec.model
     collate, pad, batch, unpack = spec.collate
     made = _model.Build(
         model,
         factory=spec.factory,
         device=spec.device,
-        collator=_batch_queue._collator(collate, pad, batch, unpack),
+        collator=_unsplit(_batch_queue._collator(collate, pad, batch, unpack)),
+        wrap=_refuse,
         **spec.settings,
     )
     runner = made()
     assert isinstance(runner, _model.Runner)
     return Server(runner, made.collator)
+
+
+class Whole(NamedTuple):
+    """The output of a whole batch, on the host: the parent splits it."""
+
+    tensor: Any
+
+
+class WholeCollator(_collate.TensorCollator):
+    """Runs a batch of plain tensors that has come as one, and leaves its output whole.
+
+    What it gives the model is the model's own already, and what it returns is copied before the
+    next batch.
+    """
+
+    def run_plain(
+        self, target: _collate.PlainTarget, tensors: list[Any], rows: list[int]
+    ) -> tuple[list[Any], int]:
+        """As `TensorCollator.run_plain`, of one tensor of all rows."""
+        torch, (tensor,) = self._torch, tensors
+        if target.graphs is not None:
+            return super().run_plain(target, list(tensor.split(rows)), rows)
+        count = tensor.shape[0]
+        staging = target.staging
+        placed = (
+            _collate.place(target, tensor) if staging is None else staging.bring([tensor], [count])
+        )
+        output = target.call(placed)
+        if (
+            type(output) is not torch.Tensor
+            or not output.ndim
+            or output.shape[0] != count
+            or output.layout is not torch.strided
+            or output.is_nested
+            or output.is_quantized
+        ):
+            bounds, start = [], 0
+            for size in rows:
+                bounds.append((start, start + size))
+                start += size
+            return _collate.split(target, output, bounds, count), count
+        output = output.detach()
+        if not output.is_cpu:
+            output = output.cpu() if staging is None else staging.take(output)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return [Whole(_plain(output))], count
+        return [Whole(_plain(output))], count
+
+
+def _plain(tensor: Any) -> Any:
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def _unsplit(collator: _collate.Collator) -> _collate.Collator:
+    if type(collator) is not _collate.TensorCollator:
+        return collator
+    return WholeCollator(collator._pad, collator._unpack)
+
+
+def _refuse(_: Any, value: Any) -> Any:
+    raise TypeError(
+        f"a {type(value).__name__} cannot leave the isolated worker: it belongs to its device. "
+        f"Return tensors, arrays, plain values or containers of them; a generator's items leave as "
+        f"a stream of guard(..., isolation=...)"
+    )
 
 
 class Server:
@@ -89,9 +174,7 @@ class Server:
             opened = [_wire.load(letters[0])]
         kind = opened[0][0]
         if kind == PLAIN:
-            _, modes, rows, tensors = opened[0]
-            responses, cost = self._runner.run_plain(tensors, rows, _modes_here(modes), None)
-            return _letters(responses), cost
+            return self._run_plain(opened[0], letters[0][1])
         if kind == ALL:
             _, modes, inputs = opened[0]
             responses, cost = self._run(inputs, modes)
@@ -102,6 +185,17 @@ class Server:
         return [
             _letter(next(left)) if letter[0] == ONE else _wire.dump(letter) for letter in opened
         ], cost
+
+    def _run_plain(
+        self, header: tuple[Any, ...], buffers: list[bytearray]
+    ) -> tuple[list[_wire.Letter], int]:
+        """Run a batch of plain tensors, which have come as one."""
+        _, modes, rows, *_ = header
+        tensor = _wire.whole(header, sum(rows), buffers)
+        responses, cost = self._runner.run_plain([tensor], rows, _modes_here(modes), None)
+        if len(responses) == 1 and type(responses[0]) is Whole:
+            return [_wire.split((PLAIN, None), responses[0].tensor, rows)], cost
+        return _letters(responses), cost
 
     def _run(self, inputs: list[Any], modes: _modes.Modes) -> tuple[list[Any], int]:
         modes = _modes_here(modes)

@@ -23,7 +23,6 @@ from onelane._parent_collate import ParentTensorCollator
 from onelane._remote import Codec
 
 if TYPE_CHECKING:
-    from onelane._executor import DeviceExecutor
     from onelane._pad import Pad
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {

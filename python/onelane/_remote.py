@@ -34,7 +34,7 @@ class Codec:
 
     def pack_plain(self, tensors: list[Any], rows: list[int], modes: Any) -> list[_wire.Letter]:
         """Return the letters of a batch of plain tensors."""
-        return [_wire.dump((PLAIN, _crossing(modes), rows, tensors))]
+        return [_wire.joined((PLAIN, _crossing(modes), rows), tensors)]
 
     def pack(
         self, payloads: list[Any]
@@ -61,8 +61,10 @@ class Codec:
         """Return the responses of a batch, in order."""
         responses: list[Any] = []
         for letter in letters:
-            kind, value = _wire.load(letter)
-            if kind == ALL:
+            kind, value, *_ = header = _wire.load(letter)
+            if kind == PLAIN:
+                responses += _wire.unsplit(header, letter[1])
+            elif kind == ALL:
                 responses += value
             elif kind == DONE:
                 responses.append(value)

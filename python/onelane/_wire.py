@@ -1,8 +1,8 @@
 """Requests and responses as they cross between parent and child: pickles, with memory beside them.
 
-A letter is `(pickle, buffers)`. What a tensor or an array holds is not in the pickle: it is copied
-once into the memory that both processes share, and once out of it. PyTorch is loaded here only by
-who gets a tensor.
+A letter is `(pickle, buffers, joined)`: buffers that are joined come as one. What a tensor or an
+array holds is not in the pickle: it is copied once into the memory that both processes share, and
+once out of it. PyTorch is loaded here only by who gets a tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from onelane._collate import Input
 
-Letter = tuple[Any, list[Any]]
+Letter = tuple[Any, list[Any], bool]
 
 _table: dict[Any, Any] = {}
 _has_torch = False
@@ -52,7 +52,7 @@ def _dump(kind: Any, value: Any) -> Letter:
     own = _dispatch_table()
     pickler.dispatch_table = own if kind is pickle.Pickler else ChainMap(own, kind.dispatch_table)
     pickler.dump(value)
-    return stream.getbuffer(), buffers
+    return stream.getbuffer(), buffers, False
 
 
 def load(letter: tuple[bytes, Sequence[bytearray]]) -> Any:
@@ -97,12 +97,59 @@ def _reduce_tensor(tensor: Any) -> Any:
         # As a copy of it would be laid out: channels last stay last.
         order = _order(torch, dense)
         dense = (dense.permute(order) if order is not None else dense).contiguous()
-    flat = dense.reshape(-1)
-    dtype = str(dense.dtype).removeprefix("torch.")
-    memory = pickle.PickleBuffer(flat.view(torch.uint8).numpy()) if flat.numel() else None
+    dtype = str(dense.dtype)[6:]
+    memory = pickle.PickleBuffer(_memory(dense)) if dense.numel() else None
     if order is None and not (needs_grad or inference):
         return _tensor, (dtype, shape, memory)
     return _odd_tensor, (dtype, shape, memory, order, needs_grad, inference)
+
+
+def joined(header: Any, tensors: list[Any]) -> Letter:
+    """Return the letter of dense CPU tensors of one dtype and trailing shape, as one piece.
+
+    `header` gets the dtype and the trailing shape as its last parts.
+    """
+    first = tensors[0]
+    dtype = str(first.dtype)[6:]
+    try:
+        buffers = [tensor.numpy() for tensor in tensors]
+    except TypeError:
+        # NumPy has no such dtype.
+        buffers = [_memory(tensor) for tensor in tensors if tensor.numel()]
+    return pickle.dumps((*header, dtype, tuple(first.shape[1:])), 5), buffers, True
+
+
+def split(header: Any, tensor: Any, rows: list[int]) -> Letter:
+    """Return the letter of the rows of a dense CPU tensor, each part with memory of its own."""
+    dtype, trailing = str(tensor.dtype)[6:], tuple(tensor.shape[1:])
+    memory = memoryview(_memory(tensor)) if tensor.numel() else memoryview(b"")
+    size = len(memory) // max(sum(rows), 1)
+    buffers, start = [], 0
+    for count in rows:
+        end = start + count * size
+        buffers.append(memory[start:end])
+        start = end
+    return pickle.dumps((*header, rows, dtype, trailing), 5), buffers, False
+
+
+def unsplit(header: Any, buffers: Sequence[bytearray]) -> list[Any]:
+    """Return the tensors of a letter that `split` has made, given its header."""
+    *_, rows, dtype, trailing = header
+    return [
+        _tensor(dtype, (count, *trailing), buffer if buffer else None)
+        for count, buffer in zip(rows, buffers, strict=True)
+    ]
+
+
+def whole(header: Any, rows: int, buffers: Sequence[bytearray]) -> Any:
+    """Return the tensor of a letter that `joined` has made."""
+    *_, dtype, trailing = header
+    (buffer,) = buffers
+    return _tensor(dtype, (rows, *trailing), buffer if buffer else None)
+
+
+def _memory(tensor: Any) -> Any:
+    return tensor.reshape(-1).view(sys.modules["torch"].uint8).numpy()
 
 
 def _order(torch: Any, tensor: Any) -> tuple[int, ...] | None:
@@ -146,4 +193,4 @@ def _odd_tensor(
     return tensor.requires_grad_(needs_grad)
 
 
-__all__ = ["Letter", "dump", "load"]
+__all__ = ["Letter", "dump", "joined", "load", "split", "unsplit", "whole"]

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::failure::{Severity, severity};
-use crate::interpreter::{attach_worker, drop_attached};
+use crate::interpreter::drop_attached;
 use crate::parcel::Parcel;
 
 /// Runs the batches of an isolated queue in the child. In the parent it only says what crosses.
@@ -23,7 +23,8 @@ pub(crate) struct ChildEngine {
 impl ChildEngine {
     /// Calls `build(payload)`, which gives `run` and whether the model is idempotent.
     fn build(build: &Py<PyAny>, payload: &[u8]) -> Result<Self, EngineError> {
-        let built = attach_worker(|py| {
+        // The thread is one of Python's own, and keeps its state by itself.
+        let built = Python::try_attach(|py| {
             let built = build.bind(py).call1((PyBytes::new(py, payload),));
             let built = built.and_then(|built| built.extract::<(Py<PyAny>, bool)>());
             built.map_err(|error| remote(py, error))
@@ -38,7 +39,7 @@ impl Engine for ChildEngine {
     type Output = Parcel;
 
     fn infer(&mut self, batch: &[Parcel]) -> Result<Vec<Parcel>, EngineError> {
-        let answers = attach_worker(|py| {
+        let answers = Python::try_attach(|py| {
             let run = self.run.as_ref().expect("it is taken in drop alone");
             let letters = Parcel::letters(py, batch);
             let answered = run.bind(py).call1((letters, batch.len())).and_then(|answered| {

@@ -22,15 +22,35 @@ use crate::interpreter::drop_attached;
 pub(crate) struct Letter {
     pickle: Exported,
     buffers: Vec<Exported>,
+    /// The buffers cross as one, in order.
+    joined: bool,
 }
 
 impl Letter {
-    /// Of `(pickle, buffers)`.
+    /// Of `(pickle, buffers, joined)`.
     fn new(letter: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let (pickle, buffers): (Bound<'_, PyAny>, Vec<Bound<'_, PyAny>>) = letter.extract()?;
+        let (pickle, buffers, joined): (Bound<'_, PyAny>, Vec<Bound<'_, PyAny>>, bool) =
+            letter.extract()?;
         let buffers = buffers.iter().map(Exported::of).collect::<PyResult<_>>()?;
-        Ok(Self { pickle: Exported::of(&pickle)?, buffers })
+        Ok(Self { pickle: Exported::of(&pickle)?, buffers, joined })
     }
+
+    fn write(&self, to: &mut Writer<'_>) {
+        to.length(if self.joined { 1 } else { self.buffers.len() });
+        write_part(&self.pickle, to);
+        if self.joined {
+            to.length(self.buffers.iter().map(|buffer| buffer.bytes().len()).sum());
+            self.buffers.iter().for_each(|buffer| to.bytes(buffer.bytes()));
+        } else {
+            self.buffers.iter().for_each(|buffer| write_part(buffer, to));
+        }
+    }
+}
+
+fn write_part(part: &Exported, to: &mut Writer<'_>) {
+    let bytes = part.bytes();
+    to.length(bytes.len());
+    to.bytes(bytes);
 }
 
 /// One pickle and the memory beside it, as it came.
@@ -50,7 +70,7 @@ enum Content {
 pub(crate) struct Parcel(Content);
 
 impl Parcel {
-    /// The parcels of a batch of `count`, given its letters: `[(pickle, buffers), ...]`.
+    /// The parcels of a batch of `count`, given its letters: `[(pickle, buffers, joined), ...]`.
     pub(crate) fn batch(letters: &Bound<'_, PyAny>, count: usize) -> PyResult<Vec<Self>> {
         let letters = letters.try_iter()?.map(|letter| Letter::new(&letter?));
         let letters = letters.collect::<PyResult<Vec<_>>>()?;
@@ -94,14 +114,7 @@ impl Wire for Parcel {
             return to.length(0);
         };
         to.length(letters.len());
-        for letter in letters.iter() {
-            to.length(letter.buffers.len());
-            for part in std::iter::once(&letter.pickle).chain(&letter.buffers) {
-                let bytes = part.bytes();
-                to.length(bytes.len());
-                to.bytes(bytes);
-            }
-        }
+        letters.iter().for_each(|letter| letter.write(to));
     }
 
     fn read_vec(count: usize, from: &mut Reader<'_>) -> Result<Vec<Self>, WireError> {
