@@ -37,9 +37,9 @@ import chaos
 import onelane
 from isolated_models import Poison, fault
 
-# A worker that is stopped, or hangs, is killed after so long. Lone requests are run again so often
-# that no number of kills from outside makes one fail.
-ISOLATION = {"hang_s": 2.0, "start_s": 60.0, "max_memory": "200MiB", "retries": 6}
+# A worker that is stopped, or hangs, is killed after so long. A lone request is run again once more
+# than usual: of a queue with two workers both may be killed from outside, one after the other.
+ISOLATION = {"hang_s": 1.5, "start_s": 60.0, "max_memory": "200MiB", "retries": 2}
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP)
 
 
@@ -229,7 +229,9 @@ def ours(name):
 def run(seconds, seed, threads=8, tasks=8, quiet=False):
     """Run it; returns the totals and a list of what went wrong."""
     # Threads that stay, such as the one for deadlines, are there before.
-    World(0, seed).close()
+    first = World(0, seed)
+    assert first.homes[0].places[0].queue.submit(1, timeout=chaos.HANG_S).result() == 2
+    first.close()
     before = surroundings()
     faulthandler.dump_traceback_later(chaos.HANG_S, exit=True)
     began = time.monotonic()

@@ -160,13 +160,13 @@ class Poison(Exception):
     """What the model of the chaos raises; it names the request."""
 
 
-# What some requests of the chaos do, by their numbers modulo 1009.
-FAULTS = {1: "segfault", 2: "abort", 3: "exit", 4: "kill", 5: "hang", 6: "poison"}
+# What some requests of the chaos do, by their numbers modulo 1009; one of 3001 hangs.
+FAULTS = {101: "segfault", 301: "abort", 501: "exit", 701: "kill", 901: "poison"}
 
 
 def fault(number):
     """What the request of that number does to its worker; None: nothing."""
-    return FAULTS.get(number % 1009)
+    return "hang" if number % 3001 == 401 else FAULTS.get(number % 1009)
 
 
 def chaos(items):

@@ -17,7 +17,7 @@ from onelane._hold import DeviceHold
 from onelane._isolated_calls import Calls
 from onelane._proxy import lane_on
 from onelane._stats import Health, QueueStats
-from onelane.errors import ForkedProcess
+from onelane.errors import EngineLost, ForkedProcess, is_device_poisoned
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class _Call:
     """A function with its arguments, the caller's context variables and its PyTorch modes."""
 
-    __slots__ = ("args", "collect", "context", "fn", "kwargs", "modes")
+    __slots__ = ("args", "collect", "context", "failed", "fn", "kwargs", "modes")
 
     def __init__(
         self,
@@ -35,8 +35,10 @@ class _Call:
         kwargs: dict[str, Any],
         modes: _modes.Modes,
         collect: Callable[[], object],
+        failed: Callable[[BaseException], object],
     ) -> None:
         self.fn, self.args, self.kwargs, self.modes = fn, args, kwargs, modes
+        self.failed = failed
         self.context, self.collect = contextvars.copy_context(), collect
 
     def __call__(self) -> Any:
@@ -44,6 +46,7 @@ class _Call:
         try:
             return self.context.run(self._run)
         except BaseException as error:
+            self.failed(error)
             # This frame goes with the exception.
             del self
             _failure.leave(error)
@@ -162,6 +165,8 @@ class DeviceExecutor(Executor):
         self._shut_down = False
         self._hold: DeviceHold | None = None
         self._collect = _devices.collector(self._device)
+        # Why it refuses calls: its device answers nothing but errors.
+        self._poisoned: str | None = None
         _devices.executors.add(self)
 
     @property
@@ -180,7 +185,15 @@ class DeviceExecutor(Executor):
         return self._core.is_worker()
 
     def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        return _Call(fn, args, kwargs, _modes.capture(self._autocast), self._collect)
+        if self._poisoned is not None:
+            raise EngineLost(self._poisoned)
+        modes = _modes.capture(self._autocast)
+        return _Call(fn, args, kwargs, modes, self._collect, self._note)
+
+    def _note(self, error: BaseException) -> None:
+        """Look at what a call has raised."""
+        if self._device != "cpu" and self._poisoned is None and is_device_poisoned(error):
+            self._poisoned = _isolation.poisoned(self._device, error)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on the worker; on the worker itself, before this returns.
@@ -298,6 +311,8 @@ class DeviceExecutor(Executor):
 
     def health(self) -> Health:
         """Return the worst health of this executor and its queues."""
+        if self._poisoned is not None:
+            return Health("failed", self._poisoned)
         return Health(*self._core.health())
 
     def __repr__(self) -> str:

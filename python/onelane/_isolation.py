@@ -270,6 +270,15 @@ def packed(value: Any, name: str) -> bytes:
     )
 
 
+def poisoned(device: str, error: BaseException) -> str:
+    """Return why an executor of this process refuses calls, and what would help."""
+    said = (str(error).splitlines() or [""])[0]
+    return (
+        f"{device} answers nothing but errors until this process ends: {type(error).__name__}: "
+        f'{said}. In a child process it would be replaced instead: isolation="process"'
+    )
+
+
 def with_children(stats: Any, supervisor: Any) -> Any:
     """Return statistics of a queue together with those of its children."""
     from onelane._stats import IsolationStats

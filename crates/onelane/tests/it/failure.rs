@@ -290,6 +290,59 @@ fn a_lost_engine_is_built_again_and_its_batch_runs_one_by_one() {
     });
 }
 
+/// A device that answers nothing but errors until the process ends: the queue says so, once, and
+/// refuses what comes after, instead of failing each request.
+#[test]
+fn a_queue_whose_device_is_poisoned_fails_and_refuses() {
+    within_a_minute(|| {
+        let device = executor();
+        let (gate, built) = (Gate::new(), Arc::new(AtomicUsize::new(0)));
+        let ran = Arc::new(AtomicUsize::new(0));
+        let queue = {
+            let (gate, built, ran) = (gate.clone(), built.clone(), ran.clone());
+            BatchQueue::new(&device, BatchConfig::default().max_batch_size(4), move || {
+                built.fetch_add(1, Ordering::SeqCst);
+                let (gate, ran) = (gate.clone(), ran.clone());
+                Ok(FakeEngine::new(move |batch| {
+                    gate.pass();
+                    ran.fetch_add(1, Ordering::SeqCst);
+                    if batch.iter().any(|item| item.value == POISON) {
+                        return Err(EngineError::poisoned("device-side assert triggered"));
+                    }
+                    Ok(batch.iter().map(|item| item.value).collect())
+                }))
+            })
+            .unwrap()
+        };
+        let first = occupy(&queue, &gate);
+        let submit = |value| queue.submit(FakeItem::new(value)).unwrap();
+        let batch: Vec<_> = [0, 1, POISON, 3].map(submit).into();
+        let waiting: Vec<_> = (10..14).map(submit).collect();
+        gate.open_for_good();
+        first.wait().unwrap();
+        for handle in batch {
+            let Err(RequestError::Engine(EngineError::Poisoned(source))) = handle.wait() else {
+                panic!("the batch has got no answer of its own");
+            };
+            assert!(source.to_string().contains("device-side assert"));
+        }
+        for handle in waiting {
+            let Err(RequestError::QueueFailed(why)) = handle.wait() else {
+                panic!("what waits is told why nobody runs it");
+            };
+            assert!(why.contains("until this process ends"), "{why}");
+        }
+        assert!(matches!(queue.health(), Health::Failed(why) if why.contains("device-side")));
+        let refused = queue.submit(FakeItem::new(1)).unwrap_err();
+        assert!(matches!(refused.reason(), Refusal::Failed(_)));
+        // Nothing of it was run again, and no engine was built on such a device.
+        assert_eq!(ran.load(Ordering::SeqCst), 2);
+        assert_eq!(built.load(Ordering::SeqCst), 1);
+        // The executor's other queues are others' to judge.
+        assert_eq!(device.call(|| 1).unwrap(), 1);
+    });
+}
+
 #[test]
 fn out_of_memory_splits_the_batch_and_the_ceiling_is_remembered() {
     within_a_minute(|| {
