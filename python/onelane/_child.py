@@ -204,7 +204,8 @@ class Server:
     def _payload(self, request: Any, modes: _modes.Modes) -> _model.Payload:
         if type(request) is tuple:
             # A plain tensor that shares its batch with others.
-            return self._runner.prepared(*request, modes, None)
+            tensor, rows = request
+            return self._runner.prepared(tensor, rows, modes, None)
         if self._tensors:
             request.args = tuple(map(_as_tensor, request.args))
         return _model.Payload(request, modes, contextvars.Context())
@@ -278,7 +279,7 @@ def _pickled(error: BaseException) -> bytes | None:
 
 def _picklers() -> list[Any]:
     try:
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]
     except ImportError:
         return [pickle]
     # What a script defines has come by value, and goes back so.

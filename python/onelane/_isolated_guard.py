@@ -204,6 +204,19 @@ class _Lane:
         return value if type(value) in (StreamId, Lost) else _collate.leave(self._target, value)
 
 
+def _chunks(inputs: list[Input], most: int) -> Iterator[list[Input]]:
+    """Yield the requests in parts of so many items at most; one of more by itself."""
+    chunk: list[Input] = []
+    rows = 0
+    for request in inputs:
+        if chunk and rows + request.rows > most:
+            yield chunk
+            chunk, rows = [], 0
+        chunk.append(request)
+        rows += request.rows
+    yield chunk
+
+
 class _OfMethod:
     """A target whose model is one method of the object."""
 
@@ -251,17 +264,11 @@ class HostCollator:
             return target.call("batch", name, args, kwargs)
 
         collator = CallCollator(lane)  # type: ignore[arg-type]
-        chunk: list[Input] = []
         responses, computed = [], 0
-        for request in [*inputs, None]:
-            rows = sum(one.rows for one in chunk)
-            if chunk and (request is None or rows + request.rows > self.sizes[name]):
-                some, cost = collator.run(_OfMethod(target, call), chunk)  # type: ignore[arg-type]
-                responses += some
-                computed += cost
-                chunk = []
-            if request is not None:
-                chunk.append(request)
+        for chunk in _chunks(inputs, self.sizes[name]):
+            some, cost = collator.run(_OfMethod(target, call), chunk)
+            responses += some
+            computed += cost
         return responses, computed
 
 

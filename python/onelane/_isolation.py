@@ -21,6 +21,7 @@ from onelane import _devices, _log, _names, _onelane, _training
 from onelane._collate import Collator
 from onelane._parent_collate import ParentTensorCollator
 from onelane._remote import Codec
+from onelane._stats import IsolationStats, QueueStats
 
 if TYPE_CHECKING:
     from onelane._pad import Pad
@@ -255,7 +256,7 @@ def packed(value: Any, name: str) -> bytes:
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
     try:
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]
     except ImportError:
         cure = "or install cloudpickle, which sends lambdas, closures and what a script defines"
     else:
@@ -279,10 +280,8 @@ def poisoned(device: str, error: BaseException) -> str:
     )
 
 
-def with_children(stats: Any, supervisor: Any) -> Any:
+def with_children(stats: QueueStats, supervisor: _onelane.Supervisor) -> QueueStats:
     """Return statistics of a queue together with those of its children."""
-    from onelane._stats import IsolationStats
-
     found = supervisor.stats()
     found["pids"] = tuple(found["pids"])
     return dataclasses.replace(stats, isolation=IsolationStats(**found))

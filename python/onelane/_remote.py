@@ -49,7 +49,8 @@ class Codec:
             except Exception:
                 # Somebody's: the others are sent.
                 pass
-        letters, failed = [], []
+        letters: list[_wire.Letter] = []
+        failed: list[tuple[int, BaseException]] = []
         for index, request in enumerate(inputs):
             try:
                 letters.append(_wire.dump((ONE, modes, request)))
@@ -69,7 +70,7 @@ class Codec:
             elif kind == DONE:
                 responses.append(value)
             else:
-                responses.append(_onelane.Failure(revive(*value, False)))
+                responses.append(_onelane.Failure(revive(value[0], value[1], False)))
         return responses
 
 

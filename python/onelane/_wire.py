@@ -37,7 +37,7 @@ def dump(value: Any) -> Letter:
     except Exception as error:
         refused = error
     try:
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]
     except ImportError:
         if refused is not None:
             raise refused from None
