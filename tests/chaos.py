@@ -2,6 +2,7 @@
 """Chaos: threads and tasks do everything at once to several queues; nothing may be lost.
 
     python tests/chaos.py [--requests 1000000] [--seed 1] [--seconds 600]
+    python tests/chaos.py --isolate [--seconds 600]     # in child processes, which are killed
 
 Threads and tasks call, submit, submit groups, map, infer, cancel, set timeouts and deadlines, and
 call guarded objects and executors, while models are slow or raise, and queues and executors are
@@ -280,12 +281,14 @@ class Client:
 class Thread(Client):
     """A client thread."""
 
-    def run(self):
-        ways = (
+    def ways(self):
+        return (
             (self.call, 50), (self.submit, 15), (self.group, 8), (self.map, 2),
             (self.guard, 6), (self.execute, 6),
         )  # fmt: skip
-        names, weights = zip(*ways, strict=True)
+
+    def run(self):
+        names, weights = zip(*self.ways(), strict=True)
         try:
             while self.world.running():
                 self.rng.choices(names, weights)[0]()
@@ -577,6 +580,10 @@ def run(requests, seconds, seed, threads=12, tasks=20, quiet=False):
 
 
 def main():
+    if "--isolate" in sys.argv[1:]:
+        import chaos_isolate
+
+        return chaos_isolate.main([arg for arg in sys.argv[1:] if arg != "--isolate"])
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=3600.0)

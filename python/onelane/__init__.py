@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onelane._guard import guard
     from onelane._hygiene import hygiene
     from onelane._install import Installed, UnknownVersion, install, installed, uninstall
+    from onelane._isolation import Isolation
     from onelane._memory import Memory
     from onelane._pad import Pad
     from onelane._requests import Each, Items, Tensors
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         GuardStats,
         Health,
         Histogram,
+        IsolationStats,
         QueueHistograms,
         QueueStats,
         Summary,
@@ -37,8 +39,11 @@ if TYPE_CHECKING:
     )
     from onelane.errors import (
         DeadlineExceeded,
+        EngineCrashed,
+        EngineHung,
         EngineLost,
         ForkedProcess,
+        ModelError,
         NotBatchable,
         OnelaneError,
         QueueClosed,
@@ -56,14 +61,19 @@ _HOME = {
     "DeadlineExceeded": "errors",
     "DeviceExecutor": "_executor",
     "Each": "_requests",
+    "EngineCrashed": "errors",
+    "EngineHung": "errors",
     "EngineLost": "errors",
     "ForkedProcess": "errors",
     "GuardStats": "_stats",
     "Health": "_stats",
     "Histogram": "_stats",
     "Installed": "_install",
+    "Isolation": "_isolation",
+    "IsolationStats": "_stats",
     "Items": "_requests",
     "Memory": "_memory",
+    "ModelError": "errors",
     "NotBatchable": "errors",
     "OffWorker": "_audit",
     "OnelaneError": "errors",
@@ -98,14 +108,19 @@ __all__ = [
     "DeadlineExceeded",
     "DeviceExecutor",
     "Each",
+    "EngineCrashed",
+    "EngineHung",
     "EngineLost",
     "ForkedProcess",
     "GuardStats",
     "Health",
     "Histogram",
     "Installed",
+    "Isolation",
+    "IsolationStats",
     "Items",
     "Memory",
+    "ModelError",
     "NotBatchable",
     "OffWorker",
     "OnelaneError",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from onelane import (
     _devices,
     _factory,
+    _isolation,
     _model,
     _modes,
     _names,
@@ -71,6 +72,10 @@ class BatchQueue(_onelane.Front):
         makes its batch fail fails alone.
     factory: whether `model` makes the model, where that is in doubt.
     name: in logs and errors; default: the model's.
+    isolation: `"process"` or an `Isolation`: the model runs in a child process, and what crashes,
+        hangs, poisons its device or only grows costs the requests at fault, and nobody else. The
+        model is then a function of a module, or `"package.module:name"`, that makes it; or what
+        can be pickled. Default: as the executor that is given.
 
     A call runs with the caller's grad, inference and autocast modes, and with the context variables
     of the first request of the batch. Do not change an input before its result is there.
@@ -92,8 +97,13 @@ class BatchQueue(_onelane.Front):
         idempotent: bool = True,
         factory: bool | None = None,
         name: str | None = None,
+        isolation: _isolation.Setting = None,
     ) -> None:
         kind = _requests.checked(requests)
+        isolated = _isolation.of(isolation, device)
+        if isolated is not None:
+            model, factory = _isolation.named(model, factory)
+            device = _isolation.default_device() if device is None else device
         is_factory = _factory.is_factory(model, factory)
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
@@ -113,7 +123,8 @@ class BatchQueue(_onelane.Front):
             raise ValueError(
                 f"cuda_graphs=True: the device is {self._executor.device!r}, which has none"
             )
-        self._collator = kind.collator()
+        self._supervisor: _onelane.Supervisor | None = None
+        self._collator = kind.collator() if isolated is None else _isolation.collator(kind)
         self._max_rows = max_batch_size
         self._keys = Keys()
         self._context_key = _context_key(context)
@@ -123,18 +134,28 @@ class BatchQueue(_onelane.Front):
                 warnings.warn(warning, stacklevel=_names.level_outside())
         self._autocast = _devices.autocast_types(self._executor.device)
         elements = None if kind.pad is None else _onelane.Elements()
-        build = _model.Build(
-            model,
-            factory=is_factory,
-            device=self._executor.device,
-            collator=self._collator,
-            to_cpu=kind.output == "cpu",
-            copy_outputs=kind.copy,
-            cuda_graphs=kind.cuda_graphs,
-            costed=self._budget is not None,
-            elements=elements,
-            wrap=_wrapper(self._executor),
-        )
+        settings: dict[str, Any] = {
+            "to_cpu": kind.output == "cpu",
+            "copy_outputs": kind.copy,
+            "cuda_graphs": kind.cuda_graphs,
+            "costed": self._budget is not None,
+        }
+        build: Any
+        if isolated is None:
+            build = _model.Build(
+                model,
+                factory=is_factory,
+                device=self._executor.device,
+                collator=self._collator,
+                elements=elements,
+                wrap=_wrapper(self._executor),
+                **settings,
+            )
+        else:
+            spec = _isolation.Spec(
+                model, is_factory, self._executor.device, kind, settings, idempotent
+            )
+            build = self._supervisor = _isolation.supervisor(isolated, spec)
         self._core = _onelane.Queue(
             self._executor._core,
             build,
@@ -146,6 +167,7 @@ class BatchQueue(_onelane.Front):
             idempotent=idempotent,
             elements=elements,
         )
+        # A process that has no PyTorch does not load it to read requests.
         tensors = isinstance(self._collator, TensorCollator)
         plain = tensors and kind.pad is None and self._budget is None and context == "first"
         reading = _reading(self._collator, self._keys, self._autocast) if plain else None
@@ -330,7 +352,10 @@ class BatchQueue(_onelane.Front):
 
     def stats(self) -> QueueStats:
         """Return a snapshot of the counters; the last one when the queue has been closed."""
-        return QueueStats._of(self._core.stats(), self._executor.device)
+        stats = QueueStats._of(self._core.stats(), self._executor.device)
+        if self._supervisor is None:
+            return stats
+        return _isolation.with_children(stats, self._supervisor)
 
     def health(self) -> Health:
         """Return whether the queue works, is being rebuilt, stalls, has failed or was closed."""

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from onelane import _aio, _devices, _failure, _lifecycle, _modes, _names, _onelane
+from onelane import _aio, _devices, _failure, _isolation, _lifecycle, _modes, _names, _onelane
 from onelane._future import CallFuture
 from onelane._hold import DeviceHold
+from onelane._isolated_calls import Calls
 from onelane._stats import Health, QueueStats
 from onelane._wrap import lane_on
-from onelane.errors import ForkedProcess
+from onelane.errors import EngineLost, ForkedProcess, is_device_poisoned
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +26,7 @@ T = TypeVar("T")
 class _Call:
     """A function with its arguments, the caller's context variables and its PyTorch modes."""
 
-    __slots__ = ("args", "collect", "context", "fn", "kwargs", "modes")
+    __slots__ = ("args", "collect", "context", "failed", "fn", "kwargs", "modes")
 
     def __init__(
         self,
@@ -34,8 +35,10 @@ class _Call:
         kwargs: dict[str, Any],
         modes: _modes.Modes,
         collect: Callable[[], object],
+        failed: Callable[[BaseException], object],
     ) -> None:
         self.fn, self.args, self.kwargs, self.modes = fn, args, kwargs, modes
+        self.failed = failed
         self.context, self.collect = contextvars.copy_context(), collect
 
     def __call__(self) -> Any:
@@ -43,6 +46,7 @@ class _Call:
         try:
             return self.context.run(self._run)
         except BaseException as error:
+            self.failed(error)
             # This frame goes with the exception.
             del self
             _failure.leave(error)
@@ -128,6 +132,9 @@ class DeviceExecutor(Executor):
 
     stack_size: of a worker, in bytes; by default what `threading.stack_size()` says, or 16 MiB.
 
+    isolation: `"process"` or an `Isolation`: calls, and the models of queues and guarded objects,
+    run in child processes, each in one of its own, and this process never touches the device.
+
     A call runs in a copy of the caller's context variables, with the caller's grad, inference and
     autocast modes and default device. Results are returned as they are: bring tensors to the host
     inside the call, or use `host_results`.
@@ -141,17 +148,25 @@ class DeviceExecutor(Executor):
         *,
         custom: bool = False,
         stack_size: int | None = None,
+        isolation: _isolation.Setting = None,
     ) -> None:
+        isolated = _isolation.of(isolation)
         name = _devices.canonical(device, custom)
-        self._begin(name, _onelane.Executor(name, workers, False, _stack(stack_size)))
+        self._begin(name, _onelane.Executor(name, workers, False, _stack(stack_size)), isolated)
 
-    def _begin(self, name: str, core: _onelane.Executor) -> None:
+    def _begin(
+        self, name: str, core: _onelane.Executor, isolated: _isolation.Isolation | None
+    ) -> None:
+        self._isolation = isolated
+        self._calls = None if isolated is None else Calls(self)
         self._device, self._core = name, core
         self._workers = core.workers
         self._autocast = _devices.autocast_types(self._device)
         self._shut_down = False
         self._hold: DeviceHold | None = None
         self._collect = _devices.collector(self._device)
+        # Why it refuses calls: its device answers nothing but errors.
+        self._poisoned: str | None = None
         _devices.executors.add(self)
 
     @property
@@ -170,7 +185,15 @@ class DeviceExecutor(Executor):
         return self._core.is_worker()
 
     def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        return _Call(fn, args, kwargs, _modes.capture(self._autocast), self._collect)
+        if self._poisoned is not None:
+            raise EngineLost(self._poisoned)
+        modes = _modes.capture(self._autocast)
+        return _Call(fn, args, kwargs, modes, self._collect, self._note)
+
+    def _note(self, error: BaseException) -> None:
+        """Look at what a call has raised."""
+        if self._device != "cpu" and self._poisoned is None and is_device_poisoned(error):
+            self._poisoned = _isolation.poisoned(self._device, error)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on the worker; on the worker itself, before this returns.
@@ -178,6 +201,8 @@ class DeviceExecutor(Executor):
         Called on the worker by a future's done-callback, it is run later. Blocks while 16,384 calls
         wait. Raises `QueueClosed`, a `RuntimeError`, after `shutdown`.
         """
+        if self._calls is not None:
+            return self._calls.submit(fn, args, kwargs)
         future = CallFuture(self._core)
         self._send(_ThreadItem(self._call(fn, args, kwargs), future))
         return future
@@ -195,6 +220,9 @@ class DeviceExecutor(Executor):
 
         On the worker itself this is a plain call.
         """
+        if self._calls is not None:
+            isolated: T = self._calls.call(fn, args, kwargs)
+            return isolated
         if self._core.is_worker():
             return fn(*args, **kwargs)
         if self.is_held_here():
@@ -207,6 +235,9 @@ class DeviceExecutor(Executor):
 
         Cancelling the task cancels the call if it has not started.
         """
+        if self._calls is not None:
+            isolated: T = await self._calls.acall(fn, args, kwargs)
+            return isolated
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         item = _LoopItem(self._call(fn, args, kwargs), future)
@@ -232,6 +263,8 @@ class DeviceExecutor(Executor):
             raise ValueError(
                 f"hold() needs an executor with one worker, and {self!r} has {self._workers}"
             )
+        if self._calls is not None:
+            raise ValueError(f"hold() is for calls in this process, and {self!r} is isolated")
         return DeviceHold(self)
 
     def is_held_here(self) -> bool:
@@ -248,6 +281,9 @@ class DeviceExecutor(Executor):
         As `guard` returns them: tensors as host copies, arrays copied, at any depth; objects that
         belong to the device as proxies. Without this, results come back as they are.
         """
+        if self._calls is not None:
+            # They come from another process.
+            return fn
 
         @functools.wraps(fn)
         def hosted(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -268,14 +304,20 @@ class DeviceExecutor(Executor):
 
     def stats(self) -> QueueStats:
         """Return the statistics of the calls."""
+        calls = None if self._calls is None else self._calls.present()
+        if calls is not None:
+            return calls.stats()
         return QueueStats._of(self._core.stats(), self._device)
 
     def health(self) -> Health:
         """Return the worst health of this executor and its queues."""
+        if self._poisoned is not None:
+            return Health("failed", self._poisoned)
         return Health(*self._core.health())
 
     def __repr__(self) -> str:
-        return f"DeviceExecutor({self._device!r}, workers={self._workers})"
+        isolated = "" if self._isolation is None else ", isolated"
+        return f"DeviceExecutor({self._device!r}, workers={self._workers}{isolated})"
 
 
 def _stack(size: int | None) -> int | None:
@@ -289,18 +331,25 @@ _shared: dict[int, DeviceExecutor] = {}
 
 @_names.settings
 def executor(
-    device: Any = "mps", workers: int = 1, *, custom: bool = False, stack_size: int | None = None
+    device: Any = "mps",
+    workers: int = 1,
+    *,
+    custom: bool = False,
+    stack_size: int | None = None,
+    isolation: _isolation.Setting = None,
 ) -> DeviceExecutor:
     """Return the process-wide executor of a device, made on first use.
 
     `mps`, `MPS` and `mps:0` are one device. custom: any name will do, for runtimes other than
     PyTorch's; said once, it need not be said again. After it has been shut down, and in the child
     of a fork, a new one is made. stack_size: as in `DeviceExecutor`, if it is made now.
+    isolation: as there; who does not say gets the executor as it is.
 
     Waits for the worker of one that is being shut down, so that a device never has two owners. On
     that very worker it raises `QueueClosed`. Raises `ValueError` if the name is not known, with the
     nearest one, or if the device has an executor with another number of workers.
     """
+    isolated = _isolation.of(isolation)
     name = _devices.canonical(device, custom)
     # CORRECTNESS: no lock: a signal handler or a destructor may come here in the middle of this.
     for ending in list(_shared.values()):
@@ -311,7 +360,7 @@ def executor(
     present = _shared.get(core.id)
     if present is None:
         made = DeviceExecutor.__new__(DeviceExecutor)
-        made._begin(name, core)
+        made._begin(name, core, isolated)
         present = _shared.setdefault(core.id, made)
     if present.workers != workers:
         raise ValueError(
@@ -319,6 +368,12 @@ def executor(
             f"executor for {name!r} with {present.workers} worker(s). Ask for that "
             f"number, shut it down first, or make a private one with "
             f"DeviceExecutor({name!r}, workers={workers})"
+        )
+    if isolated is not None and present._isolation != isolated:
+        raise ValueError(
+            f"executor({name!r}, isolation=...): the process already has an executor for {name!r} "
+            f"with isolation={present._isolation!r}. Shut it down first, give isolation= to the "
+            f"queues instead, or make a private one with DeviceExecutor({name!r}, isolation=...)"
         )
     return present
 

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from onelane import _devices, _factory, _names, _training
+from onelane import _devices, _factory, _isolated_guard, _isolation, _names, _training
 from onelane._batch_queue import BatchQueue
 from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Calls, Forms
 from onelane._exclusive import Exclusive
@@ -128,6 +128,7 @@ def guard(
     exclusive: Iterable[str] | bool | None = None,
     context: Any = "first",
     factory: bool | None = None,
+    isolation: _isolation.Setting = None,
 ) -> Any:
     """Return a proxy of an object that lives on a device's worker thread.
 
@@ -157,13 +158,30 @@ def guard(
         this object are safe. `with onelane.session(proxy):` keeps several calls together.
     context: for batched methods; as for `BatchQueue`.
     factory: whether `obj_or_factory` makes the object, where that is in doubt.
+    isolation: as for `BatchQueue`: the object lives in a child process. Its methods, attributes and
+        streams work, with results that can be sent: tensors, arrays, plain values and containers
+        of them. `obj_or_factory` may be `"package.module:name"`.
 
     Results: tensors as CPU copies, nested ones too; plain values, arrays and containers as they
     are; other objects, nested modules and methods for example, as further proxies. A generator is
     streamed item by item and closed on the worker when it is dropped. `x.to(...)`, or whatever else
     returns the object itself, returns the proxy.
     """
+    isolated = _isolation.of(isolation, device)
+    if isolated is not None:
+        obj_or_factory, factory = _isolation.named(obj_or_factory, factory)
     is_factory = _factory.is_factory_of_object(obj_or_factory, factory)
+    if isolated is not None:
+        if methods is not None:
+            raise ValueError(
+                "methods= says what runs on the worker while the rest is read in this process; "
+                "with isolation= nothing of the object is in this process"
+            )
+        if isinstance(exclusive, str):
+            raise TypeError(f"exclusive={exclusive!r}: give a tuple of names: ({exclusive!r},)")
+        device = _isolation.default_device() if device is None else device
+        settings = (batch, exclusive, context, is_factory)
+        return _isolated_guard.guard(obj_or_factory, isolated, device, *settings)
     if device is None:
         device = _devices.default()
         if device != "mps" and not batch:

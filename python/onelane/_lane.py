@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from onelane import _collate, _leave, _responses, _tree
 from onelane._exclusive import Exclusive, Hold
-from onelane.errors import ForkedProcess, QueueClosed
+from onelane.errors import EngineLost, ForkedProcess, QueueClosed
 
 END = object()
 
@@ -154,8 +154,8 @@ class Lane:
         """Drop a proxy's object on the worker."""
         try:
             self.executor.submit(self.empty, cell)
-        except QueueClosed:
-            # The worker has ended; there is no better place left.
+        except (QueueClosed, EngineLost):
+            # The worker has ended, or its device has; there is no better place left.
             cell.empty()
         except ForkedProcess:
             # The object is the parent's: it may not even be freed here.

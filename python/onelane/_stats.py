@@ -59,6 +59,47 @@ class QueueHistograms:
 
 
 @dataclass(frozen=True)
+class IsolationStats:
+    """What has become of the isolated workers of a queue. All counts only grow.
+
+    starts: processes started; failed_starts: those of them that did not become ready. Lost because
+    the process ended (crashes), did not answer in time (hangs), its device was poisoned
+    (poisonings), or it sent what cannot be understood (protocol_errors). retries: lone requests run
+    again in a fresh worker. recycled_for_*: replaced for their memory, number of batches or age.
+    stuck: killed, and not dead. footprint: bytes of those that live now, all together;
+    max_footprint: the most that one had after a batch, 0 where `max_memory` is not set.
+    last_start_s: how long the last start took. pids: of those that live. spare: one waits, warm.
+    """
+
+    starts: int
+    failed_starts: int
+    crashes: int
+    hangs: int
+    poisonings: int
+    protocol_errors: int
+    retries: int
+    recycled_for_memory: int
+    recycled_for_batches: int
+    recycled_for_age: int
+    stuck: int
+    footprint: int
+    max_footprint: int
+    last_start_s: float
+    pids: tuple[int, ...]
+    spare: bool
+
+    @property
+    def losses(self) -> int:
+        """Workers lost after they had become ready, whatever the cause."""
+        return self.crashes + self.hangs + self.poisonings + self.protocol_errors
+
+    @property
+    def recycled(self) -> int:
+        """Workers replaced, whatever the cause."""
+        return self.recycled_for_memory + self.recycled_for_batches + self.recycled_for_age
+
+
+@dataclass(frozen=True)
 class QueueStats:
     """A snapshot of a queue's counters and histograms, taken at one instant.
 
@@ -73,7 +114,8 @@ class QueueStats:
     engine_losses: how often the model was lost, or could not be built again. memory_splits: batches
     that ran out of memory and were split. ceilings: batch keys whose batches are smaller now for
     that reason; lowest_ceiling: the most requests in a batch of the most limited of them, or None.
-    classes: by priority, `"interactive"`, `"normal"` and `"bulk"`.
+    classes: by priority, `"interactive"`, `"normal"` and `"bulk"`. isolation: of the isolated
+    workers, or None.
     shapes: distinct shapes of inputs that the device has seen, where they are counted: in batches
     on mps, and in what `install` batches. memory: of the device after its last batch, and of the
     process now.
@@ -106,6 +148,7 @@ class QueueStats:
     shapes: int
     memory: Memory
     histograms: QueueHistograms = field(repr=False)
+    isolation: IsolationStats | None = None
 
     @classmethod
     def _of(cls, values: dict[str, Any], device: str) -> QueueStats:

@@ -89,7 +89,7 @@ pub use channel::{Channel, ChildBatch, OutputsError};
 pub use config::{IsolationConfig, LineCallback};
 pub use error::{Activity, ChildLost, RemoteError, StderrTail, WireError};
 pub use isolated::Isolated;
-pub use serve::{serve, this_program};
+pub use serve::{serve, serve_channel, this_program};
 pub use stats::IsolationStats;
 pub use sticky::sticky;
 pub use supervisor::Supervisor;

@@ -42,17 +42,30 @@ where
     let Some(channel) = Channel::from_parent() else {
         return;
     };
-    let ended = channel.and_then(|channel| run(channel, &factory));
+    let ended = channel.and_then(|channel| serve_channel(channel, factory));
     if let Err(error) = &ended {
         eprintln!("an isolated worker ends: {error}");
     }
     std::process::exit(i32::from(ended.is_err()))
 }
 
-fn run<E>(mut channel: Channel, factory: &dyn Fn() -> Result<E, EngineError>) -> io::Result<()>
+/// As [`serve`], on a channel that there is already: for a factory that needs its
+/// [`payload`](Channel::payload), or a process that has more to do at its end. Returns when the
+/// parent wants this process to end, or its engine is lost; then it must end.
+///
+/// # Errors
+/// The parent is gone, or sent what cannot be understood.
+///
+/// # Blocking
+/// Until then.
+pub fn serve_channel<E>(
+    mut channel: Channel,
+    factory: impl Fn() -> Result<E, EngineError>,
+) -> io::Result<()>
 where
     E: Engine<Item: Wire, Output: Wire>,
 {
+    let factory: &dyn Fn() -> Result<E, EngineError> = &factory;
     let mut engine = match build(&mut channel, factory)? {
         Ok(engine) => engine,
         Err(error) => return channel.not_built(&error),

@@ -19,6 +19,17 @@ pub(crate) enum Payload {
 }
 
 impl Payload {
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
+    pub(crate) fn into_plain(self) -> Option<Plain> {
+        match self {
+            Self::Plain(plain) => Some(plain),
+            Self::Prepared(_) => None,
+        }
+    }
+
     fn clone_ref(&self, py: Python<'_>) -> Self {
         match self {
             Self::Plain(plain) => Self::Plain(plain.clone_ref(py)),
@@ -124,6 +135,12 @@ impl Drop for Answer {
 /// Stands for the response to a request that has failed while its batch has not.
 #[pyclass(frozen, module = "onelane._onelane")]
 pub(crate) struct Failure(Py<PyAny>);
+
+impl Failure {
+    pub(crate) fn of(error: Py<PyAny>) -> Self {
+        Self(error)
+    }
+}
 
 #[pymethods]
 impl Failure {

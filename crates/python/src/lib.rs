@@ -3,16 +3,21 @@
 //!
 //! Nothing here is a public interface: the package `onelane` is.
 
+mod child;
 mod delivery;
 mod engine;
 mod executor;
+mod exported;
 mod failure;
 mod front;
 mod interpreter;
+mod isolation;
 mod item;
+mod parcel;
 mod pending;
 mod plain;
 mod queue;
+mod remote;
 mod sim;
 mod stats;
 mod target;
@@ -27,9 +32,13 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _onelane {
     #[pymodule_export]
+    use super::child::{is_sticky_error, serve_parent};
+    #[pymodule_export]
     use super::executor::{Executor, shutdown_all};
     #[pymodule_export]
     use super::front::{Front, Reading, held};
+    #[pymodule_export]
+    use super::isolation::Supervisor;
     #[pymodule_export]
     use super::item::Failure;
     #[pymodule_export]

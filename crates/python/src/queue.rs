@@ -17,12 +17,14 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::engine::{self, PyEngine};
+use crate::engine::{self, PyEngine, PyFactory};
 use crate::executor::Executor;
 use crate::failure::{forked, from_build, from_submit, raise};
 use crate::interpreter::{Step, generation, is_any_worker, wait};
 use crate::item::{Answer, Item, Payload};
+use crate::isolation::Supervisor;
 use crate::pending::{Pending, Ticket};
+use crate::remote::RemoteFactory;
 use crate::stats::{self, Elements};
 use crate::target::{Target, is_resolving};
 use crate::turnstile::{GilTurnstile, Turn, Waiter};
@@ -81,6 +83,7 @@ impl Terms {
 
 #[pymethods]
 impl Queue {
+    /// build: makes a runner, see [`PyFactory`]; or a `Supervisor`, whose children run the batches.
     #[new]
     #[pyo3(signature = (executor, build, **settings))]
     fn new(
@@ -90,11 +93,21 @@ impl Queue {
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let device = executor.device(py)?.clone();
-        let Settings { config, idempotent, elements } = read_settings(settings)?;
-        let build = Arc::new(build);
+        let Settings { mut config, idempotent, elements } = read_settings(settings)?;
+        let how = match build.bind(py).cast::<Supervisor>() {
+            Ok(supervisor) => {
+                let supervisor = supervisor.get();
+                // Requests that take their children along, one after another, are no reason to give
+                // up: starts that fail have pauses between them.
+                config.max_rebuilds = u32::MAX;
+                let codec = supervisor.codec(py);
+                PyFactory::Child(RemoteFactory::new(supervisor.core(py)?, codec))
+            }
+            Err(_) => PyFactory::Here(build, idempotent),
+        };
         let turnstile = GilTurnstile::new();
         let engines_turnstile = Arc::clone(&turnstile);
-        let factory = move || PyEngine::build(&build, &engines_turnstile, idempotent);
+        let factory = move || PyEngine::build(&how, &engines_turnstile);
         let queue = if device.is_worker() {
             // Python code of ours runs on the worker: build right here.
             py.detach(|| BatchQueue::new(&device, config, factory))

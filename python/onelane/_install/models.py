@@ -44,9 +44,7 @@ class Models:
         }
         if "PreTrainedModel" in found:
             wrap(found["PreTrainedModel"], "from_pretrained", self._loaded)
-            patch_module_class(
-                found["PreTrainedModel"], self._place, self._patches, self._releaser
-            )
+            patch_module_class(found["PreTrainedModel"], self._place, self._patches, self._releaser)
         if "GenerationMixin" in found:
             wrap(found["GenerationMixin"], "generate", self._generate)
         if "ContinuousMixin" in found:
@@ -65,8 +63,10 @@ class Models:
         def from_pretrained(kind: Any, *args: Any, **kwargs: Any) -> Any:
             named = kwargs.get("device_map")
             devices = named.values() if isinstance(named, Mapping) else [named]
-            if place.is_here or named is None or not (
-                named == "auto" or any(place.means(device) for device in devices)
+            if (
+                place.is_here
+                or named is None
+                or not (named == "auto" or any(place.means(device) for device in devices))
             ):
                 # Onto the host, where any thread may.
                 return original(kind, *args, **kwargs)
