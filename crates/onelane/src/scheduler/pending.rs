@@ -66,7 +66,7 @@ pub(crate) trait PendingRequests: Any + Send {
     /// The next deadline, for the timer to be told of, when the alarm of the last one has gone off.
     fn next_alarm(&mut self, last: Instant) -> Option<Instant>;
     /// A batch is done: remembers what it taught.
-    fn finished(&mut self, group: usize, outcome: &Outcome, now: Instant, deferred: &mut Deferred);
+    fn finished(&mut self, outcome: &Outcome, now: Instant, deferred: &mut Deferred);
     /// What builds the engine of a worker that has none.
     fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send>;
     /// Writes down what waits, and what has come.
@@ -158,7 +158,7 @@ impl<E: Engine> Pending<E> {
         let number = inbox.number_all(&mut arrivals);
         if !room {
             // CORRECTNESS: under the lock under which there was no room; what makes room holds it.
-            inbox.set_open(false);
+            inbox.open = false;
             drop(inbox);
             self.shut = true;
             let told = patience != Patience::UntilAnswered;
@@ -200,12 +200,12 @@ impl<E: Engine> Pending<E> {
             }
         }
         self.shut = false;
-        self.inbox.lock().set_open(self.open);
+        self.inbox.lock().open = self.open;
     }
 
     fn push_all(&mut self, arrivals: Vec<Arrival<E>>, deferred: &mut Deferred) {
         arrivals.into_iter().for_each(|arrival| self.push(arrival, deferred));
-        self.inbox.set_idle(false);
+        self.inbox.idle.set(false);
     }
 
     /// Appends a request to its group; answers it if that fails.
@@ -341,13 +341,13 @@ impl<E: Engine> PendingRequests for Pending<E> {
         let mut inbox = self.inbox.lock();
         inbox.swap(&mut accepted);
         inbox.release(&mut self.freed);
-        inbox.set_wake_needed(wake_needed);
+        inbox.wake_needed = wake_needed;
         drop(inbox);
         let failed = self.failed;
         accepted.drain(..).for_each(|arrival| self.push(arrival, deferred));
         self.empty = accepted;
         if !self.requests.is_empty() {
-            self.inbox.set_idle(false);
+            self.inbox.idle.set(false);
         }
         if self.failed > failed {
             self.assign_room(deferred);
@@ -356,24 +356,24 @@ impl<E: Engine> PendingRequests for Pending<E> {
 
     fn listen(&mut self) -> bool {
         let mut inbox = self.inbox.lock();
-        let is_empty = inbox.is_empty();
+        let is_empty = inbox.accepted.is_empty();
         if is_empty {
-            inbox.set_wake_needed(true);
-            self.inbox.set_idle(self.requests.is_empty());
+            inbox.wake_needed = true;
+            self.inbox.idle.set(self.requests.is_empty());
         }
         is_empty
     }
 
     fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) -> usize {
         self.open = false;
-        self.inbox.lock().set_open(false);
+        self.inbox.lock().open = false;
         let count = self.waiters.requests();
         self.waiters.refuse_all(refusal, deferred);
         count
     }
 
     fn set_pace(&mut self, idle: bool, service: Duration) {
-        self.inbox.set_idle(idle);
+        self.inbox.idle.set(idle);
         self.inbox.set_pace(service);
     }
 
@@ -432,7 +432,7 @@ impl<E: Engine> PendingRequests for Pending<E> {
             batch.push(request);
             next = self.groups[at].first();
         }
-        self.inbox.set_idle(false);
+        self.inbox.idle.set(false);
         self.groups[at].running += 1;
         self.groups[at].ready_at = None;
         if !self.config.max_wait.is_zero() {
@@ -493,13 +493,13 @@ impl<E: Engine> PendingRequests for Pending<E> {
         self.inbox.lock().next_alarm(last, next)
     }
 
-    fn finished(&mut self, group: usize, outcome: &Outcome, now: Instant, deferred: &mut Deferred) {
-        let Self { config, groups, .. } = self;
-        let requests = outcome.completed + outcome.failed;
-        groups[group].running -= 1;
-        groups[group].learn(requests, outcome.ceiling, now, config.ceiling_retry);
-        groups[group].forget_ceiling_of(config.max_batch_size);
-        self.tidy(group, deferred);
+    fn finished(&mut self, outcome: &Outcome, now: Instant, deferred: &mut Deferred) {
+        let Outcome { group: at, completed, failed, ceiling, .. } = *outcome;
+        let group = &mut self.groups[at];
+        group.running -= 1;
+        group.learn(completed + failed, ceiling, now, self.config.ceiling_retry);
+        group.forget_ceiling_of(self.config.max_batch_size);
+        self.tidy(at, deferred);
     }
 
     fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send> {

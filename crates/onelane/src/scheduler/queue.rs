@@ -180,7 +180,7 @@ impl Queue {
         }
         let is_idle = self.pending.len() == 0 && self.running.iter().all(|running| running.ended);
         self.pending.set_pace(is_idle, service);
-        self.pending.finished(batch.group(), &outcome, now, deferred);
+        self.pending.finished(&outcome, now, deferred);
         self.virtual_time += service / self.config.weight;
         self.stats.record_batch(batch.len(), outcome.cost, service);
         let counters = &mut self.stats.counters;

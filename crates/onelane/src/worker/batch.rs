@@ -16,6 +16,8 @@ use crate::worker::engines::{EngineFactory, Engines};
 /// What a finished batch tells the executor.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome {
+    /// Where its key is in its queue.
+    pub(crate) group: usize,
     /// Requests answered with a response, and with an error.
     pub(crate) completed: usize,
     pub(crate) failed: usize,
@@ -36,8 +38,6 @@ pub(crate) trait Batch: Send {
     fn len(&self) -> usize;
     /// The numbers of its requests, once.
     fn take_numbers(&mut self) -> Vec<u64>;
-    /// Where its key is in its queue.
-    fn group(&self) -> usize;
     /// Computes all answers; runs without the lock and does not panic.
     fn run(&mut self, engines: &Engines);
     /// What came of it.
@@ -74,7 +74,6 @@ impl Dispatched {
 /// A batch of requests with one key.
 pub(crate) struct RequestBatch<E: Engine> {
     factory: Arc<EngineFactory<E>>,
-    group: usize,
     items: Vec<E::Item>,
     senders: Vec<Sender<E::Output>>,
     numbers: Vec<u64>,
@@ -91,12 +90,11 @@ impl<E: Engine> RequestBatch<E> {
     pub(crate) fn new(factory: Arc<EngineFactory<E>>, group: usize, requests: usize) -> Self {
         Self {
             factory,
-            group,
             items: Vec::with_capacity(requests),
             senders: Vec::with_capacity(requests),
             numbers: Vec::with_capacity(requests),
             answers: Vec::new(),
-            outcome: Outcome::default(),
+            outcome: Outcome { group, ..Outcome::default() },
         }
     }
 
@@ -234,10 +232,6 @@ impl<E: Engine> Batch for RequestBatch<E> {
 
     fn take_numbers(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.numbers)
-    }
-
-    fn group(&self) -> usize {
-        self.group
     }
 
     fn run(&mut self, engines: &Engines) {

@@ -124,8 +124,11 @@ fn run_delivery(handoff: &Mutex<Handoff>, shared: &Arc<ExecutorShared>) {
             next
         };
         match next {
-            Some(dispatched) => {
-                hand_over(dispatched, shared);
+            Some(mut dispatched) => {
+                // Wakers are a user's, but each is contained by itself; this is for what we have not
+                // thought of.
+                let _ = catch_panic(|| dispatched.deliver());
+                shared.lock().finish(dispatched);
                 handoff.lock().busy = false;
                 ran = true;
             }
@@ -133,11 +136,4 @@ fn run_delivery(handoff: &Mutex<Handoff>, shared: &Arc<ExecutorShared>) {
             None => park(),
         }
     }
-}
-
-/// Delivers a batch, and says that it is done.
-fn hand_over(mut dispatched: Dispatched, shared: &ExecutorShared) {
-    // Wakers are a user's, but each is contained by itself; this is for what we have not thought of.
-    let _ = catch_panic(|| dispatched.deliver());
-    shared.lock().finish(dispatched);
 }

@@ -42,10 +42,8 @@ pub(crate) fn wait(worker: WorkerId, edge: WaitEdge) -> bool {
     let edges = graph.entry(worker).or_default();
     let is_same =
         |other: &WaitEdge| (other.executor, other.request) == (edge.executor, edge.request);
-    match edges.iter_mut().find(|other| is_same(other)) {
-        Some(known) => *known = edge,
-        None => edges.push(edge),
-    }
+    edges.retain(|other| !is_same(other));
+    edges.push(edge);
     true
 }
 
