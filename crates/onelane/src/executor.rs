@@ -19,8 +19,8 @@ use crate::stats::{Health, QueueStats};
 use crate::sync::{
     Deferred, JoinHandle, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn,
 };
+use crate::worker::context::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::engines::{EngineFactory, Engines};
-use crate::worker::inline::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::run_worker;
 
 /// What a shutdown does with requests that wait.

@@ -51,7 +51,7 @@ impl<E: Engine> Arrival<E> {
     /// The request again, which was refused.
     pub(crate) fn into_request(self) -> Request<E::Item> {
         let PendingRequest { input, sender, class, deadline, .. } = self.request;
-        sender.refuse();
+        sender.forget();
         Request::returned(input, class, deadline)
     }
 }

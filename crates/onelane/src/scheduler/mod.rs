@@ -138,14 +138,6 @@ impl Scheduler {
         }
     }
 
-    /// What waits in a queue, if it is there.
-    pub(crate) fn queue<P: PendingRequests>(
-        &mut self,
-        id: QueueId,
-    ) -> Option<(&mut P, &mut Deferred)> {
-        Some((self.queues.get_mut(&id)?.pending_mut(), &mut self.deferred))
-    }
-
     pub(crate) fn count_refused(&mut self, id: QueueId, requests: usize) {
         let live = self.queues.get_mut(&id).map(|queue| queue.pending.stats());
         if let Some(stats) = live.or_else(|| self.past.get_mut(&id)) {

@@ -13,10 +13,10 @@ use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
 use crate::admission::inbox::{Arrival, Inbox, PendingRequest, Permits};
-use crate::admission::waiters::{Patience, Ticket, Waiter, Waiters};
+use crate::admission::waiters::{Patience, Ticket, Waiters};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
-use crate::error::{BuildError, Refusal, RequestError};
+use crate::error::{Refusal, RequestError};
 use crate::request::Priority;
 use crate::scheduler::fifo::{Fifo, Linked};
 use crate::scheduler::group::Group;
@@ -62,7 +62,7 @@ pub(crate) trait PendingRequests: Any + Send {
     /// A batch is done: remembers what it taught.
     fn finished(&mut self, outcome: &Outcome, now: Instant, deferred: &mut Deferred);
     /// What builds the engine of a worker that has none.
-    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send>;
+    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> bool + Send>;
     /// What has been counted.
     fn stats(&mut self) -> &mut Stats;
     /// The same, and what waits.
@@ -136,7 +136,7 @@ impl<E: Engine> Pending<E> {
         class: Priority,
         patience: Patience,
         deferred: &mut Deferred,
-    ) -> Result<(u64, Option<Arc<Ticket<E>>>), Vec<Arrival<E>>> {
+    ) -> Result<(u64, Option<Ticket<E>>), Vec<Arrival<E>>> {
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
         let is_first = arrivals
@@ -188,7 +188,7 @@ impl<E: Engine> Pending<E> {
                 return;
             }
             drop(inbox);
-            if let Some(Waiter { arrivals, .. }) = self.waiters.admit_first(deferred) {
+            if let Some(arrivals) = self.waiters.admit_first(deferred) {
                 self.push_all(arrivals, deferred);
             }
         }
@@ -257,8 +257,8 @@ impl<E: Engine> Pending<E> {
     /// Answers requests that have expired while they waited for room. They are counted as those that
     /// expire in the queue. Says whether they waited.
     fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) -> bool {
-        let Some(waiter) = self.waiters.admit(number, deferred) else { return false };
-        for Arrival { request, key, .. } in waiter.arrivals {
+        let Some(arrivals) = self.waiters.admit(number, deferred) else { return false };
+        for Arrival { request, key, .. } in arrivals {
             self.stats.counters.submitted += 1;
             self.answer(request, RequestError::DeadlineExceeded, deferred);
             deferred.discard(key);
@@ -488,9 +488,9 @@ impl<E: Engine> PendingRequests for Pending<E> {
         self.tidy(at, deferred);
     }
 
-    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send> {
+    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> bool + Send> {
         let factory = Arc::clone(&self.factory);
-        Box::new(move |engines| engines.build(&factory))
+        Box::new(move |engines| engines.rebuild(&factory))
     }
 
     fn stats(&mut self) -> &mut Stats {

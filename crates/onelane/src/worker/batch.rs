@@ -11,7 +11,7 @@ use crate::engine::{BatchItem, Engine};
 use crate::error::{BuildError, EngineError, RequestError};
 use crate::scheduler::id::QueueId;
 use crate::sync::{Answer, Deferred, Sender, catch_panic};
-use crate::worker::engines::{EngineFactory, Engines};
+use crate::worker::engines::{EngineFactory, Engines, log};
 
 /// What a finished batch tells the executor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,11 +81,6 @@ pub(crate) struct RequestBatch<E: Engine> {
     outcome: Outcome,
 }
 
-/// Logging runs a user's code: a subscriber that panics harms nobody.
-fn log(event: impl FnOnce()) {
-    let _ = catch_panic(event);
-}
-
 impl<E: Engine> RequestBatch<E> {
     pub(crate) fn new(factory: Arc<EngineFactory<E>>, group: usize, requests: usize) -> Self {
         Self {
@@ -150,9 +145,8 @@ impl<E: Engine> RequestBatch<E> {
     fn present<'a>(&mut self, engine: &'a mut Option<Box<E>>) -> Result<&'a mut E, EngineError> {
         if engine.is_none() {
             let built = self.factory.build().map_err(|failure| {
+                self.factory.log_failure(&failure);
                 self.outcome.losses += 1;
-                let name = &self.factory.name;
-                log(|| tracing::error!(queue = %name, error = %failure, "the engine was not rebuilt"));
                 match failure {
                     BuildError::Engine(error) => error,
                     other => EngineError::failed(other),
