@@ -72,32 +72,33 @@ impl DeliveryThread {
             return Err(dispatched);
         }
         dispatched.batch.drop_inputs();
+        self.tell(|handoff| {
+            if handoff.busy {
+                return Err(dispatched);
+            }
+            handoff.busy = true;
+            handoff.next = Some(dispatched);
+            Ok(())
+        })
+    }
+
+    /// Changes what the thread looks at, and wakes it.
+    fn tell<R>(&self, change: impl FnOnce(&mut Handoff) -> R) -> R {
         let mut handoff = self.handoff.lock();
-        if handoff.busy {
-            return Err(dispatched);
-        }
-        handoff.busy = true;
-        handoff.next = Some(dispatched);
+        let result = change(&mut handoff);
         let asleep = handoff.asleep.take();
         drop(handoff);
         if let Some(waker) = asleep {
             waker.wake();
         }
-        Ok(())
+        result
     }
 }
 
 /// Ends the thread when it has delivered what was left to it.
 impl Drop for DeliveryThread {
     fn drop(&mut self) {
-        let asleep = {
-            let mut handoff = self.handoff.lock();
-            handoff.closed = true;
-            handoff.asleep.take()
-        };
-        if let Some(waker) = asleep {
-            waker.wake();
-        }
+        self.tell(|handoff| handoff.closed = true);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
