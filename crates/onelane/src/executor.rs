@@ -20,8 +20,8 @@ use crate::submit_closure::SubmitClosure;
 use crate::sync::{
     Deferred, JoinHandle, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn,
 };
+use crate::worker::context::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::engines::{EngineFactory, Engines};
-use crate::worker::inline::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::run_worker;
 
 /// What a shutdown does with requests that wait.
@@ -192,11 +192,10 @@ impl DeviceExecutor {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn submit<F, T>(&self, closure: F) -> Result<ResponseHandle<T>, SubmitError<F>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+    pub fn submit<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        &self,
+        closure: F,
+    ) -> Result<ResponseHandle<T>, SubmitError<F>> {
         let submitted = self.submit_request(Request::new(closure), Patience::Until(None), true);
         submitted.map_err(|refused| refused.map(Request::into_input))
     }
@@ -205,11 +204,10 @@ impl DeviceExecutor {
     ///
     /// # Errors
     /// The closure comes back in the [`SubmitError`].
-    pub fn try_submit<F, T>(&self, closure: F) -> Result<ResponseHandle<T>, SubmitError<F>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+    pub fn try_submit<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        &self,
+        closure: F,
+    ) -> Result<ResponseHandle<T>, SubmitError<F>> {
         let submitted = self.submit_request(Request::new(closure), Patience::None, true);
         submitted.map_err(|refused| refused.map(Request::into_input))
     }
@@ -219,14 +217,10 @@ impl DeviceExecutor {
     ///
     /// # Errors
     /// The closure comes back in the [`SubmitError`].
-    pub fn try_submit_no_inline<F, T>(
+    pub fn try_submit_no_inline<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
         &self,
         closure: F,
-    ) -> Result<ResponseHandle<T>, SubmitError<F>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+    ) -> Result<ResponseHandle<T>, SubmitError<F>> {
         let submitted = self.submit_request(Request::new(closure), Patience::None, false);
         submitted.map_err(|refused| refused.map(Request::into_input))
     }
@@ -253,15 +247,11 @@ impl DeviceExecutor {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn submit_timeout<F, T>(
+    pub fn submit_timeout<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
         &self,
         request: Request<F>,
         timeout: Duration,
-    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>> {
         let until = self.owner.shared.clock.after(timeout);
         self.submit_request(request, Patience::Until(until), true)
     }
@@ -297,16 +287,12 @@ impl DeviceExecutor {
     }
 
     /// `inline`: on a worker, runs the closure here and now.
-    fn submit_request<F, T>(
+    fn submit_request<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
         &self,
         request: Request<F>,
         patience: Patience,
         inline: bool,
-    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>> {
         let Owner { shared, closures, .. } = &*self.owner;
         if inline && self.is_worker() {
             let (sender, receiver) = Receiver::pair(None);
@@ -329,11 +315,10 @@ impl DeviceExecutor {
     ///
     /// # Blocking
     /// Blocks until the closure has run, behind whatever goes first.
-    pub fn call<F, T>(&self, closure: F) -> Result<T, RequestError>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+    pub fn call<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        &self,
+        closure: F,
+    ) -> Result<T, RequestError> {
         self.submit(closure).map_err(|_| RequestError::Closed)?.wait()
     }
 

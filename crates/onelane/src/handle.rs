@@ -11,7 +11,7 @@ use crate::error::RequestError;
 use crate::scheduler::id::RequestId;
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{Answer, Receiver, WaiterGroup, spin_until, thread_waker};
-use crate::worker::inline::{InlineProgress, this_worker, worker_of};
+use crate::worker::context::{InlineProgress, this_worker, worker_of};
 
 /// The handle to one response.
 ///

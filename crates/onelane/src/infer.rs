@@ -13,7 +13,7 @@ use crate::error::{InferError, Refusal, RequestError, SubmitError};
 use crate::handle::ResponseHandle;
 use crate::request::Request;
 use crate::sync::Receiver;
-use crate::worker::inline::this_worker;
+use crate::worker::context::this_worker;
 
 /// How far a future is. What it has handed over is cancelled when it is dropped.
 pub(crate) enum State<R, W> {
@@ -31,7 +31,7 @@ pub(crate) enum State<R, W> {
 pub struct Infer<E: Engine> {
     queue: Arc<Admission<E>>,
     /// With a ticket, it waits for room.
-    state: State<Request<E::Item>, (ResponseHandle<E::Output>, Option<Arc<Ticket<E>>>)>,
+    state: State<Request<E::Item>, (ResponseHandle<E::Output>, Option<Ticket<E>>)>,
 }
 
 // Nothing in it is pinned.
@@ -99,7 +99,7 @@ impl<E: Engine> Future for Infer<E> {
 fn poll_waiting<E: Engine>(
     queue: &Admission<E>,
     handle: &mut ResponseHandle<E::Output>,
-    ticket: &mut Option<Arc<Ticket<E>>>,
+    ticket: &mut Option<Ticket<E>>,
     waker: &Waker,
     inline: bool,
 ) -> Poll<Result<E::Output, InferError<E::Item>>> {
@@ -119,7 +119,7 @@ fn poll_waiting<E: Engine>(
 
 /// The request back, if it was refused. The ticket goes when it is settled.
 fn poll_ticket<E: Engine>(
-    ticket: &mut Option<Arc<Ticket<E>>>,
+    ticket: &mut Option<Ticket<E>>,
     waker: &Waker,
 ) -> Option<SubmitError<Request<E::Item>>> {
     let Poll::Ready(settled) = ticket.as_ref()?.poll(waker) else { return None };
@@ -131,7 +131,7 @@ fn poll_ticket<E: Engine>(
 #[must_use = "a future does nothing until it is awaited"]
 pub struct SubmitGroup<E: Engine> {
     queue: Arc<Admission<E>>,
-    state: State<Requests<E>, (Vec<ResponseHandle<E::Output>>, Arc<Ticket<E>>)>,
+    state: State<Requests<E>, (Vec<ResponseHandle<E::Output>>, Ticket<E>)>,
 }
 
 // Nothing in it is pinned.

@@ -15,7 +15,7 @@ use crate::handle::ResponseHandle;
 use crate::infer::{Infer, SubmitGroup};
 use crate::request::Request;
 use crate::stats::{Health, QueueHistograms, QueueStats, Stats};
-use crate::worker::inline::belongs_to;
+use crate::worker::context::belongs_to;
 
 /// The typed front of one engine: any thread or task submits requests, those of equal batch key
 /// that wait together run as one batch, and each gets its own response.

@@ -51,7 +51,7 @@ impl<E: Engine> Arrival<E> {
     /// The request again, which was refused.
     pub(crate) fn into_request(self) -> Request<E::Item> {
         let PendingRequest { input, sender, class, deadline, .. } = self.request;
-        sender.refuse();
+        sender.forget();
         Request::returned(input, class, deadline)
     }
 }
@@ -83,7 +83,7 @@ pub(crate) struct Inbox<E: Engine> {
     state: Mutex<InboxState<E>>,
     max_sharers: usize,
     /// Nothing waits, and no batch computes.
-    idle: Hint,
+    pub(crate) idle: Hint,
     /// The last batch took less than [`BRIEF`], and less than [`QUICK`].
     brief: Hint,
     quick: Hint,
@@ -98,12 +98,12 @@ const QUICK: Duration = Duration::from_micros(5);
 /// What is behind the inbox's lock.
 #[repr(C)]
 pub(crate) struct InboxState<E: Engine> {
-    accepted: Vec<Arrival<E>>,
+    pub(crate) accepted: Vec<Arrival<E>>,
     /// Of the request that came last.
     number: u64,
     room: Permits,
-    open: bool,
-    wake_needed: bool,
+    pub(crate) open: bool,
+    pub(crate) wake_needed: bool,
     latest: Option<Latest>,
     /// The earliest deadline that the timer knows of.
     alarm: Option<Instant>,
@@ -158,11 +158,6 @@ impl<E: Engine> Inbox<E> {
         (state.open && state.reserve(permits)).then_some(state)
     }
 
-    /// Says whether nothing waits, and no batch computes.
-    pub(crate) fn set_idle(&self, idle: bool) {
-        self.idle.set(idle);
-    }
-
     /// Says how long the last batch took.
     pub(crate) fn set_pace(&self, service: Duration) {
         self.brief.set(service < BRIEF);
@@ -214,14 +209,6 @@ impl<E: Engine> InboxState<E> {
         self.room.add(std::mem::take(freed));
     }
 
-    pub(crate) fn set_open(&mut self, open: bool) {
-        self.open = open;
-    }
-
-    pub(crate) fn set_wake_needed(&mut self, wake_needed: bool) {
-        self.wake_needed = wake_needed;
-    }
-
     /// Whether the caller has to wake a worker for what it has put in.
     #[inline]
     pub(crate) fn take_wake_needed(&mut self) -> bool {
@@ -246,10 +233,6 @@ impl<E: Engine> InboxState<E> {
         }
         self.alarm = next;
         next
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.accepted.is_empty()
     }
 
     /// Numbers requests that do not come in here. Returns the number of the first.
@@ -295,7 +278,7 @@ mod tests {
     /// Whether the submitter of one more request spins, where so many lie in the inbox.
     fn spins(idle: bool, service_us: u64, before: usize) -> bool {
         let inbox = Inbox::<FakeEngine>::new(&BatchConfig::default());
-        inbox.set_idle(idle);
+        inbox.idle.set(idle);
         inbox.set_pace(Duration::from_micros(service_us));
         for value in 0..before {
             let input = FakeItem::new(value as u64);

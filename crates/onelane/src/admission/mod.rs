@@ -22,8 +22,8 @@ use crate::scheduler::id::{QueueId, RequestId};
 use crate::scheduler::pending::Pending;
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{MutexGuard, Receiver, Sender};
+use crate::worker::context::{InlineProgress, this_worker};
 use crate::worker::engines::EngineFactory;
-use crate::worker::inline::{InlineProgress, this_worker};
 
 /// The way into one queue, for all who have a handle to it: a user's, and those of its futures. With
 /// the last of them the queue is closed.
@@ -106,10 +106,10 @@ impl<E: Engine> Admission<E> {
         sender: Sender<E::Output>,
         receiver: Receiver<T>,
         patience: Patience,
-    ) -> Result<(ResponseHandle<T>, Option<Arc<Ticket<E>>>), SubmitError<Request<E::Item>>> {
+    ) -> Result<(ResponseHandle<T>, Option<Ticket<E>>), SubmitError<Request<E::Item>>> {
         let permits = Permits { requests: 1, cost: request.input.cost() };
         if let Some(refusal) = self.too_large(permits, [permits.cost]) {
-            sender.refuse();
+            sender.forget();
             return Err(self.refuse(refusal, 1, request));
         }
         let arrival = self.arrival(request, permits.cost, self.shared.clock.now(), sender);
@@ -137,8 +137,7 @@ impl<E: Engine> Admission<E> {
         &self,
         requests: Requests<E>,
         patience: Patience,
-    ) -> Result<(Vec<ResponseHandle<E::Output>>, Option<Arc<Ticket<E>>>), SubmitError<Requests<E>>>
-    {
+    ) -> Result<(Vec<ResponseHandle<E::Output>>, Option<Ticket<E>>), SubmitError<Requests<E>>> {
         let costs: Vec<usize> = requests.iter().map(|request| request.input.cost()).collect();
         let cost = costs.iter().fold(0_usize, |sum, cost| sum.saturating_add(*cost));
         let permits = Permits { requests: requests.len(), cost };
@@ -206,7 +205,7 @@ impl<E: Engine> Admission<E> {
         arrivals: Vec<Arrival<E>>,
         class: Priority,
         patience: Patience,
-    ) -> Result<(u64, Option<Arc<Ticket<E>>>), SubmitError<Requests<E>>> {
+    ) -> Result<(u64, Option<Ticket<E>>), SubmitError<Requests<E>>> {
         let count = arrivals.len();
         let deadline = arrivals.iter().filter_map(|arrival| arrival.request.deadline).min();
         let mut scheduler = self.shared.lock();
@@ -278,7 +277,10 @@ impl<E: Engine> Admission<E> {
     /// Takes requests back that wait for room; if they do not any more, the ticket says what they do.
     pub(crate) fn withdraw(&self, ticket: &Ticket<E>, reason: Refusal) {
         let mut scheduler = self.shared.lock();
-        let Some((pending, deferred)) = scheduler.queue::<Pending<E>>(self.queue) else { return };
+        // A queue that is not open has refused them.
+        let Ok((pending, deferred)) = scheduler.open_queue::<Pending<E>>(self.queue) else {
+            return;
+        };
         let withdrawn = pending.withdraw(ticket.number, reason, deferred);
         scheduler.count_refused(self.queue, withdrawn);
     }

@@ -32,6 +32,7 @@ use crate::scheduler::workers::{WorkerCommand, Workers};
 use crate::stats::{Health, Stats};
 use crate::sync::{Clock, Deferred};
 use crate::worker::batch::Dispatched;
+use crate::worker::wait_graph;
 
 /// What a worker does next.
 pub(crate) enum Step {
@@ -137,16 +138,8 @@ impl Scheduler {
         }
     }
 
-    /// What waits in a queue, if it is there.
-    pub(crate) fn queue<P: PendingRequests>(
-        &mut self,
-        id: QueueId,
-    ) -> Option<(&mut P, &mut Deferred)> {
-        Some((self.queues.get_mut(&id)?.pending_mut(), &mut self.deferred))
-    }
-
     pub(crate) fn count_refused(&mut self, id: QueueId, requests: usize) {
-        let live = self.queues.get_mut(&id).map(|queue| &mut queue.stats);
+        let live = self.queues.get_mut(&id).map(|queue| queue.pending.stats());
         if let Some(stats) = live.or_else(|| self.past.get_mut(&id)) {
             stats.counters.refused += requests as u64;
         }
@@ -170,7 +163,7 @@ impl Scheduler {
         let Some((queue, deferred)) = self.drain_inbox(request.queue) else {
             return false;
         };
-        let waited = queue.dismiss(request.number, error, deferred);
+        let waited = queue.pending.dismiss(request.number, error, deferred);
         self.retire_if_empty(request.queue);
         waited
     }
@@ -179,7 +172,7 @@ impl Scheduler {
     /// next one is to be set for.
     fn expire(&mut self, id: QueueId, alarm: Instant, now: Instant) -> Option<Instant> {
         let (queue, deferred) = self.drain_inbox(id)?;
-        queue.expire(now, deferred);
+        queue.pending.expire(now, deferred);
         let next = queue.pending.next_alarm(alarm);
         self.retire_if_empty(id);
         next
@@ -242,7 +235,7 @@ impl Scheduler {
         let late = self.queues.iter_mut().filter(|(_, queue)| is_late(queue));
         let late: Vec<QueueId> = late
             .map(|(&id, queue)| {
-                queue.expire(now, &mut self.deferred);
+                queue.pending.expire(now, &mut self.deferred);
                 id
             })
             .collect();
@@ -290,7 +283,7 @@ impl Scheduler {
     /// Takes a batch out of its queue and notes that it runs.
     fn dispatch(&mut self, id: QueueId, index: usize, worker: usize, now: Instant) -> Dispatched {
         let queue = self.queues.get_mut(&id).expect("a head names a queue that is there");
-        let mut batch = queue.take(index, now, &mut self.deferred);
+        let mut batch = queue.pending.take(index, now, &mut self.deferred);
         self.next_batch += 1;
         let number = self.next_batch;
         let requests = batch.take_numbers();
@@ -304,6 +297,9 @@ impl Scheduler {
     pub(crate) fn book(&mut self, dispatched: &Dispatched, service: Duration, now: Instant) {
         // Gone only if another worker has died.
         let Some(queue) = self.queues.get_mut(&dispatched.queue) else { return };
+        if let Some(running) = queue.running.iter().find(|it| it.number == dispatched.number) {
+            wait_graph::have_run(self.id, dispatched.queue, &running.requests);
+        }
         if let Some(why) = queue.book(dispatched, service, now, &mut self.deferred) {
             self.fail(dispatched.queue, why);
         }
@@ -360,7 +356,7 @@ impl Scheduler {
         queue.close(&mut self.deferred);
         let (queue, deferred) = self.drain_inbox(id).expect("it was there under this lock");
         if abort {
-            queue.dismiss_all(&RequestError::Closed, deferred);
+            queue.pending.dismiss_all(&RequestError::Closed, deferred);
         }
         self.retire_if_empty(id);
     }
@@ -406,7 +402,7 @@ impl Scheduler {
         let Some(mut queue) = self.queues.remove(&id) else { return };
         if queue.has_handles {
             // Nothing waits in it.
-            self.past.insert(id, queue.snapshot(Instant::now()));
+            self.past.insert(id, queue.pending.snapshot(Instant::now()));
         }
         self.deferred.wake_all(queue.closers.drain(..));
         // It holds the factory, which is a user's.
@@ -463,7 +459,7 @@ impl Scheduler {
 
     fn stats(&mut self, id: QueueId, now: Instant) -> Option<Stats> {
         match self.drain_inbox(id) {
-            Some((queue, _)) => Some(queue.snapshot(now)),
+            Some((queue, _)) => Some(queue.pending.snapshot(now)),
             None => self.past.get(&id).cloned(),
         }
     }

@@ -13,15 +13,15 @@ use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
 use crate::admission::inbox::{Arrival, Inbox, PendingRequest, Permits};
-use crate::admission::waiters::{Patience, Ticket, Waiter, Waiters};
+use crate::admission::waiters::{Patience, Ticket, Waiters};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
-use crate::error::{BuildError, Refusal, RequestError};
+use crate::error::{Refusal, RequestError};
 use crate::request::Priority;
 use crate::scheduler::fifo::{Fifo, Linked};
 use crate::scheduler::group::Group;
 use crate::scheduler::policy::Head;
-use crate::stats::{QueueStats, Stats};
+use crate::stats::Stats;
 use crate::sync::{Deferred, forbid_locking};
 use crate::worker::batch::{Batch, Outcome, RequestBatch};
 use crate::worker::engines::{EngineFactory, Engines};
@@ -35,8 +35,8 @@ pub(crate) trait PendingRequests: Any + Send {
     /// Has the next submitter wake a worker, unless there is something in the inbox. Says whether
     /// there was nothing.
     fn listen(&mut self) -> bool;
-    /// Accepts no more requests, and refuses those that wait for room. Says how many those were.
-    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) -> usize;
+    /// Accepts no more requests, and refuses those that wait for room.
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred);
     /// Says, after a batch, whether nothing waits and nothing computes, and how long it took.
     fn set_pace(&mut self, idle: bool, service: Duration);
     /// Whether the engine takes less time than a thread needs to sleep.
@@ -47,30 +47,26 @@ pub(crate) trait PendingRequests: Any + Send {
     /// Shows the heads that may claim a batch.
     fn heads(&self, visit: &mut dyn FnMut(Head));
     /// Takes the batch that the head at `index` claims out, noting how long each request waited.
-    fn take(
-        &mut self,
-        index: usize,
-        now: Instant,
-        stats: &mut Stats,
-        deferred: &mut Deferred,
-    ) -> Box<dyn Batch>;
+    fn take(&mut self, index: usize, now: Instant, deferred: &mut Deferred) -> Box<dyn Batch>;
     /// Removes a request that waits, in the queue or for room in it, and answers it with `error`.
-    /// Says how many were removed from the queue.
-    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> usize;
+    /// Says whether it has been answered.
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> bool;
     /// The same with all that wait in the queue.
-    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) -> usize;
-    /// Removes what has expired, and says how many.
-    fn expire(&mut self, now: Instant, deferred: &mut Deferred) -> usize;
+    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred);
+    /// The same with those that have expired.
+    fn expire(&mut self, now: Instant, deferred: &mut Deferred);
     /// When the next request expires.
     fn next_deadline(&self) -> Option<Instant>;
     /// The next deadline, for the timer to be told of, when the alarm of the last one has gone off.
     fn next_alarm(&mut self, last: Instant) -> Option<Instant>;
     /// A batch is done: remembers what it taught.
-    fn finished(&mut self, group: usize, outcome: &Outcome, now: Instant, deferred: &mut Deferred);
+    fn finished(&mut self, outcome: &Outcome, now: Instant, deferred: &mut Deferred);
     /// What builds the engine of a worker that has none.
-    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send>;
-    /// Writes down what waits, and what has come.
-    fn describe(&self, now: Instant, counters: &mut QueueStats);
+    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> bool + Send>;
+    /// What has been counted.
+    fn stats(&mut self) -> &mut Stats;
+    /// The same, and what waits.
+    fn snapshot(&self, now: Instant) -> Stats;
 }
 
 /// The requests that wait in one batch queue.
@@ -96,9 +92,7 @@ pub(crate) struct Pending<E: Engine> {
     class_len: [usize; 3],
     deadlines: BTreeSet<(Instant, u64)>,
     cost: usize,
-    accepted: u64,
-    /// Requests whose key could not be compared, which have been answered.
-    failed: u64,
+    stats: Stats,
 }
 
 /// Groups that are kept for their learnt ceiling alone; beyond that many, ceilings are forgotten.
@@ -130,8 +124,7 @@ impl<E: Engine> Pending<E> {
             class_len: [0; 3],
             deadlines: BTreeSet::new(),
             cost: 0,
-            accepted: 0,
-            failed: 0,
+            stats: Stats::default(),
         }
     }
 
@@ -143,7 +136,7 @@ impl<E: Engine> Pending<E> {
         class: Priority,
         patience: Patience,
         deferred: &mut Deferred,
-    ) -> Result<(u64, Option<Arc<Ticket<E>>>), Vec<Arrival<E>>> {
+    ) -> Result<(u64, Option<Ticket<E>>), Vec<Arrival<E>>> {
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
         let is_first = arrivals
@@ -158,7 +151,7 @@ impl<E: Engine> Pending<E> {
         let number = inbox.number_all(&mut arrivals);
         if !room {
             // CORRECTNESS: under the lock under which there was no room; what makes room holds it.
-            inbox.set_open(false);
+            inbox.open = false;
             drop(inbox);
             self.shut = true;
             let told = patience != Patience::UntilAnswered;
@@ -195,23 +188,23 @@ impl<E: Engine> Pending<E> {
                 return;
             }
             drop(inbox);
-            if let Some(Waiter { arrivals, .. }) = self.waiters.admit_first(deferred) {
+            if let Some(arrivals) = self.waiters.admit_first(deferred) {
                 self.push_all(arrivals, deferred);
             }
         }
         self.shut = false;
-        self.inbox.lock().set_open(self.open);
+        self.inbox.lock().open = self.open;
     }
 
     fn push_all(&mut self, arrivals: Vec<Arrival<E>>, deferred: &mut Deferred) {
         arrivals.into_iter().for_each(|arrival| self.push(arrival, deferred));
-        self.inbox.set_idle(false);
+        self.inbox.idle.set(false);
     }
 
     /// Appends a request to its group; answers it if that fails.
     fn push(&mut self, arrival: Arrival<E>, deferred: &mut Deferred) {
         let Arrival { mut request, key, hash } = arrival;
-        self.accepted += 1;
+        self.stats.counters.submitted += 1;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
         let group = match forbid_locking(|| self.known_group(&key, hash)) {
@@ -222,12 +215,11 @@ impl<E: Engine> Pending<E> {
             Ok(None) => self.add_group(key, hash),
             Err(message) => {
                 deferred.discard(key);
-                self.failed += 1;
                 self.freed.add(Permits { requests: 1, cost: request.cost });
-                return answer(request, RequestError::Panicked(message), deferred);
+                return self.answer(request, RequestError::Panicked(message), deferred);
             }
         };
-        (request.seq, request.group) = (self.accepted, group);
+        (request.seq, request.group) = (self.stats.counters.submitted, group);
         let PendingRequest { cost, class, arrival, deadline, number, .. } = request;
         let index = self.requests.insert(Linked::new(request));
         self.by_number.insert(number, index);
@@ -263,17 +255,29 @@ impl<E: Engine> Pending<E> {
     }
 
     /// Answers requests that have expired while they waited for room. They are counted as those that
-    /// expire in the queue.
-    fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) -> usize {
-        let waiter = self.waiters.admit(number, deferred);
-        let arrivals = waiter.map(|waiter| waiter.arrivals).unwrap_or_default();
-        let count = arrivals.len();
+    /// expire in the queue. Says whether they waited.
+    fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) -> bool {
+        let Some(arrivals) = self.waiters.admit(number, deferred) else { return false };
         for Arrival { request, key, .. } in arrivals {
-            answer(request, RequestError::DeadlineExceeded, deferred);
+            self.stats.counters.submitted += 1;
+            self.answer(request, RequestError::DeadlineExceeded, deferred);
             deferred.discard(key);
         }
-        self.accepted += count as u64;
-        count
+        true
+    }
+
+    /// Answers a request that will not be computed, and counts what it came to.
+    fn answer(&mut self, request: PendingRequest<E>, error: RequestError, deferred: &mut Deferred) {
+        let counters = &mut self.stats.counters;
+        let counter = match error {
+            RequestError::Cancelled => &mut counters.cancelled,
+            RequestError::DeadlineExceeded => &mut counters.expired,
+            RequestError::Panicked(_) => &mut counters.failed,
+            _ => &mut counters.closed,
+        };
+        *counter += 1;
+        request.sender.send(Err(error), deferred);
+        deferred.discard(request.input);
     }
 
     /// Takes a request out of all lists and sums.
@@ -298,7 +302,7 @@ impl<E: Engine> Pending<E> {
     fn dismiss_at(&mut self, index: usize, error: RequestError, deferred: &mut Deferred) {
         let request = self.unlink(index);
         let group = request.group;
-        answer(request, error, deferred);
+        self.answer(request, error, deferred);
         self.tidy(group, deferred);
     }
 
@@ -329,51 +333,44 @@ impl<E: Engine> Pending<E> {
     }
 }
 
-/// Answers a request that will not be computed.
-fn answer<E: Engine>(request: PendingRequest<E>, error: RequestError, deferred: &mut Deferred) {
-    request.sender.send(Err(error), deferred);
-    deferred.discard(request.input);
-}
-
 impl<E: Engine> PendingRequests for Pending<E> {
     fn drain_inbox(&mut self, wake_needed: bool, deferred: &mut Deferred) {
         let mut accepted = std::mem::take(&mut self.empty);
         let mut inbox = self.inbox.lock();
         inbox.swap(&mut accepted);
         inbox.release(&mut self.freed);
-        inbox.set_wake_needed(wake_needed);
+        inbox.wake_needed = wake_needed;
         drop(inbox);
-        let failed = self.failed;
+        let failed = self.stats.counters.failed;
         accepted.drain(..).for_each(|arrival| self.push(arrival, deferred));
         self.empty = accepted;
         if !self.requests.is_empty() {
-            self.inbox.set_idle(false);
+            self.inbox.idle.set(false);
         }
-        if self.failed > failed {
+        if self.stats.counters.failed > failed {
             self.assign_room(deferred);
         }
     }
 
     fn listen(&mut self) -> bool {
         let mut inbox = self.inbox.lock();
-        let is_empty = inbox.is_empty();
+        let is_empty = inbox.accepted.is_empty();
         if is_empty {
-            inbox.set_wake_needed(true);
-            self.inbox.set_idle(self.requests.is_empty());
+            inbox.wake_needed = true;
+            self.inbox.idle.set(self.requests.is_empty());
         }
         is_empty
     }
 
-    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) -> usize {
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) {
         self.open = false;
-        self.inbox.lock().set_open(false);
-        let count = self.waiters.requests();
+        self.inbox.lock().open = false;
+        self.stats.counters.refused += self.waiters.requests() as u64;
         self.waiters.refuse_all(refusal, deferred);
-        count
     }
 
     fn set_pace(&mut self, idle: bool, service: Duration) {
-        self.inbox.set_idle(idle);
+        self.inbox.idle.set(idle);
         self.inbox.set_pace(service);
     }
 
@@ -407,13 +404,7 @@ impl<E: Engine> PendingRequests for Pending<E> {
         }
     }
 
-    fn take(
-        &mut self,
-        index: usize,
-        now: Instant,
-        stats: &mut Stats,
-        deferred: &mut Deferred,
-    ) -> Box<dyn Batch> {
+    fn take(&mut self, index: usize, now: Instant, deferred: &mut Deferred) -> Box<dyn Batch> {
         let at = self.requests[index].group;
         let limit = self.groups[at].limit(self.config.max_batch_size, now);
         let size = limit.min(self.groups[at].len);
@@ -428,11 +419,12 @@ impl<E: Engine> PendingRequests for Pending<E> {
             }
             let request = self.unlink(index);
             let waited = now.saturating_duration_since(request.arrival);
-            stats.record_wait(request.class, waited);
+            self.stats.record_wait(request.class, waited);
             batch.push(request);
             next = self.groups[at].first();
         }
-        self.inbox.set_idle(false);
+        self.inbox.idle.set(false);
+        self.stats.counters.running += batch.len();
         self.groups[at].running += 1;
         self.groups[at].ready_at = None;
         if !self.config.max_wait.is_zero() {
@@ -445,42 +437,36 @@ impl<E: Engine> PendingRequests for Pending<E> {
         Box::new(batch)
     }
 
-    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> usize {
-        let index = self.by_number.get(&number).copied();
-        let mut count = usize::from(index.is_some());
-        if let Some(index) = index {
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> bool {
+        let answered = if let Some(&index) = self.by_number.get(&number) {
             self.dismiss_at(index, error, deferred);
+            true
         } else if matches!(error, RequestError::DeadlineExceeded) {
-            count += self.expire_waiter(number, deferred);
-        } else if let Some(waiter) = self.waiters.remove(number) {
-            deferred.discard(waiter);
-        }
+            self.expire_waiter(number, deferred)
+        } else {
+            self.waiters.remove(number).into_iter().for_each(|waiter| deferred.discard(waiter));
+            false
+        };
         self.assign_room(deferred);
-        count
+        answered
     }
 
-    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) -> usize {
-        let mut count = 0;
+    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) {
         while let Some(index) = self.by_class.iter().find_map(Fifo::head) {
             self.dismiss_at(index, error.clone(), deferred);
-            count += 1;
         }
         self.assign_room(deferred);
-        count
     }
 
-    fn expire(&mut self, now: Instant, deferred: &mut Deferred) -> usize {
-        let mut count = 0;
+    fn expire(&mut self, now: Instant, deferred: &mut Deferred) {
         while let Some((_, number)) = self.waiters.first_deadline().filter(|(at, _)| *at <= now) {
-            count += self.expire_waiter(number, deferred);
+            self.expire_waiter(number, deferred);
         }
         while let Some(&(_, number)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             let index = self.by_number[&number];
             self.dismiss_at(index, RequestError::DeadlineExceeded, deferred);
-            count += 1;
         }
         self.assign_room(deferred);
-        count
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -493,23 +479,27 @@ impl<E: Engine> PendingRequests for Pending<E> {
         self.inbox.lock().next_alarm(last, next)
     }
 
-    fn finished(&mut self, group: usize, outcome: &Outcome, now: Instant, deferred: &mut Deferred) {
-        let Self { config, groups, .. } = self;
-        let requests = outcome.completed + outcome.failed;
-        groups[group].running -= 1;
-        groups[group].learn(requests, outcome.ceiling, now, config.ceiling_retry);
-        groups[group].forget_ceiling_of(config.max_batch_size);
-        self.tidy(group, deferred);
+    fn finished(&mut self, outcome: &Outcome, now: Instant, deferred: &mut Deferred) {
+        let Outcome { group: at, completed, failed, ceiling, .. } = *outcome;
+        let group = &mut self.groups[at];
+        group.running -= 1;
+        group.learn(completed + failed, ceiling, now, self.config.ceiling_retry);
+        group.forget_ceiling_of(self.config.max_batch_size);
+        self.tidy(at, deferred);
     }
 
-    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send> {
+    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> bool + Send> {
         let factory = Arc::clone(&self.factory);
-        Box::new(move |engines| engines.build(&factory))
+        Box::new(move |engines| engines.rebuild(&factory))
     }
 
-    fn describe(&self, now: Instant, counters: &mut QueueStats) {
-        counters.submitted = self.accepted;
-        counters.failed += self.failed;
+    fn stats(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+
+    fn snapshot(&self, now: Instant) -> Stats {
+        let mut stats = self.stats.clone();
+        let counters = &mut stats.counters;
         counters.waiting = self.requests.len();
         counters.waiting_cost = self.cost;
         counters.waiting_for_room = self.waiters.requests();
@@ -523,5 +513,6 @@ impl<E: Engine> PendingRequests for Pending<E> {
             counters.classes[at].oldest_wait =
                 oldest.map(|arrival| now.saturating_duration_since(arrival)).unwrap_or_default();
         }
+        stats
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Lock order: this lock, then a queue's inbox's, then that of an answer's slot or a waiter's ticket.
 //! No user code runs under any of them, save a key's `Eq`, contained; what else has to run is left in
-//! the scheduler's [`Deferred`](crate::sync::Deferred), and done when its guard is dropped.
+//! the scheduler's [`Deferred`], and done when its guard is dropped.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::scheduler::Scheduler;
 use crate::scheduler::id::QueueId;
 use crate::stats::{Health, Stats};
-use crate::sync::{Clock, Mutex, MutexGuard, may_lock};
+use crate::sync::{Clock, Deferred, Mutex, MutexGuard, may_lock};
 
 /// What clients, workers and handles of one executor share.
 pub(crate) struct ExecutorShared {
@@ -36,7 +36,7 @@ impl ExecutorShared {
 
     pub(crate) fn lock(&self) -> SchedulerGuard<'_> {
         may_lock();
-        SchedulerGuard(Some(self.scheduler.lock()))
+        SchedulerGuard { guard: self.scheduler.lock(), deferred: Deferred::default() }
     }
 
     /// Blocks until `is_over` says so, which leaves the waker where that wakes it, or until `until`
@@ -85,27 +85,27 @@ impl ExecutorShared {
 }
 
 /// The locked scheduler. Dropping it releases the lock first and then does what was deferred.
-pub(crate) struct SchedulerGuard<'a>(Option<MutexGuard<'a, Scheduler>>);
-
-const HELD: &str = "the guard is taken in drop alone";
+pub(crate) struct SchedulerGuard<'a> {
+    guard: MutexGuard<'a, Scheduler>,
+    // Dropped, and by that run, after the guard.
+    deferred: Deferred,
+}
 
 impl Deref for SchedulerGuard<'_> {
     type Target = Scheduler;
     fn deref(&self) -> &Scheduler {
-        self.0.as_ref().expect(HELD)
+        &self.guard
     }
 }
 
 impl DerefMut for SchedulerGuard<'_> {
     fn deref_mut(&mut self) -> &mut Scheduler {
-        self.0.as_mut().expect(HELD)
+        &mut self.guard
     }
 }
 
 impl Drop for SchedulerGuard<'_> {
     fn drop(&mut self) {
-        let deferred = std::mem::take(&mut self.deferred);
-        drop(self.0.take());
-        drop(deferred);
+        self.deferred = std::mem::take(&mut self.guard.deferred);
     }
 }

@@ -11,11 +11,13 @@ use crate::engine::{BatchItem, Engine};
 use crate::error::{BuildError, EngineError, RequestError};
 use crate::scheduler::id::QueueId;
 use crate::sync::{Answer, Deferred, Sender, catch_panic};
-use crate::worker::engines::{EngineFactory, Engines};
+use crate::worker::engines::{EngineFactory, Engines, log};
 
 /// What a finished batch tells the executor.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome {
+    /// Where its key is in its queue.
+    pub(crate) group: usize,
     /// Requests answered with a response, and with an error.
     pub(crate) completed: usize,
     pub(crate) failed: usize,
@@ -36,8 +38,6 @@ pub(crate) trait Batch: Send {
     fn len(&self) -> usize;
     /// The numbers of its requests, once.
     fn take_numbers(&mut self) -> Vec<u64>;
-    /// Where its key is in its queue.
-    fn group(&self) -> usize;
     /// Computes all answers; runs without the lock and does not panic.
     fn run(&mut self, engines: &Engines);
     /// What came of it.
@@ -76,7 +76,6 @@ impl Dispatched {
 /// A batch of requests with one key.
 pub(crate) struct RequestBatch<E: Engine> {
     factory: Arc<EngineFactory<E>>,
-    group: usize,
     items: Vec<E::Item>,
     senders: Vec<Sender<E::Output>>,
     numbers: Vec<u64>,
@@ -94,21 +93,15 @@ fn device_lost(error: &RequestError) -> Option<&EngineError> {
     .filter(|error| matches!(error, EngineError::DeviceLost(_)))
 }
 
-/// Logging runs a user's code: a subscriber that panics harms nobody.
-fn log(event: impl FnOnce()) {
-    let _ = catch_panic(event);
-}
-
 impl<E: Engine> RequestBatch<E> {
     pub(crate) fn new(factory: Arc<EngineFactory<E>>, group: usize, requests: usize) -> Self {
         Self {
             factory,
-            group,
             items: Vec::with_capacity(requests),
             senders: Vec::with_capacity(requests),
             numbers: Vec::with_capacity(requests),
             answers: Vec::new(),
-            outcome: Outcome::default(),
+            outcome: Outcome { group, ..Outcome::default() },
             device_lost: None,
         }
     }
@@ -166,9 +159,8 @@ impl<E: Engine> RequestBatch<E> {
     fn present<'a>(&mut self, engine: &'a mut Option<Box<E>>) -> Result<&'a mut E, EngineError> {
         if engine.is_none() {
             let built = self.factory.build().map_err(|failure| {
+                self.factory.log_failure(&failure);
                 self.outcome.losses += 1;
-                let name = &self.factory.name;
-                log(|| tracing::error!(queue = %name, error = %failure, "the engine was not rebuilt"));
                 match failure {
                     BuildError::Engine(error) => error,
                     other => EngineError::failed(other),
@@ -250,10 +242,6 @@ impl<E: Engine> Batch for RequestBatch<E> {
 
     fn take_numbers(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.numbers)
-    }
-
-    fn group(&self) -> usize {
-        self.group
     }
 
     fn run(&mut self, engines: &Engines) {

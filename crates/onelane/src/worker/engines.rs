@@ -43,6 +43,15 @@ impl<E: Engine> EngineFactory<E> {
             Err(message) => Err(BuildError::Panicked(message)),
         }
     }
+
+    pub(crate) fn log_failure(&self, error: &BuildError) {
+        log(|| tracing::error!(queue = %self.name, %error, "the engine was not rebuilt"));
+    }
+}
+
+/// Logging runs a user's code: a subscriber that panics harms nobody.
+pub(crate) fn log(event: impl FnOnce()) {
+    let _ = catch_panic(event);
 }
 
 /// The engines of one worker, by queue. `None`: in use further up the stack. Absent: not built.
@@ -72,6 +81,11 @@ impl Engines {
             self.put(factory.queue, Some(engine));
         }
         Ok(())
+    }
+
+    /// As [`build`](Self::build), in place of one that was lost. Says whether it is there.
+    pub(crate) fn rebuild<E: Engine>(&self, factory: &EngineFactory<E>) -> bool {
+        self.build(factory).inspect_err(|error| factory.log_failure(error)).is_ok()
     }
 
     pub(crate) fn is_in_use(&self, queue: QueueId) -> bool {

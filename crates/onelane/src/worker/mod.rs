@@ -1,9 +1,9 @@
 //! The worker thread: its loop.
 
 pub(crate) mod batch;
+pub(crate) mod context;
 pub(crate) mod delivery;
 pub(crate) mod engines;
-pub(crate) mod inline;
 pub(crate) mod wait_graph;
 
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use crate::scheduler::Step;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
 use crate::sync::{catch_panic, is_processor_spare, spin_until_woken, thread_waker};
+use crate::worker::context::WorkerContext;
 use crate::worker::delivery::DeliveryThread;
-use crate::worker::inline::WorkerContext;
 
 /// After a batch of so many the worker looks whether more comes before it parks. More who were
 /// answered want its processor, unless there are others (docs/decisions has the figures).
@@ -77,12 +77,7 @@ fn execute(worker: &WorkerContext, command: WorkerCommand) {
         WorkerCommand::Die => std::panic::resume_unwind(Box::new("a worker that dies")),
         WorkerCommand::Run(command) => drop(catch_panic(|| command(engines))),
         WorkerCommand::Rebuild(queue, build) => {
-            let built = catch_panic(|| build(engines));
-            let built = built.is_ok_and(|built| {
-                let failed = |error| tracing::error!(%error, "an engine was not rebuilt");
-                let _ = catch_panic(|| built.as_ref().map_err(failed).ok());
-                built.is_ok()
-            });
+            let built = catch_panic(|| build(engines)).unwrap_or(false);
             let now = shared.clock.now();
             shared.lock().rebuilt(queue, *index, built, now);
         }

@@ -105,21 +105,22 @@ impl WorkerContext {
     /// needs that.
     pub(crate) fn help(&self, shared: &ExecutorShared, request: RequestId) -> InlineProgress {
         let is_elsewhere = shared.id != self.shared.id;
-        let location = shared.lock().location(request);
-        match location {
+        let mut scheduler = shared.lock();
+        match scheduler.location(request) {
             RequestLocation::Running(worker) if is_elsewhere || worker != self.index => {
                 self.wait(shared, request, Some(worker))
             }
-            _ if is_elsewhere => self.wait(shared, request, None),
             RequestLocation::Running(_) => InlineProgress::Stuck,
             RequestLocation::InDelivery => InlineProgress::Elsewhere,
             RequestLocation::Answered => InlineProgress::Progress,
+            RequestLocation::Waiting if is_elsewhere => self.wait(shared, request, None),
             RequestLocation::Waiting if self.engines.is_in_use(request.queue) => {
                 InlineProgress::Stuck
             }
             RequestLocation::Waiting => {
                 let now = shared.clock.now();
-                let dispatched = shared.lock().dispatch_of(request.queue, self.index, now);
+                let dispatched = scheduler.dispatch_of(request.queue, self.index, now);
+                drop(scheduler);
                 if let Some(mut dispatched) = dispatched {
                     self.run(&mut dispatched);
                     self.deliver(&mut dispatched);
