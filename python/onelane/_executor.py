@@ -152,7 +152,6 @@ class DeviceExecutor(Executor):
         self._shut_down = False
         self._hold: DeviceHold | None = None
         self._collect = _devices.collector(self._device)
-        _devices.executors.add(self)
 
     @property
     def device(self) -> str:
