@@ -86,6 +86,7 @@ def test_another_runtime_is_named_once():
         (lambda: onelane.BatchQueue(len, "cpu", request=onelane.Each()), "requests"),
         (lambda: onelane.BatchQueue(len, "cpu", onelane.Each), r"onelane.Each\(...\)"),
         (lambda: onelane.guard(dict, "cpu", batch={"item": 3}), "'items'"),
+        (lambda: onelane.guard(dict, "cpu", batch=["items"]), r"\{'encode': 32\}"),
         (lambda: onelane.guard(dict, "cpu", methods=["item"]), "'items'"),
         (lambda: onelane.guard(dict, "cpu", exclusive=["item"]), "'items'"),
     ],

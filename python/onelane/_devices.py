@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,20 +13,6 @@ from onelane import _names
 
 # Device types for which autocast exists. A model on mps may run parts on the CPU.
 _AUTOCAST = ("cuda", "mps", "xpu", "cpu")
-
-# All executors that there are, for `audit`.
-executors: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def executors_of(name: str) -> list[Any]:
-    """Return the executors of a device, private ones too."""
-    while True:
-        try:
-            return [executor for executor in executors if executor.device == name]
-        except RuntimeError:
-            # One was made meanwhile.
-            continue
-
 
 # Types that PyTorch has, and whether there can be several devices of one.
 _TYPES = {

@@ -167,7 +167,6 @@ class DeviceExecutor(Executor):
         self._collect = _devices.collector(self._device)
         # Why it refuses calls: its device answers nothing but errors.
         self._poisoned: str | None = None
-        _devices.executors.add(self)
 
     @property
     def device(self) -> str:

@@ -187,6 +187,10 @@ def guard(
         if device != "mps" and not batch:
             return obj_or_factory() if is_factory else obj_or_factory
     home = device if isinstance(device, DeviceExecutor) else executor(device)
+    if batch is not None and not isinstance(batch, Mapping):
+        raise TypeError(
+            f"batch={batch!r}: give the most items in a batch of each method: {{'encode': 32}}"
+        )
     if isinstance(exclusive, str):
         raise TypeError(f"exclusive={exclusive!r}: give a tuple of names: ({exclusive!r},)")
     lane = lane_on(home, methods, exclusive)

@@ -173,6 +173,11 @@ impl DeviceExecutor {
         worker_of(&self.owner.shared).is_some()
     }
 
+    /// The device that the calling thread is a worker of; `None`: it is no worker.
+    pub fn of_this_worker() -> Option<String> {
+        this_worker().map(|worker| worker.shared.device.clone())
+    }
+
     /// Runs a closure on the worker; inline, before this returns, when already there. Closures run
     /// in order, among the queues' batches by the same rules, at normal priority.
     ///

@@ -19,7 +19,7 @@ use crate::scheduler::closures::{Body, Closure, RunClosures};
 #[must_use = "a future does nothing until it is awaited"]
 pub struct SubmitClosure<F, T: Send + 'static> {
     owner: Arc<Owner>,
-    state: State<Request<F>, (ResponseHandle<T>, Arc<Ticket<RunClosures>>, Body<F>)>,
+    state: State<Request<F>, (ResponseHandle<T>, Ticket<RunClosures>, Body<F>)>,
 }
 
 // Nothing in it is pinned.

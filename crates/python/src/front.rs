@@ -229,10 +229,9 @@ fn terms(
     priority: &str,
 ) -> PyResult<Terms> {
     static MONOTONIC: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let priority: Priority = priority.parse().map_err(|error| {
-        let error: ParsePriorityError = error;
-        PyValueError::new_err(format!("priority={priority:?}: {error}"))
-    })?;
+    let priority: Priority = priority
+        .parse()
+        .map_err(|error: ParsePriorityError| PyValueError::new_err(error.to_string()))?;
     let left = match deadline {
         None => timeout,
         Some(deadline) => {

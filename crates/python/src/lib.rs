@@ -52,7 +52,7 @@ mod _onelane {
     #[pymodule_export]
     use super::target::resolving;
     #[pymodule_export]
-    use super::{after_fork_in_child, wait_for_waiters};
+    use super::{after_fork_in_child, wait_for_waiters, worker_device};
     use pyo3::prelude::*;
 
     #[pymodule_init]
@@ -65,6 +65,12 @@ mod _onelane {
 #[pyfunction]
 fn after_fork_in_child() {
     interpreter::forked();
+}
+
+/// The name of the device that the calling thread is a worker of; `None`: it is no worker.
+#[pyfunction]
+fn worker_device() -> Option<String> {
+    onelane::DeviceExecutor::of_this_worker()
 }
 
 /// Waits until no thread waits in a call of this module, for at most `timeout` seconds: at exit,
