@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         get_mps_batch_queue,
     )
     from onelane._pad import Pad
+    from onelane._proxy import aclose, aget, close, health, stats
     from onelane._requests import Each, Items, Tensors
     from onelane._session import session
     from onelane._stats import Health, QueueStats, Summary
@@ -65,12 +66,17 @@ _HOME = {
     "Summary": "_stats",
     "Tensors": "_requests",
     "WouldDeadlock": "errors",
+    "aclose": "_proxy",
+    "aget": "_proxy",
     "audit": "_audit",
+    "close": "_proxy",
     "configure_mps_batch_queue": "_mps_batch_queue",
     "executor": "_executor",
     "get_mps_batch_queue": "_mps_batch_queue",
     "guard": "_guard",
+    "health": "_proxy",
     "session": "_session",
+    "stats": "_proxy",
 }
 
 __all__ = [
@@ -95,12 +101,17 @@ __all__ = [
     "Summary",
     "Tensors",
     "WouldDeadlock",
+    "aclose",
+    "aget",
     "audit",
+    "close",
     "configure_mps_batch_queue",
     "executor",
     "get_mps_batch_queue",
     "guard",
+    "health",
     "session",
+    "stats",
 ]
 
 
@@ -113,11 +124,40 @@ def __getattr__(name: str) -> Any:
 
             said = nearest(name, __all__)
         raise AttributeError(f"module 'onelane' has no attribute {name!r}{said}")
-    import importlib
-
-    value = getattr(importlib.import_module(f"onelane.{home}"), name)
+    value = getattr(_imported(f"onelane.{home}"), name)
     globals()[name] = value
     return value
+
+
+def _imported(module: str) -> Any:
+    """Import a module, so that a signal handler may do the same in the middle of it.
+
+    A handler runs on the main thread, inside of whatever is there: an import of its own would find
+    modules half made. So the main thread has another import, and both wait for that one.
+    """
+    import importlib
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        return importlib.import_module(module)
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            importlib.import_module(module)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=load, name="onelane import", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # No thread can be had; the interpreter is ending, say.
+        return importlib.import_module(module)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return importlib.import_module(module)
 
 
 def __dir__() -> list[str]:
