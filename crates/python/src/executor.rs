@@ -15,7 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::failure::{forked, from_build, from_submit, raise};
-use crate::interpreter::{attach_worker, drop_attached, generation};
+use crate::interpreter::{attach_worker, drop_attached, generation, is_given_up};
 use crate::stats;
 use crate::target::is_resolving;
 use crate::waiting::{until, wait_for, wait_future, wait_shutdown};
@@ -292,6 +292,10 @@ impl Call {
     }
 
     fn run(&self) {
+        if is_given_up() {
+            // Dropped with this, which abandons it.
+            return;
+        }
         let mut item = self.take();
         let ran = attach_worker(|py| {
             if let Some(item) = item.take() {

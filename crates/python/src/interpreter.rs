@@ -52,9 +52,19 @@ fn workers() -> MutexGuard<'static, Vec<c_ulong>> {
     WORKERS.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Raises `SystemExit` in the Python code that workers run, at its next step: the process ends.
+/// Whether nothing is to be run any more, not even again, because the process ends.
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+/// Whether nothing is to be run any more.
+pub(crate) fn is_given_up() -> bool {
+    GIVEN_UP.load(Ordering::Acquire)
+}
+
+/// Raises `SystemExit` in the Python code that workers run, at its next step, and has them run nothing
+/// more: the process ends.
 #[pyfunction]
 pub(crate) fn interrupt_workers(py: Python<'_>) {
+    GIVEN_UP.store(true, Ordering::Release);
     let exit = py.get_type::<PySystemExit>();
     for ident in workers().clone() {
         // SAFETY: attached; a thread that has ended is not found, and the type is borrowed.
