@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onelane._isolation import Isolation
     from onelane._memory import Memory
     from onelane._pad import Pad
+    from onelane._proxy import aclose, aget, close, health, stats
     from onelane._requests import Each, Items, Tensors
     from onelane._session import session
     from onelane._stats import (
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
         QueueHistograms,
         QueueStats,
         Summary,
-        stats,
     )
     from onelane.errors import (
         DeadlineExceeded,
@@ -88,14 +88,18 @@ _HOME = {
     "Tensors": "_requests",
     "UnknownVersion": "_install",
     "WouldDeadlock": "errors",
+    "aclose": "_proxy",
+    "aget": "_proxy",
     "audit": "_audit",
+    "close": "_proxy",
     "executor": "_executor",
     "guard": "_guard",
+    "health": "_proxy",
     "hygiene": "_hygiene",
     "install": "_install",
     "installed": "_install",
     "session": "_session",
-    "stats": "_stats",
+    "stats": "_proxy",
     "uninstall": "_install",
 }
 
@@ -135,9 +139,13 @@ __all__ = [
     "Tensors",
     "UnknownVersion",
     "WouldDeadlock",
+    "aclose",
+    "aget",
     "audit",
+    "close",
     "executor",
     "guard",
+    "health",
     "hygiene",
     "install",
     "installed",
@@ -169,9 +177,40 @@ def __getattr__(name: str) -> Any:
 
             said = nearest(name, __all__)
         raise AttributeError(f"module 'onelane' has no attribute {name!r}{said}")
-    value = getattr(importlib.import_module(f"onelane.{home}"), name)
+    value = getattr(_imported(f"onelane.{home}"), name)
     globals()[name] = value
     return value
+
+
+def _imported(module: str) -> Any:
+    """Import a module, so that a signal handler may do the same in the middle of it.
+
+    A handler runs on the main thread, inside of whatever is there: an import of its own would find
+    modules half made. So the main thread has another import, and both wait for that one.
+    """
+    import importlib
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        return importlib.import_module(module)
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            importlib.import_module(module)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=load, name="onelane import", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # No thread can be had; the interpreter is ending, say.
+        return importlib.import_module(module)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return importlib.import_module(module)
 
 
 def __dir__() -> list[str]:

@@ -101,6 +101,12 @@ class Calls:
         """Return the future of a call."""
         return self.queue().submit(_packed(function), args, kwargs)
 
+    def try_submit(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        """Return the future of a call, if there is room for it now."""
+        return self.queue().try_submit(_packed(function), args, kwargs)
+
     def call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use onelane::{
     Delivery, DeviceExecutor, ExecutorConfig, Health, PerProcess, Refusal, Request, ResponseHandle,
@@ -15,10 +15,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::failure::{forked, from_build, from_submit, raise};
-use crate::interpreter::{attach_worker, drop_attached, generation};
+use crate::interpreter::{attach_worker, drop_attached, generation, is_given_up};
 use crate::stats;
 use crate::target::is_resolving;
-use crate::waiting::{wait_for, wait_future, wait_shutdown};
+use crate::waiting::{until, wait_for, wait_future, wait_shutdown};
 
 /// An executor, and whether its Python object is still there. Executors that were dropped stay here
 /// until their workers have ended, so that no destructor has to wait for a worker.
@@ -201,13 +201,7 @@ impl Executor {
     fn shutdown(&self, py: Python<'_>, abort: bool, timeout: Option<f64>) -> PyResult<bool> {
         let device = self.device(py)?;
         let mode = if abort { Shutdown::Abort } else { Shutdown::Drain };
-        let until = match timeout {
-            None => None,
-            Some(timeout) => {
-                let timeout = Duration::try_from_secs_f64(timeout.max(0.0)).unwrap_or_default();
-                Instant::now().checked_add(timeout)
-            }
-        };
+        let until = until(timeout)?;
         wait_shutdown(py, until, |slice| device.shutdown(mode, slice))
     }
 
@@ -298,6 +292,10 @@ impl Call {
     }
 
     fn run(&self) {
+        if is_given_up() {
+            // Dropped with this, which abandons it.
+            return;
+        }
         let mut item = self.take();
         let ran = attach_worker(|py| {
             if let Some(item) = item.take() {
@@ -472,20 +470,24 @@ impl<F: FnOnce() + Send + 'static> Future for Accepted<F> {
     }
 }
 
-/// Stops all executors of this process: what was accepted is run.
+/// Stops all executors of this process; says whether they have ended in `timeout` seconds. What was
+/// accepted is run or, with `abort`, given up if it has not started.
 ///
 /// # Errors
 /// What a signal handler raised while this waited.
 #[pyfunction]
-pub(crate) fn shutdown_all(py: Python<'_>) -> PyResult<()> {
+pub(crate) fn shutdown_all(py: Python<'_>, abort: bool, timeout: f64) -> PyResult<bool> {
+    let mode = if abort { Shutdown::Abort } else { Shutdown::Drain };
+    let until = until(Some(timeout))?;
     let devices: Vec<_> = all().iter().map(|r| r.device.clone()).collect();
     py.detach(|| {
         for device in &devices {
-            let _ = device.shutdown(Shutdown::Drain, Duration::ZERO);
+            let _ = device.shutdown(mode, Duration::ZERO);
         }
     });
+    let mut ended = true;
     for device in &devices {
-        wait_shutdown(py, None, |slice| device.shutdown(Shutdown::Drain, slice))?;
+        ended &= wait_shutdown(py, until, |slice| device.shutdown(mode, slice))?;
     }
-    Ok(())
+    Ok(ended)
 }

@@ -40,6 +40,8 @@ mod _onelane {
     #[pymodule_export]
     use super::isolation::Supervisor;
     #[pymodule_export]
+    use super::interpreter::{end, interrupt_workers};
+    #[pymodule_export]
     use super::item::Failure;
     #[pymodule_export]
     use super::pending::Ticket;
