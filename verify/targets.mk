@@ -37,6 +37,8 @@ verify: loom fuzz tsan miri chaos mutants ## every proof
 loom: ## model checks of the real core: every interleaving up to a bound
 	RUSTFLAGS="--cfg loom" LOOM_MORE=$(LOOM_MORE) RUST_BACKTRACE=0 CARGO_TARGET_DIR=$(PROOFS)/loom \
 	    cargo test -p onelane --release --lib --locked loom_tests -- --nocapture --test-threads=2
+	RUSTFLAGS="--cfg loom" LOOM_MORE=$(LOOM_MORE) RUST_BACKTRACE=0 CARGO_TARGET_DIR=$(PROOFS)/loom \
+	    cargo test -p onelane-isolate --release --lib --locked models -- --nocapture --test-threads=2
 
 # Miri and ThreadSanitizer need a nightly compiler. CI may run where none can be fetched: then they
 # say so and pass. `$(call with_nightly,COMPONENTS,COMMAND)`
