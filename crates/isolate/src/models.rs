@@ -243,19 +243,18 @@ fn model(name: &str, preemptions: usize, body: impl Fn() + Send + Sync + 'static
 /// three children, alone or with company, idempotent or not.
 #[test]
 fn death_in_each_step() {
-    let sequences = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&sequences);
-    loom::model(move || {
-        for at in 0..FATES.len().pow(3) {
-            let fates = [at % 11, at / 11 % 11, at / 121].map(|at| FATES[at]);
-            for (size, idempotent) in [(1, true), (1, false), (3, true), (3, false)] {
+    let mut sequences = 0;
+    for at in 0..FATES.len().pow(3) {
+        let fates = [at % 11, at / 11 % 11, at / 121].map(|at| FATES[at]);
+        for (size, idempotent) in [(1, true), (1, false), (3, true), (3, false)] {
+            loom::model(move || {
                 begin(&fates, idempotent);
                 live_and_die(&fates, size, idempotent);
-                counted.fetch_add(1, Ordering::SeqCst);
-            }
+            });
+            sequences += 1;
         }
-    });
-    println!("death_in_each_step: {} sequences", sequences.load(Ordering::SeqCst));
+    }
+    println!("death_in_each_step: {sequences} sequences of fates");
 }
 
 fn live_and_die(fates: &[Fate; 3], size: usize, idempotent: bool) {
@@ -325,7 +324,7 @@ fn is_second() -> bool {
 #[test]
 fn shutdown_against_rebuild() {
     for spare in [false, true] {
-        model("shutdown_against_rebuild", 2, move || {
+        model("shutdown_against_rebuild", 3, move || {
             begin(&[Fate::DiesInBatch], true);
             let shared = shared(config(spare));
             let guard = FactoryGuard(Arc::clone(&shared));
@@ -367,7 +366,7 @@ fn recycle_against_submit() {
 /// The spare dies while nobody needs it: it is replaced, or it is not taken.
 #[test]
 fn death_of_the_spare_while_idle() {
-    model("death_of_the_spare_while_idle", 2, || {
+    model("death_of_the_spare_while_idle", 3, || {
         begin(&[Fate::DiesInSecondBatch, Fate::DiesIdle], true);
         let shared = shared(config(true));
         let guard = FactoryGuard(Arc::clone(&shared));
@@ -385,7 +384,7 @@ fn death_of_the_spare_while_idle() {
 /// Two engines of one supervisor: each child serves one of them.
 #[test]
 fn two_workers_and_a_spare() {
-    model("two_workers_and_a_spare", 1, || {
+    model("two_workers_and_a_spare", 2, || {
         begin(&[Fate::DiesInBatch, Fate::Lives, Fate::Lives], true);
         let shared = shared(config(true));
         let guard = FactoryGuard(Arc::clone(&shared));
