@@ -276,9 +276,10 @@ fn live_and_die(fates: &[Fate; 3], size: usize, idempotent: bool) {
         assert!(seen.len() <= most, "{fates:?}: batch {batch} was seen by {seen:?}");
         assert!(seen.is_sorted_by(|a, b| a < b), "{fates:?}: one child saw {batch} twice");
         let fate = |child: usize| fates.get(child).copied().unwrap_or(Fate::Lives);
+        let is_dead = |child: usize| world(|world| world.dead.contains(&child));
         match answer {
             // The last who saw it has answered.
-            Ok(_) => assert!(seen.last().is_some_and(|&child| !is_fatal(fate(child), batch))),
+            Ok(_) => assert!(seen.last().is_some_and(|&child| !is_dead(child)), "{fates:?}"),
             Err(EngineError::OutOfMemory(_)) => {
                 assert!(idempotent && size > 1, "{fates:?}: only these can be split");
                 assert_eq!(seen.last().map(|&child| fate(child)), Some(Fate::Starves));
@@ -288,7 +289,7 @@ fn live_and_die(fates: &[Fate; 3], size: usize, idempotent: bool) {
                 let failed_start = matches!(lost, ChildLost::NotBuilt { .. });
                 // It was tried as often as it may be, or there was no child to try it in.
                 assert!(seen.len() == most || failed_start, "{fates:?}: {lost} after {seen:?}");
-                assert!(seen.iter().all(|&child| is_fatal(fate(child), batch)), "{fates:?}");
+                assert!(seen.iter().all(|&child| is_dead(child)), "{fates:?}: {batch}");
             }
             Err(other) => panic!("{fates:?}: {other}"),
         }
@@ -296,27 +297,6 @@ fn live_and_die(fates: &[Fate; 3], size: usize, idempotent: bool) {
     drop(serving);
     drop(guard);
     nothing_is_left(&shared);
-}
-
-/// Whether a child of this fate can be lost in a batch after `before` others.
-fn is_fatal(fate: Fate, before: u64) -> bool {
-    match fate {
-        Fate::DiesInBatch
-        | Fate::HangsInBatch
-        | Fate::SendsGarbage
-        | Fate::LosesItsEngine
-        | Fate::Starves => true,
-        Fate::DiesInSecondBatch => before > 0 && is_second(),
-        _ => false,
-    }
-}
-
-/// Whether the child that has just been asked was asked for the second time.
-fn is_second() -> bool {
-    world(|world| {
-        let last = world.seen.last().map(|&(_, child)| child);
-        world.seen.iter().filter(|&&(_, child)| Some(child) == last).count() >= 2
-    })
 }
 
 /// An engine loses its child while another thread drops the factory, which ends the spare and its
