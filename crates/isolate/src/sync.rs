@@ -36,20 +36,21 @@ mod system {
     }
 }
 
-/// Time stands but for who sleeps: a pause is over when it has been slept.
+/// Time stands but for who sleeps: a pause is over when it has been slept. All threads of a model
+/// are one of the system's, and each model has its own time.
 #[cfg(all(test, loom))]
 mod model {
+    use std::cell::Cell;
     use std::io;
-    use std::sync::LazyLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::{Duration, Instant};
 
     pub(crate) use loom::sync::atomic::AtomicBool;
     pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
     pub(crate) use loom::thread::JoinHandle;
 
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    static SLEPT_MICROS: AtomicU64 = AtomicU64::new(0);
+    thread_local! {
+        static NOW: Cell<Instant> = Cell::new(Instant::now());
+    }
 
     pub(crate) fn spawn(
         _name: &str,
@@ -63,11 +64,11 @@ mod model {
     }
 
     pub(crate) fn now() -> Instant {
-        *START + Duration::from_micros(SLEPT_MICROS.load(Ordering::Relaxed))
+        NOW.get()
     }
 
     pub(crate) fn sleep(time: Duration) {
-        SLEPT_MICROS.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+        NOW.set(NOW.get() + time);
         loom::thread::yield_now();
     }
 }

@@ -1,6 +1,6 @@
 //! A parent that is killed: its children have to be gone within a second.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Write as _};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
