@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -63,7 +64,7 @@ def load_mlp() -> Callable[[Any], Any]:
     device = os.environ["ISOLATION_DEVICE"]
     torch.manual_seed(42)
     layers: list[torch.nn.Module] = []
-    for width, following in zip(MLP, MLP[1:], strict=False):
+    for width, following in itertools.pairwise(MLP):
         layers += [torch.nn.Linear(width, following), torch.nn.ReLU()]
     net = torch.nn.Sequential(*layers[:-1]).to(device).eval()
 
