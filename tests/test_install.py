@@ -15,9 +15,9 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import tiny_models
 
 import onelane
+import tiny_models
 from onelane import _shapes
 
 torch = pytest.importorskip("torch")

@@ -110,7 +110,8 @@ def _check(array: Any, name: str) -> None:
         )
     if array.dtype.kind not in "biufc":
         raise TypeError(
-            f"an array of dtype {array.dtype} has no tensor type: convert it, or use requests=onelane.Items()"
+            f"an array of dtype {array.dtype} has no tensor type: convert it, or use "
+            f"requests=onelane.Items()"
         )
 
 

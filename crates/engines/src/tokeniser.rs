@@ -4,6 +4,7 @@
 //! say, and never pads: padding belongs to the batch.
 
 use onelane::BatchItem;
+use onelane_isolate::{Reader, Wire, WireError, Writer};
 use tokenizers::{
     Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
 };
@@ -82,6 +83,21 @@ impl BatchItem for TokenisedText {
 
     fn cost(&self) -> usize {
         self.ids.len()
+    }
+}
+
+/// How a text crosses to an isolated worker.
+impl Wire for TokenisedText {
+    fn write(&self, to: &mut Writer<'_>) {
+        (self.bucket, self.truncated).write(to);
+        to.length(self.ids.len());
+        to.numbers(&self.ids);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, WireError> {
+        let (bucket, truncated) = Wire::read(from)?;
+        let ids = Vec::read(from)?.into_boxed_slice();
+        Ok(Self { ids, bucket, truncated })
     }
 }
 

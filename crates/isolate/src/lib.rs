@@ -67,20 +67,25 @@
 
 mod arena;
 mod channel;
+mod child;
 mod children;
 mod config;
 mod error;
 mod footprint;
 pub mod frame;
 mod isolated;
+#[cfg(all(test, loom))]
+mod models;
 mod oom;
 mod process;
 mod serve;
+mod serving;
 mod socket;
 mod stats;
 mod stderr;
 mod sticky;
 mod supervisor;
+mod sync;
 mod wire;
 mod worker;
 
