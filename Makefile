@@ -72,6 +72,7 @@ bench: ## the queue beside other Rust queues; wants a quiet machine
 	cargo bench -p onelane-bench --locked --bench idle
 
 -include verify/targets.mk
+-include crates/capi/capi.mk
 
 # Small sizes; VERIFY=full takes hours.
 ci: check test loom fuzz chaos tsan miri ## what CI runs

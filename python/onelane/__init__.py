@@ -91,10 +91,21 @@ __all__ = [
     "audit",
     "configure_mps_batch_queue",
     "executor",
+    "get_include",
     "get_mps_batch_queue",
     "guard",
     "session",
 ]
+
+
+def get_include() -> str:
+    """Return the folder of the C and C++ headers: what a compiler is given with `-I`.
+
+    docs/cpp.md says how an extension takes its functions from this package.
+    """
+    import os
+
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, final
 
 __version__: str
+# What onelane_python.hpp takes: a capsule.
+_C_API: Any
 
 # The input, its batch key, its cost.
 _Submission = tuple[Any, int, int]

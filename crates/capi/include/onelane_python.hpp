@@ -14,11 +14,11 @@ namespace onelane {
 /// Imports the package and takes its table; call it when the extension is initialised, with the GIL.
 /// On failure it returns false with a Python exception set.
 inline bool import_api() noexcept {
-  const auto *api = static_cast<const onelane_api *>(
+  const auto *api = static_cast<const onelane_api *const *>(
       PyCapsule_Import("onelane._onelane._C_API", 0));
   if (api == nullptr) return false;
   try {
-    use_api(api);
+    use_api(*api);
     return true;
   } catch (const std::exception &e) {
     PyErr_SetString(PyExc_ImportError, e.what());
