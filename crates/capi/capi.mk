@@ -76,12 +76,17 @@ capi-valgrind: $(CAPI)/core_test ## the C++ tests under Valgrind
 
 # The library itself is instrumented, too: else its atomics would not be seen.
 CAPI_TSAN = RUSTFLAGS="-Zsanitizer=thread" CARGO_TARGET_DIR=$(PROOFS)/tsan \
-    cargo +$(NIGHTLY) build --release --locked -p onelane-capi -Zbuild-std --target x86_64-unknown-linux-gnu
+    cargo +$(NIGHTLY) rustc --release --locked -p onelane-capi --crate-type staticlib \
+    -Zbuild-std --target x86_64-unknown-linux-gnu
 capi-tsan: capi-prefix ## the C++ tests under ThreadSanitizer
 	$(call with_nightly,rust-src,$(CAPI_TSAN) && \
 	    $(CXX) -std=c++17 -O1 $(CAPI_FLAGS) -fsanitize=thread crates/capi/tests/cpp/core_test.cpp \
 	    -o $(CAPI)/core_test_tsan $(PROOFS)/tsan/x86_64-unknown-linux-gnu/release/libonelane_capi.a -ldl && \
 	    TSAN_OPTIONS="halt_on_error=1" $(CAPI)/core_test_tsan)
+
+.PHONY: patch-038
+patch-038: ## writes patches/038-mps-batch-queue.patch anew
+	$(PYTHON) crates/capi/pytorch/make_patch.py
 
 # No Mac is needed: everything is compiled and linked for one, and nothing is run.
 MAC := $(CAPI)/macos
@@ -101,11 +106,15 @@ capi-macos: ## compiles and links libonelane, MPSBatchQueue.mm and the tests for
 capi-macos-link:
 	ZIG=$(MAC_ZIG) ONELANE_STUBS=$(abspath crates/capi/macos) \
 	CARGO_TARGET_AARCH64_APPLE_DARWIN_LINKER=$(abspath crates/capi/macos/link.py) \
-	    cargo build --release --locked --target aarch64-apple-darwin -p onelane-capi
-	crates/capi/install.sh target/aarch64-apple-darwin/release $(MAC)/prefix dylib
+	    CARGO_TARGET_DIR=$(MAC)/target cargo build --release --locked --target aarch64-apple-darwin -p onelane-capi
+	crates/capi/install.sh $(MAC)/target/aarch64-apple-darwin/release $(MAC)/prefix dylib
 	$(MAC_CXX) -std=c++17 crates/capi/tests/cpp/core_test.cpp -o $(MAC)/core_test -L$(MAC)/prefix/lib -lonelane
 	$(MAC_CXX) -std=c++20 -I$(MAC)/torch/include crates/capi/tests/cpp/torch_test.cpp \
 	    $(MAC)/prefix/share/onelane/MPSBatchQueue.mm -o $(MAC)/torch_test -L$(MAC)/prefix/lib -lonelane \
 	    -L$(MAC)/torch/lib -ltorch -ltorch_cpu -lc10 -Lcrates/capi/macos -lobjc
+	$(PYTHON) crates/capi/pytorch/make_patch.py --check
+	rm -rf $(MAC)/pytorch && mkdir -p $(MAC)/pytorch && patch -s -p1 -d $(MAC)/pytorch < patches/038-mps-batch-queue.patch
+	$(MAC_CXX) -std=c++20 -I$(MAC)/pytorch/aten/src -I$(MAC)/torch/include -c \
+	    $(MAC)/pytorch/aten/src/ATen/mps/MPSBatchQueue.mm -o $(MAC)/patch038.o
 	@for file in prefix/lib/libonelane.1.dylib core_test torch_test; do \
 	    $(PYTHON) crates/capi/macos/is_macho.py $(MAC)/$$file; done

@@ -35,35 +35,62 @@ pub struct Api {
         drop_payload: Option<unsafe extern "C" fn(payload: *mut c_void)>,
     ) -> Status,
     /// See onelane_executor_shared.
-    pub executor_shared: unsafe extern "C" fn(settings: *const ExecutorSettings, executor: *mut *mut Executor) -> Status,
+    pub executor_shared: unsafe extern "C" fn(
+        settings: *const ExecutorSettings,
+        executor: *mut *mut Executor,
+    ) -> Status,
     /// See onelane_executor_new.
-    pub executor_new: unsafe extern "C" fn(settings: *const ExecutorSettings, executor: *mut *mut Executor) -> Status,
+    pub executor_new: unsafe extern "C" fn(
+        settings: *const ExecutorSettings,
+        executor: *mut *mut Executor,
+    ) -> Status,
     /// See onelane_executor_id.
     pub executor_id: unsafe extern "C" fn(executor: *mut Executor, id: *mut u64) -> Status,
     /// See onelane_executor_workers.
-    pub executor_workers: unsafe extern "C" fn(executor: *mut Executor, workers: *mut usize) -> Status,
+    pub executor_workers:
+        unsafe extern "C" fn(executor: *mut Executor, workers: *mut usize) -> Status,
     /// See onelane_executor_is_worker.
-    pub executor_is_worker: unsafe extern "C" fn(executor: *mut Executor, is_worker: *mut bool) -> Status,
+    pub executor_is_worker:
+        unsafe extern "C" fn(executor: *mut Executor, is_worker: *mut bool) -> Status,
     /// See onelane_executor_submit.
-    pub executor_submit: unsafe extern "C" fn(executor: *mut Executor, closure: *const ClosureSpec, timeout_ns: u64, ticket: *mut *mut Ticket) -> Status,
+    pub executor_submit: unsafe extern "C" fn(
+        executor: *mut Executor,
+        closure: *const ClosureSpec,
+        timeout_ns: u64,
+        ticket: *mut *mut Ticket,
+    ) -> Status,
     /// See onelane_executor_shutdown.
-    pub executor_shutdown: unsafe extern "C" fn(executor: *mut Executor, mode: i32, timeout_ns: u64) -> Status,
+    pub executor_shutdown:
+        unsafe extern "C" fn(executor: *mut Executor, mode: i32, timeout_ns: u64) -> Status,
     /// See onelane_executor_stats.
-    pub executor_stats: unsafe extern "C" fn(executor: *mut Executor, stats: *mut Statistics) -> Status,
+    pub executor_stats:
+        unsafe extern "C" fn(executor: *mut Executor, stats: *mut Statistics) -> Status,
     /// See onelane_executor_health.
-    pub executor_health: unsafe extern "C" fn(executor: *mut Executor, health: *mut HealthReport) -> Status,
+    pub executor_health:
+        unsafe extern "C" fn(executor: *mut Executor, health: *mut HealthReport) -> Status,
     /// See onelane_executor_release.
     pub executor_release: unsafe extern "C" fn(executor: *mut Executor) -> Status,
     /// See onelane_queue_new.
-    pub queue_new: unsafe extern "C" fn(executor: *mut Executor, config: *const QueueSettings, engine: *const EngineTable, queue: *mut *mut Queue) -> Status,
+    pub queue_new: unsafe extern "C" fn(
+        executor: *mut Executor,
+        config: *const QueueSettings,
+        engine: *const EngineTable,
+        queue: *mut *mut Queue,
+    ) -> Status,
     /// See onelane_queue_submit.
-    pub queue_submit: unsafe extern "C" fn(queue: *mut Queue, request: *const RequestSpec, timeout_ns: u64, ticket: *mut *mut Ticket) -> Status,
+    pub queue_submit: unsafe extern "C" fn(
+        queue: *mut Queue,
+        request: *const RequestSpec,
+        timeout_ns: u64,
+        ticket: *mut *mut Ticket,
+    ) -> Status,
     /// See onelane_queue_is_worker.
     pub queue_is_worker: unsafe extern "C" fn(queue: *mut Queue, is_worker: *mut bool) -> Status,
     /// See onelane_queue_close.
     pub queue_close: unsafe extern "C" fn(queue: *mut Queue) -> Status,
     /// See onelane_queue_shutdown.
-    pub queue_shutdown: unsafe extern "C" fn(queue: *mut Queue, mode: i32, timeout_ns: u64) -> Status,
+    pub queue_shutdown:
+        unsafe extern "C" fn(queue: *mut Queue, mode: i32, timeout_ns: u64) -> Status,
     /// See onelane_queue_stats.
     pub queue_stats: unsafe extern "C" fn(queue: *mut Queue, stats: *mut Statistics) -> Status,
     /// See onelane_queue_health.

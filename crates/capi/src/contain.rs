@@ -19,7 +19,10 @@ pub(crate) fn contain(body: impl FnOnce() -> Result<(), Failure>) -> Status {
             };
             // A payload whose drop panics is leaked.
             std::mem::forget(panic);
-            remember(failure(ONELANE_INTERNAL, format!("a bug in onelane, please report it: {text}")))
+            remember(failure(
+                ONELANE_INTERNAL,
+                format!("a bug in onelane, please report it: {text}"),
+            ))
         }
     }
 }

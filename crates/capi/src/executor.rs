@@ -133,7 +133,11 @@ pub(crate) unsafe extern "C" fn new(
     unsafe { make(settings, executor, DeviceExecutor::new) }
 }
 
-unsafe fn write<T>(to: *mut T, name: &'static str, value: impl FnOnce() -> Result<T, Failure>) -> Status {
+unsafe fn write<T>(
+    to: *mut T,
+    name: &'static str,
+    value: impl FnOnce() -> Result<T, Failure>,
+) -> Status {
     contain(|| {
         sized::check_out(to, name)?;
         let value = value()?;
@@ -197,7 +201,8 @@ pub(crate) unsafe extern "C" fn submit(
                 return Err(failure);
             }
         };
-        let patience = if timeout_ns == ONELANE_FOREVER { Duration::MAX } else { duration(timeout_ns) };
+        let patience =
+            if timeout_ns == ONELANE_FOREVER { Duration::MAX } else { duration(timeout_ns) };
         match device.submit_timeout(request, patience) {
             Ok(handle) => ticket::hand_out(ticket, submitted, AnyHandle::Closure(handle)),
             Err(refused) => Err(refuse(&submitted, refused)),

@@ -91,10 +91,7 @@ pub unsafe extern "C" fn onelane_executor_new(
 
 /// Names the executor among those of the process: handles with one id are to one executor.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn onelane_executor_id(
-    executor: *mut Executor,
-    id: *mut u64,
-) -> Status {
+pub unsafe extern "C" fn onelane_executor_id(executor: *mut Executor, id: *mut u64) -> Status {
     let Some(table) = table() else { return no_table() };
     // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_id)(executor, id) }
@@ -181,9 +178,7 @@ pub unsafe extern "C" fn onelane_executor_health(
 /// Releases a handle. The last one to an executor of one's own (queues hold one each) drains and joins
 /// its workers, for as long as that takes; on a worker it does not wait.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn onelane_executor_release(
-    executor: *mut Executor,
-) -> Status {
+pub unsafe extern "C" fn onelane_executor_release(executor: *mut Executor) -> Status {
     let Some(table) = table() else { return no_table() };
     // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.executor_release)(executor) }
@@ -240,9 +235,7 @@ pub unsafe extern "C" fn onelane_queue_is_worker(
 
 /// Refuses new requests; what was accepted is run. Does not wait.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn onelane_queue_close(
-    queue: *mut Queue,
-) -> Status {
+pub unsafe extern "C" fn onelane_queue_close(queue: *mut Queue) -> Status {
     let Some(table) = table() else { return no_table() };
     // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_close)(queue) }
@@ -267,10 +260,7 @@ pub unsafe extern "C" fn onelane_queue_shutdown(
 
 /// The queue's counters; the last ones when it has been shut down.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn onelane_queue_stats(
-    queue: *mut Queue,
-    stats: *mut Statistics,
-) -> Status {
+pub unsafe extern "C" fn onelane_queue_stats(queue: *mut Queue, stats: *mut Statistics) -> Status {
     let Some(table) = table() else { return no_table() };
     // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_stats)(queue, stats) }
@@ -290,9 +280,7 @@ pub unsafe extern "C" fn onelane_queue_health(
 /// Releases the handle: the queue closes, what was accepted is run, then the engine is dropped on its
 /// worker. Does not wait. Tickets stay good.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn onelane_queue_release(
-    queue: *mut Queue,
-) -> Status {
+pub unsafe extern "C" fn onelane_queue_release(queue: *mut Queue) -> Status {
     let Some(table) = table() else { return no_table() };
     // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.queue_release)(queue) }
@@ -306,10 +294,7 @@ pub unsafe extern "C" fn onelane_queue_release(
 /// ONELANE_WOULD_DEADLOCK: then the ticket has ended and the request is cancelled, but its item may be in
 /// use further up the stack, until `done`. A ticket is for one thread at a time.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn onelane_ticket_wait(
-    ticket: *mut Ticket,
-    timeout_ns: u64,
-) -> Status {
+pub unsafe extern "C" fn onelane_ticket_wait(ticket: *mut Ticket, timeout_ns: u64) -> Status {
     let Some(table) = table() else { return no_table() };
     // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.ticket_wait)(ticket, timeout_ns) }
@@ -318,9 +303,7 @@ pub unsafe extern "C" fn onelane_ticket_wait(
 /// Ends a ticket without waiting. A request that waits is not computed; one that runs is finished for
 /// its batch-mates' sake. `done` says when the item is the caller's again.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn onelane_ticket_cancel(
-    ticket: *mut Ticket,
-) -> Status {
+pub unsafe extern "C" fn onelane_ticket_cancel(ticket: *mut Ticket) -> Status {
     let Some(table) = table() else { return no_table() };
     // SAFETY: the caller keeps to what onelane.h says.
     unsafe { (table.ticket_cancel)(ticket) }

@@ -25,8 +25,8 @@ mod exports;
 mod handles;
 mod queue;
 mod sized;
-mod status;
 mod stats;
+mod status;
 mod submitted;
 mod ticket;
 

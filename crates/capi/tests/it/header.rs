@@ -26,5 +26,8 @@ fn the_header_is_current() {
         std::fs::write(&path, &made).expect("the header can be written");
     }
     let committed = std::fs::read_to_string(&path).expect("the header is there");
-    assert!(made == committed, "include/onelane.h is not current: run the test with ONELANE_WRITE_HEADER=1");
+    assert!(
+        made == committed,
+        "include/onelane.h is not current: run the test with ONELANE_WRITE_HEADER=1"
+    );
 }
