@@ -1,4 +1,4 @@
-"""Writes a small model (the sum of each row) to argv[1], and prints where ONNX Runtime's library is."""
+"""Writes a small model, the sum of each row, to argv[1]; prints where ONNX Runtime's library is."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes patches/038-mps-batch-queue.patch from the crate's sources; `--check` says whether it is current.
+"""Makes patches/038-mps-batch-queue.patch; `--check` says whether it is current.
 
-The patch adds files only, so it applies to every version that has the folder aten/src/ATen/mps, whose
+It adds files only, so it applies to every version that has the folder aten/src/ATen/mps, whose
 `*.mm` and `*.h` PyTorch's build takes by pattern.
 """
 
@@ -47,7 +47,8 @@ def patch() -> str:
     parts = [HEAD]
     for path, text in files().items():
         lines = text.splitlines()
-        parts.append(f"diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n")
+        parts.append(f"diff --git a/{path} b/{path}\nnew file mode 100644\n")
+        parts.append(f"--- /dev/null\n+++ b/{path}\n")
         parts.append(f"@@ -0,0 +1,{len(lines)} @@\n")
         parts.extend(f"+{line}\n" for line in lines)
     return "".join(parts)

@@ -30,7 +30,9 @@ int64_t right_answers(const Tensor& weight, const Tensor& inputs) {
   queue.start();
   std::atomic<int64_t> right{0};
   std::vector<std::thread> threads;
-  const auto run = [&](const Tensors& in) { return at::linear(in[0].to(weight.device()), weight).cpu(); };
+  const auto run = [&](const Tensors& in) {
+    return at::linear(in[0].to(weight.device()), weight).cpu();
+  };
   for (int64_t thread = 0; thread < inputs.size(0); ++thread) {
     threads.emplace_back([&, thread] {
       const Tensor input = inputs[thread];
@@ -79,10 +81,12 @@ class TestMPSBatchQueue(TestCase):
     def test_eight_threads(self):
         weight = torch.randn(64, 128, device="mps")
         torch.mps.synchronize()
-        self.assertEqual(self.built.right_answers(weight, torch.randn(8, 4, 128)), 200)
+        self.assertEqual(  # noqa: PT009
+            self.built.right_answers(weight, torch.randn(8, 4, 128)), 200
+        )
 
     def test_exceptions(self):
-        self.assertTrue(self.built.throws_as_itself())
+        self.assertTrue(self.built.throws_as_itself())  # noqa: PT009
 
 
 if __name__ == "__main__":
