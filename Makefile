@@ -72,6 +72,7 @@ bench: ## the queue beside other Rust queues; wants a quiet machine
 	cargo bench -p onelane-bench --locked --bench idle
 
 -include verify/targets.mk
+-include crates/capi/capi.mk
 
 # Small sizes; VERIFY=full takes hours. Two lanes at once: the tests of Python keep one core busy.
 LANES = $(MAKE) --no-print-directory -j2 $(if $(filter-out 3.%,$(MAKE_VERSION)),-O)

@@ -144,6 +144,7 @@ __all__ = [
     "audit",
     "close",
     "executor",
+    "get_include",
     "guard",
     "health",
     "hygiene",
@@ -153,6 +154,16 @@ __all__ = [
     "stats",
     "uninstall",
 ]
+
+
+def get_include() -> str:
+    """Return the folder of the C and C++ headers: what a compiler is given with `-I`.
+
+    docs/cpp.md says how an extension takes its functions from this package.
+    """
+    import os
+
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, final
 
 __version__: str
+# What onelane_python.hpp takes: a capsule.
+_C_API: Any
 
 _Health = tuple[Any, str | None, float | None, str | None]
 # Of the simulated device: whether it is a graph, name, shapes, key.

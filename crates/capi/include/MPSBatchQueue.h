@@ -11,10 +11,12 @@
 /// - references from `getMPSBatchQueue` stay valid.
 ///
 /// Compile MPSBatchQueue.cpp (on Apple MPSBatchQueue.mm) with your program and link libonelane and
-/// libtorch. libtorch 2.15 needs C++20.
+/// libtorch. libtorch 2.15 needs C++20. With ONELANE_NO_LINK defined, libonelane is looked for when a
+/// queue is started.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/macros/Export.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -26,7 +28,7 @@
 
 namespace at::mps {
 
-class MPSBatchQueue {
+class TORCH_API MPSBatchQueue {
  public:
   using Operation = std::function<at::Tensor(const std::vector<at::Tensor> &)>;
 
@@ -65,16 +67,16 @@ class MPSBatchQueue {
   std::size_t batch_size() const;
 
  private:
-  friend void configureMPSBatchQueue(std::size_t, int, std::uint32_t);
+  friend TORCH_API void configureMPSBatchQueue(std::size_t, int, std::uint32_t);
   struct State;
   std::unique_ptr<State> state_;
 };
 
 /// The process's queue; not started.
-MPSBatchQueue &getMPSBatchQueue();
+TORCH_API MPSBatchQueue &getMPSBatchQueue();
 
 /// Stops the process's queue and gives it other settings; does not start it.
-void configureMPSBatchQueue(std::size_t batch_size, int num_workers = 1,
-                            std::uint32_t batch_timeout_ms = 10);
+TORCH_API void configureMPSBatchQueue(std::size_t batch_size, int num_workers = 1,
+                                      std::uint32_t batch_timeout_ms = 10);
 
 }  // namespace at::mps

@@ -14,11 +14,15 @@ namespace onelane {
 /// Imports the package and takes its table; call it when the extension is initialised, with the GIL.
 /// On failure it returns false with a Python exception set.
 inline bool import_api() noexcept {
-  const auto *api = static_cast<const onelane_api *>(
+  // The look-up of a capsule imports the package alone.
+  PyObject *module = PyImport_ImportModule("onelane._onelane");
+  if (module == nullptr) return false;
+  Py_DECREF(module);
+  const auto *api = static_cast<const onelane_api *const *>(
       PyCapsule_Import("onelane._onelane._C_API", 0));
   if (api == nullptr) return false;
   try {
-    use_api(api);
+    use_api(*api);
     return true;
   } catch (const std::exception &e) {
     PyErr_SetString(PyExc_ImportError, e.what());

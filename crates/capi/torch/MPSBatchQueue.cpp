@@ -12,8 +12,14 @@
 #include <optional>
 #include <utility>
 
+#if defined(ONELANE_NO_LINK)
+#include <dlfcn.h>
+
+#include <cstdlib>
+#endif
 #if defined(__APPLE__)
-#include <torch/mps.h>
+#include <ATen/detail/MPSHooksInterface.h>
+
 extern "C" void *objc_autoreleasePoolPush(void);
 extern "C" void objc_autoreleasePoolPop(void *pool);
 #endif
@@ -28,8 +34,8 @@ class OperationScope {
   OperationScope() : pool_(objc_autoreleasePoolPush()) {}
   ~OperationScope() { objc_autoreleasePoolPop(pool_); }
   void synchronize() {
-    static const bool available = torch::mps::is_available();
-    if (available) torch::mps::synchronize();
+    static const bool available = at::detail::getMPSHooks().hasMPS();
+    if (available) at::detail::getMPSHooks().deviceSynchronize();
   }
 
  private:
@@ -39,6 +45,30 @@ class OperationScope {
   void synchronize() {}
 #endif
 };
+
+#if defined(ONELANE_NO_LINK)
+/// Finds libonelane at run time, unless somebody has given its functions (onelane::use_api). The
+/// environment variable ONELANE_LIBRARY names it, if it is not where the loader looks.
+void load_api() {
+  if (onelane::detail::api_slot().load(std::memory_order_acquire) != nullptr) return;
+  const char *name = std::getenv("ONELANE_LIBRARY");
+  if (name == nullptr) {
+#if defined(__APPLE__)
+    name = "libonelane.1.dylib";
+#else
+    name = "libonelane.so.1";
+#endif
+  }
+  void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+  TORCH_CHECK(library != nullptr, "MPSBatchQueue needs libonelane: ", dlerror());
+  using GetApi = const onelane_api *(*)(std::uint32_t);
+  const auto get_api = reinterpret_cast<GetApi>(dlsym(library, "onelane_get_api"));
+  TORCH_CHECK(get_api != nullptr, "MPSBatchQueue: ", name, " is not libonelane");
+  onelane::use_api(get_api(ONELANE_API_VERSION));
+}
+#else
+void load_api() {}
+#endif
 
 struct Counters {
   std::atomic<std::uint64_t> submitted{0};
@@ -206,8 +236,11 @@ void MPSBatchQueue::start() {
   std::lock_guard<std::mutex> lock(state_->mutex);
   if (state_->running) return;
   try {
+    load_api();
     state_->running =
         std::make_shared<Running>(state_->device, state_->num_workers, state_->batch_size);
+  } catch (const c10::Error &) {
+    throw;
   } catch (const std::exception &e) {
     TORCH_CHECK(false, "MPSBatchQueue could not be started: ", e.what());
   }

@@ -53,12 +53,24 @@ mod _onelane {
     use super::stats::Elements;
     #[pymodule_export]
     use super::target::resolving;
-    #[pymodule_export]
     use super::{after_fork_in_child, wait_for_waiters, worker_device};
+    use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
+    use pyo3::types::PyCapsule;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        if onelane_capi::other_owner() {
+            return Err(PyImportError::new_err(
+                "libonelane has been used in this process before the package onelane, which would \
+                 be a second owner of its devices: import onelane first, or take its functions in \
+                 C++ with onelane_python.hpp",
+            ));
+        }
+        // A pointer to the table, which outlives the module.
+        let api = onelane_capi::own_api();
+        let name = c"onelane._onelane._C_API";
+        module.add("_C_API", PyCapsule::new_with_value(module.py(), api, name)?)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }
