@@ -92,8 +92,14 @@ def language_model(folder: Path) -> str:
     path = folder / "gpt"
     GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=len(WORDS) + len(SPECIAL), n_positions=256, n_embd=32, n_layer=2, n_head=2,
-            bos_token_id=2, eos_token_id=3, pad_token_id=0,
+            vocab_size=len(WORDS) + len(SPECIAL),
+            n_positions=256,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=2,
+            eos_token_id=3,
+            pad_token_id=0,
         )  # fmt: skip
     ).save_pretrained(path)
     _tokenizer(path)

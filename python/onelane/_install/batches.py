@@ -111,9 +111,7 @@ class Batches:
         # Calls that are under way.
         self._inside = 0
 
-    def call(
-        self, items: list[Any], key: Hashable, most_rows: int, run: Run
-    ) -> list[Any] | None:
+    def call(self, items: list[Any], key: Hashable, most_rows: int, run: Run) -> list[Any] | None:
         """Return the result of each item; None: this call has to be made by itself.
 
         key: calls whose keys are equal share batches. most_rows: of a batch. run: the library's

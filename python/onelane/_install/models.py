@@ -44,9 +44,7 @@ class Models:
         }
         if "PreTrainedModel" in found:
             wrap(found["PreTrainedModel"], "from_pretrained", self._loaded)
-            patch_module_class(
-                found["PreTrainedModel"], self._place, self._patches, self._releaser
-            )
+            patch_module_class(found["PreTrainedModel"], self._place, self._patches, self._releaser)
         if "GenerationMixin" in found:
             wrap(found["GenerationMixin"], "generate", self._generate)
         if "ContinuousMixin" in found:
@@ -65,8 +63,10 @@ class Models:
         def from_pretrained(kind: Any, *args: Any, **kwargs: Any) -> Any:
             named = kwargs.get("device_map")
             devices = named.values() if isinstance(named, Mapping) else [named]
-            if place.is_here or named is None or not (
-                named == "auto" or any(place.means(device) for device in devices)
+            if (
+                place.is_here
+                or named is None
+                or not (named == "auto" or any(place.means(device) for device in devices))
             ):
                 # Onto the host, where any thread may.
                 return original(kind, *args, **kwargs)
@@ -113,7 +113,12 @@ class Models:
             if not hasattr(model, "parameters") or not place.holds(model):
                 return original(pipeline, inputs, *args, **kwargs)
             # A generator gives an iterator, which comes back as a stream of items.
-            return place.run_whole(original, pipeline, inputs, *args, **kwargs)
+            return place.run_whole(on_worker, pipeline, inputs, *args, **kwargs)
+
+        def on_worker(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
+            made = original(pipeline, *args, **kwargs)
+            # The library's iterator is not ready before it has been asked for by `iter`.
+            return iter(made) if hasattr(type(made), "__next__") else made
 
         return __call__
 

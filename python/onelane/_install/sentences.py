@@ -271,9 +271,7 @@ class _Call:
         named = {**self._rest, **self._more}
 
         def run(model: Any, items: list[Any]) -> Any:
-            made = original(
-                model, items, show_progress_bar=False, convert_to_tensor=True, **named
-            )
+            made = original(model, items, show_progress_bar=False, convert_to_tensor=True, **named)
             return made.detach().cpu()
 
         return run
