@@ -15,10 +15,10 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import tiny_models
 
 import onelane
 from onelane import _shapes
+from onelane._mac_check import models as tiny_models
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
@@ -316,8 +316,8 @@ def test_weights_are_freed_on_the_worker(paths, home, installed, cycle):
     model = sentences(paths)
     worker = home.call(threading.get_ident)
     freed = []
-    # The array under a tensor goes when its memory does. A weak reference to the tensor itself would
-    # tell of the collector, which clears those before it knows what lives on.
+    # The array under a tensor goes when its memory does. A weak reference to the tensor itself
+    # would tell of the collector, which clears those before it knows what lives on.
     for tensor in [*model.parameters(), *model.buffers()]:
         array = tensor.detach().numpy().copy()
         weakref.finalize(array, lambda: freed.append(threading.get_ident()))

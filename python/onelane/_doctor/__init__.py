@@ -140,7 +140,7 @@ def _libraries() -> list[Line]:
                     "its arrays belong to the thread that made them, from 0.31.2 on; its cache may "
                     "grow to 1.5 times the working set: see mx.set_cache_limit, mx.clear_cache. "
                     "Use onelane.guard(factory, 'mlx')",
-                )  # fmt: skip
+                )
             )
         else:
             lines.append(
@@ -153,9 +153,12 @@ def _library(family: Family, found: str) -> Line:
     at = numbers(found)
     if at < family.oldest or at[0] > family.newest[0]:
         return Line(
-            family.library, "do", f"{family.library} {found}", f"install() knows {family}",
+            family.library,
+            "do",
+            f"{family.library} {found}",
+            f"install() knows {family}",
             f"install a version that it knows, or use onelane.guard() for {family.library}",
-        )  # fmt: skip
+        )
     if at != numbers(family.tested):
         return Line(
             family.library, "note", f"{family.library} {found}",
@@ -180,7 +183,7 @@ def _hazards_of(torch_version: str, here: bool) -> list[Line]:
                 found,
                 hazard.what,
                 hazard.cure if level == "do" else "",
-            )  # fmt: skip
+            )
         )
     return lines
 
@@ -194,7 +197,7 @@ def _environment(env: dict[str, str], here: bool) -> list[Line]:
                 "note",
                 "not set",
                 "transformers may load weights in threads of its own; install() and guard() set it",
-            )  # fmt: skip
+            )
         )
     high, low = (env.get(f"PYTORCH_MPS_{end}_WATERMARK_RATIO") for end in ("HIGH", "LOW"))
     if high is not None or low is not None or here:
@@ -223,7 +226,7 @@ def _environment(env: dict[str, str], here: bool) -> list[Line]:
             env[name],
             "it has no effect: no wheel of PyTorch reads it",
             f"unset {name}",
-        )  # fmt: skip
+        )
         for name in _WITHOUT_EFFECT
         if name in env
     ]
@@ -245,7 +248,7 @@ def _process() -> list[Line]:
             ", ".join(names),
             "of this process. Which threads of an application touch the device: "
             "`python -m onelane run --audit app.py`",
-        )  # fmt: skip
+        )
     )
     return lines
 

@@ -25,7 +25,6 @@ from onelane._install.tokenizers import Locks
 from onelane._install.versions import FAMILIES, Family, UnknownVersion, check
 from onelane._stats import QueueStats
 
-
 # What an application may have set itself: then it stays.
 _ENVIRONMENT = {"HF_DEACTIVATE_ASYNC_LOAD": "1"}
 

@@ -7,6 +7,7 @@ nobody else has it. A `state_dict()` that somebody keeps is freed wherever that 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections import deque
@@ -51,11 +52,9 @@ class Releaser:
         return len(self._given) + len(self._kept)
 
     def _ask(self) -> None:
-        try:
+        # Without a worker the process or the device ends.
+        with contextlib.suppress(QueueClosed, ForkedProcess, RuntimeError):
             self._place.home.submit(self._sweep)
-        except (QueueClosed, ForkedProcess, RuntimeError):
-            # There is no worker any more, and the process or the device ends.
-            pass
 
     def _sweep(self) -> None:
         kept = self._kept
