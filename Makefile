@@ -64,6 +64,48 @@ test-python: package ## lints, types and tests of the Python side
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+# --- Wheels -----------------------------------------------------------------------------------------
+# All four are built on Linux: zig is compiler and linker for the other systems. It comes from PyPI, into
+# an environment of its own.
+WHEELS := .wheels
+WBIN := $(WHEELS)/bin
+DIST := dist
+# The oldest systems: macOS 11 (10.12 on Intel), and a Linux with glibc 2.17.
+BUILD_WHEEL = PATH="$(CURDIR)/$(WBIN):$$PATH" $(WBIN)/maturin build --release --locked --zig --out $(DIST)
+
+$(WBIN)/.ready:
+	$(PYTHON) -m venv $(WHEELS)
+	$(WBIN)/python -m pip install --quiet "maturin>=1.9.4,<2" ziglang twine
+	touch $@
+
+.PHONY: wheel-macos wheel-macos-intel wheel-linux wheel-linux-arm wheels check-wheels
+wheel-macos: $(WBIN)/.ready ## the wheel for Macs with Apple silicon, into dist/
+	rustup target add aarch64-apple-darwin
+	MACOSX_DEPLOYMENT_TARGET=11.0 $(BUILD_WHEEL) --target aarch64-apple-darwin
+
+wheel-macos-intel: $(WBIN)/.ready
+	rustup target add x86_64-apple-darwin
+	MACOSX_DEPLOYMENT_TARGET=10.12 $(BUILD_WHEEL) --target x86_64-apple-darwin
+
+wheel-linux: $(WBIN)/.ready
+	rustup target add x86_64-unknown-linux-gnu
+	$(BUILD_WHEEL) --target x86_64-unknown-linux-gnu --compatibility manylinux2014
+
+wheel-linux-arm: $(WBIN)/.ready
+	rustup target add aarch64-unknown-linux-gnu
+	$(BUILD_WHEEL) --target aarch64-unknown-linux-gnu --compatibility manylinux2014
+
+wheels: wheel-macos wheel-macos-intel wheel-linux wheel-linux-arm check-wheels ## wheels for macOS and Linux, into dist/
+
+check-wheels: $(WBIN)/.ready ## what is checked of the wheels in dist/ without the machines they are for
+	$(WBIN)/python .ci/wheels/check_wheel.py $(DIST)/*.whl
+	$(WBIN)/twine check --strict $(DIST)/*.whl
+
+# The wheel that can run here, in a fresh environment with no Rust on its PATH.
+.PHONY: try-wheel
+try-wheel: ## install the Linux wheel of dist/ into a fresh environment and use it
+	sh .ci/wheels/try_wheel.sh $(DIST)
+
 .PHONY: bench
 bench: ## the queue beside other Rust queues; wants a quiet machine
 	cargo bench -p onelane-bench --locked --bench ratios -- --rounds 15
@@ -85,4 +127,4 @@ ci-rust:
 	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
 
 clean: ## remove what was built
-	rm -rf target $(VENV)
+	rm -rf target $(VENV) $(WHEELS) $(DIST)

@@ -53,6 +53,7 @@ mod _onelane {
     use super::stats::Elements;
     #[pymodule_export]
     use super::target::resolving;
+    #[pymodule_export]
     use super::{after_fork_in_child, wait_for_waiters, worker_device};
     use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;

@@ -12,7 +12,6 @@ import contextlib
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -105,7 +104,7 @@ class Batches:
         self._model = weakref.ref(model)
         self._name = f"{type(model).__name__}.{method}"
         self._place = place
-        self._queues: OrderedDict[Hashable, BatchQueue] = OrderedDict()
+        self._queues: dict[Hashable, Future[BatchQueue]] = {}
         self._lock = threading.Lock()
         self._cost, self._estimate = LaunchCost(), _Estimate()
         # Calls that are under way.
@@ -126,9 +125,8 @@ class Batches:
                     return [self._place.waits(queue.submit(items[0])).result()]
                 return self._feed(queue, items)
             except QueueClosed:
-                with self._lock:
-                    if self._queues.get(key) is queue:
-                        del self._queues[key]
+                # Its executor was shut down. The next call finds the one that has come after it.
+                self._forget(key, None)
                 raise
 
     @contextlib.contextmanager
@@ -143,17 +141,35 @@ class Batches:
 
     def _queue_of(self, key: Hashable, most_rows: int, run: Run) -> BatchQueue | None:
         with self._lock:
-            queue = self._queues.get(key)
-            if queue is None and len(self._queues) < _MOST_QUEUES:
-                queue = self._queues[key] = BatchQueue(
-                    self._batch(most_rows, run),
-                    self._place.home,
-                    max_batch_size=ROWS[-1],
-                    collate="list",
-                    factory=False,
-                    name=self._name,
+            made = self._queues.get(key)
+            if made is None and len(self._queues) < _MOST_QUEUES:
+                # On the worker, where its engine is built: so it waits in line like a request, and
+                # nobody who wants the lock waits for it.
+                made = self._queues[key] = self._place.waits(
+                    self._place.home.submit(self._make, self._batch(most_rows, run))
                 )
-        return queue
+        if made is None:
+            return None
+        try:
+            return made.result()
+        except BaseException:
+            self._forget(key, made)
+            raise
+
+    def _make(self, batch: Callable[[list[Any]], list[Any]]) -> BatchQueue:
+        return BatchQueue(
+            batch,
+            self._place.home,
+            max_batch_size=ROWS[-1],
+            collate="list",
+            factory=False,
+            name=self._name,
+        )
+
+    def _forget(self, key: Hashable, made: Future[BatchQueue] | None) -> None:
+        with self._lock:
+            if made is None or self._queues.get(key) is made:
+                self._queues.pop(key, None)
 
     def _feed(self, queue: BatchQueue, items: list[Any]) -> list[Any]:
         """Submit a list in pieces of like lengths, the longest first, and collect its results."""
@@ -223,8 +239,10 @@ class Batches:
     def stats(self) -> list[Any]:
         """Return the statistics of the queues."""
         with self._lock:
-            queues = list(self._queues.values())
-        return [queue.stats() for queue in queues]
+            made = list(self._queues.values())
+        return [
+            queue.result().stats() for queue in made if queue.done() and queue.exception() is None
+        ]
 
 
 def size(item: Any) -> int:

@@ -113,7 +113,12 @@ class Models:
             if not hasattr(model, "parameters") or not place.holds(model):
                 return original(pipeline, inputs, *args, **kwargs)
             # A generator gives an iterator, which comes back as a stream of items.
-            return place.run_whole(original, pipeline, inputs, *args, **kwargs)
+            return place.run_whole(on_worker, pipeline, inputs, *args, **kwargs)
+
+        def on_worker(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
+            made = original(pipeline, *args, **kwargs)
+            # The library's iterator is not ready before it has been asked for by `iter`.
+            return iter(made) if hasattr(type(made), "__next__") else made
 
         return __call__
 

@@ -31,8 +31,8 @@ class Releaser:
         self._place = place
         # Filled from any thread, destructors too: no lock.
         self._given: deque[Any] = deque()
-        # Of the worker's alone.
-        self._kept: list[Any] = []
+        # Of the worker's alone; by address, since parts of a model hand over what the whole does.
+        self._kept: dict[int, Any] = {}
         self._delay = self._SOON_S
         self._timer: threading.Timer | None = None
         self.freed = 0
@@ -52,22 +52,27 @@ class Releaser:
         return len(self._given) + len(self._kept)
 
     def _ask(self) -> None:
+<<<<<<< HEAD
         # There may be no worker any more: the process or the device ends.
+=======
+        # Without a worker the process or the device ends.
+>>>>>>> wt-mac
         with contextlib.suppress(QueueClosed, ForkedProcess, RuntimeError):
             self._place.home.submit(self._sweep)
 
     def _sweep(self) -> None:
+        kept = self._kept
         while self._given:
-            self._kept.append(self._given.popleft())
-        kept: list[Any] = []
-        while self._kept:
-            tensor = self._kept.pop()
+            tensor = self._given.popleft()
+            kept[id(tensor)] = tensor
+            del tensor
+        for address in list(kept):
+            tensor = kept.pop(address)
             if sys.getrefcount(tensor) > _ALONE:
-                kept.append(tensor)
+                kept[address] = tensor
             else:
                 self.freed += 1
             del tensor
-        self._kept = kept
         if kept and (self._timer is None or not self._timer.is_alive()):
             # Whoever has them may drop them without telling.
             self._timer = threading.Timer(self._delay, self._ask)

@@ -18,8 +18,8 @@ class UnknownVersion(OnelaneError, RuntimeError):
 class Family:
     """Versions of a library that look alike to `install`.
 
-    oldest, newest: first and last version, by their first two numbers, that were read. tested: what
-    the tests ran with.
+    oldest, newest: first and last version, by their first two numbers, that are taken. tested: what
+    the tests ran with; others are warned of.
     """
 
     library: str
@@ -57,8 +57,8 @@ def numbers(text: str) -> tuple[int, int]:
 def check(known: tuple[Family, ...] = FAMILIES) -> list[Family]:
     """Return the families of what is installed.
 
-    Raises `UnknownVersion` for one that is older than what is known, or of a later major version. A
-    later minor version is warned of.
+    Raises `UnknownVersion` for one that is older than what is taken, or of a later major version.
+    Another one than was tested is warned of.
     """
     present = []
     for family in known:
@@ -72,10 +72,9 @@ def check(known: tuple[Family, ...] = FAMILIES) -> list[Family]:
                 f"Install one of these, or leave {family.library} out with "
                 f"install(skip=({family.library!r},)) and use onelane.guard()"
             )
-        if at > family.newest:
+        if at != numbers(family.tested):
             warnings.warn(
-                f"{family.library} {found} is newer than what onelane.install() was tested with: "
-                f"{family}",
+                f"{family.library} {found} is not what onelane.install() was tested with: {family}",
                 stacklevel=4,
             )
         present.append(family)
