@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from onelane import _collate, _isolation, _log, _model, _modes, _onelane, _tensors, _tree, _wire
-from onelane._remote import ALL, DONE, ONE, PLAIN, RAISED
+from onelane._remote import ALL, ARRAYS, DONE, ONE, PLAIN, RAISED
 
 _STACK = 16 << 20
 
@@ -175,6 +175,11 @@ class Server:
         kind = opened[0][0]
         if kind == PLAIN:
             return self._run_plain(opened[0], letters[0][1])
+        if kind == ARRAYS:
+            values = _wire.unarrays(opened[0], letters[0][1])
+            inputs = [_collate.Input((value,), {}) for value in values]
+            responses, cost = self._run(inputs, opened[0][1])
+            return _letters(responses), cost
         if kind == ALL:
             _, modes, inputs = opened[0]
             responses, cost = self._run(inputs, modes)
@@ -235,6 +240,8 @@ def _opened(letter: tuple[bytes, list[bytearray]]) -> tuple[Any, ...]:
 
 
 def _letters(responses: list[Any]) -> list[_wire.Letter]:
+    if _wire.are_plain_arrays(responses):
+        return [_wire.arrays((ARRAYS, None), responses)]
     try:
         return [_wire.dump((ALL, responses))]
     except Exception:
