@@ -201,6 +201,7 @@ def supervisor(isolation: Isolation, spec: Spec) -> _onelane.Supervisor:
             "path": [os.path.abspath(part) if part == "" else part for part in sys.path],
             "keep_path": isolation.executable is not None,
             "levels": _log.levels(),
+            "numpy": "numpy" in sys.modules,
             "spec": packed(
                 spec, getattr(spec.model, "__name__", None) or type(spec.model).__name__
             ),

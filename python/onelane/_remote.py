@@ -16,7 +16,8 @@ from onelane._model import Payload
 from onelane.errors import EngineCrashed, EngineHung, EngineLost, ModelError
 
 # What a letter holds, before and after its batch.
-PLAIN, ARRAYS, ALL, ONE, DONE, RAISED = "plain", "arrays", "all", "one", "done", "raised"
+PLAIN, ARRAYS, VALUES, ALL = "plain", "arrays", "values", "all"
+ONE, DONE, RAISED = "one", "done", "raised"
 
 
 class Codec:
@@ -44,13 +45,15 @@ class Codec:
         first = payloads[0]
         modes = _crossing(first.modes if isinstance(first, Payload) else first[2])
         inputs = [p.input if isinstance(p, Payload) else p[:2] for p in payloads]
-        if all(map(_is_simple, inputs)):
-            values = [request.args[0] for request in inputs]
-            if _wire.are_plain_arrays(values):
-                return [_wire.arrays((ARRAYS, modes), values)], []
+        values = [request.args[0] for request in inputs if _is_simple(request)]
+        if len(values) < len(inputs):
+            values = []
+        elif _wire.are_plain_arrays(values):
+            return [_wire.arrays((ARRAYS, modes), values)], []
         if not self._each:
             try:
-                return [_wire.dump((ALL, modes, inputs))], []
+                whole = (VALUES, modes, values) if values else (ALL, modes, inputs)
+                return [_wire.dump(whole)], []
             except Exception:
                 # Somebody's: the others are sent.
                 pass
