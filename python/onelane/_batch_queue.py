@@ -29,8 +29,8 @@ from onelane._budget import Budget
 from onelane._calls import CallCollator
 from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
 from onelane._executor import DeviceExecutor, executor
+from onelane._host import HostCollator
 from onelane._isolated_calls import FunctionCollator
-from onelane._isolated_guard import HostCollator
 from onelane._keys import ALONE, Keys, of_context
 from onelane._pad import Pad
 from onelane._proxy import lane_on

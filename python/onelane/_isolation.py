@@ -195,6 +195,11 @@ class Spec:
 
 def supervisor(isolation: Isolation, spec: Spec) -> _onelane.Supervisor:
     """Return the supervisor of a queue's children; it starts none yet."""
+    if not spec.settings["to_cpu"]:
+        raise ValueError(
+            "output='device' keeps results on the device, and with isolation= that is in another "
+            "process: use output='cpu'"
+        )
     check_module(spec.model)
     payload = pickle.dumps(
         {

@@ -90,8 +90,8 @@ pub use config::{IsolationConfig, LineCallback};
 pub use error::{Activity, ChildLost, RemoteError, StderrTail, WireError};
 pub use isolated::Isolated;
 pub use serve::{serve, serve_channel, this_program};
-pub use sticky::is_sticky;
 pub use stats::IsolationStats;
+pub use sticky::is_sticky;
 pub use supervisor::Supervisor;
 pub use wire::Wire;
 #[cfg(feature = "serde")]

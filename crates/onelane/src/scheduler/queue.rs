@@ -175,7 +175,8 @@ impl Queue {
         counters.engine_losses += u64::from(outcome.losses);
         counters.memory_splits += u64::from(outcome.ceiling.is_some());
         if let (Some(said), None) = (batch.poisoned(), &self.failed) {
-            let why = format!("its device answers nothing but errors until this process ends: {said}");
+            let why =
+                format!("its device answers nothing but errors until this process ends: {said}");
             let (queue, text) = (self.config.name.clone(), why.clone());
             deferred.defer(move || tracing::error!(%queue, "{text}"));
             return Some(why);

@@ -162,10 +162,7 @@ impl<E: Engine> RequestBatch<E> {
                 continue;
             };
             // Nothing more of this batch can be computed.
-            if matches!(
-                failure,
-                Failure::NoEngine(_) | Failure::Engine(EngineError::Poisoned(_))
-            ) {
+            if matches!(failure, Failure::NoEngine(_) | Failure::Engine(EngineError::Poisoned(_))) {
                 parts.push(part);
                 parts.drain(..).for_each(|part| self.fail(part, &failure));
                 continue;
