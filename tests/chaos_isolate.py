@@ -39,7 +39,7 @@ from isolated_models import Poison, fault
 
 # A worker that is stopped, or hangs, is killed after so long. A lone request is run again once more
 # than usual: of a queue with two workers both may be killed from outside, one after the other.
-ISOLATION = {"hang_s": 1.5, "start_s": 60.0, "max_memory": "200MiB", "retries": 2}
+ISOLATION = {"hang_s": 5.0, "start_s": 60.0, "max_memory": "200MiB", "retries": 2}
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import faulthandler
+import importlib.util
 import logging
 import os
 import pickle
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from onelane import _collate, _isolation, _log, _model, _modes, _onelane, _tensors, _tree, _wire
-from onelane._remote import ALL, DONE, ONE, PLAIN, RAISED
+from onelane._remote import ALL, ARRAYS, DONE, ONE, PLAIN, RAISED, VALUES
 from onelane._responses import split
 from onelane._tensor_collator import TensorCollator
 
@@ -60,6 +61,9 @@ def build(payload: bytes) -> tuple[Callable[..., Any], bool]:
     if not told["keep_path"]:
         sys.path[:] = told["path"]
     _listen(told["levels"])
+    if told["numpy"] and importlib.util.find_spec("numpy") is not None:
+        # The first batch would pay for it, out of its time.
+        importlib.import_module("numpy")
     spec: _isolation.Spec = pickle.loads(told["spec"])
     return _server(spec), spec.idempotent
 
@@ -174,6 +178,13 @@ class Server:
         kind = opened[0][0]
         if kind == PLAIN:
             return self._run_plain(opened[0], letters[0][1])
+        if kind in (ARRAYS, VALUES):
+            values = opened[0][2]
+            if kind == ARRAYS:
+                values = _wire.unarrays(opened[0], letters[0][1])
+            inputs = [_collate.Input((value,), {}) for value in values]
+            responses, cost = self._run(inputs, opened[0][1])
+            return _letters(responses), cost
         if kind == ALL:
             _, modes, inputs = opened[0]
             responses, cost = self._run(inputs, modes)
@@ -234,6 +245,8 @@ def _opened(letter: tuple[bytes, list[bytearray]]) -> tuple[Any, ...]:
 
 
 def _letters(responses: list[Any]) -> list[_wire.Letter]:
+    if _wire.are_plain_arrays(responses):
+        return [_wire.arrays((ARRAYS, None), responses)]
     try:
         return [_wire.dump((ALL, responses))]
     except Exception:

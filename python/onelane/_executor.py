@@ -8,6 +8,7 @@ import contextvars
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
@@ -186,6 +187,7 @@ class DeviceExecutor(Executor):
         self._collect = _devices.collector(self._device)
         # Why it refuses calls: its device answers nothing but errors.
         self._poisoned: str | None = None
+        self._note = _noting(self)
 
     @property
     def device(self) -> str:
@@ -207,11 +209,6 @@ class DeviceExecutor(Executor):
             raise EngineLost(self._poisoned)
         modes = _modes.capture(self._autocast)
         return _Call(fn, args, kwargs, modes, self._collect, self._note)
-
-    def _note(self, error: BaseException) -> None:
-        """Look at what a call has raised."""
-        if self._device != "cpu" and self._poisoned is None and is_device_poisoned(error):
-            self._poisoned = _isolation.poisoned(self._device, error)
 
     def packed(self, fn: Callable[[], Any]) -> Callable[[], Any]:
         """Return a call of `fn` in the present context and modes, to be made on the worker."""
@@ -369,6 +366,20 @@ class DeviceExecutor(Executor):
     def __repr__(self) -> str:
         isolated = "" if self._isolation is None else ", isolated"
         return f"DeviceExecutor({self._device!r}, workers={self._workers}{isolated})"
+
+
+def _noting(home: DeviceExecutor) -> Callable[[BaseException], None]:
+    """Return what looks at what calls raise; calls that wait do not keep their executor."""
+    executor_of = weakref.ref(home)
+
+    def note(error: BaseException) -> None:
+        home = executor_of()
+        if home is None or home._device == "cpu" or home._poisoned is not None:
+            return
+        if is_device_poisoned(error):
+            home._poisoned = _isolation.poisoned(home._device, error)
+
+    return note
 
 
 def _stack(size: int | None) -> int | None:

@@ -196,12 +196,18 @@ class Spec:
 
 def supervisor(isolation: Isolation, spec: Spec) -> _onelane.Supervisor:
     """Return the supervisor of a queue's children; it starts none yet."""
+    if not spec.settings["to_cpu"]:
+        raise ValueError(
+            "output='device' keeps results on the device, and with isolation= that is in another "
+            "process: use output='cpu'"
+        )
     check_module(spec.model)
     payload = pickle.dumps(
         {
             "path": [os.path.abspath(part) if part == "" else part for part in sys.path],
             "keep_path": isolation.executable is not None,
             "levels": _log.levels(),
+            "numpy": "numpy" in sys.modules,
             "spec": packed(
                 spec, getattr(spec.model, "__name__", None) or type(spec.model).__name__
             ),

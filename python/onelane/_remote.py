@@ -11,11 +11,13 @@ import sys
 from typing import Any
 
 from onelane import _modes, _onelane, _wire
+from onelane._collate import Input
 from onelane._model import Payload
 from onelane.errors import EngineCrashed, EngineHung, EngineLost, ModelError
 
 # What a letter holds, before and after its batch.
-PLAIN, ALL, ONE, DONE, RAISED = "plain", "all", "one", "done", "raised"
+PLAIN, ARRAYS, VALUES, ALL = "plain", "arrays", "values", "all"
+ONE, DONE, RAISED = "one", "done", "raised"
 
 
 class Codec:
@@ -43,9 +45,15 @@ class Codec:
         first = payloads[0]
         modes = _crossing(first.modes if isinstance(first, Payload) else first[2])
         inputs = [p.input if isinstance(p, Payload) else p[:2] for p in payloads]
+        values = [request.args[0] for request in inputs if _is_simple(request)]
+        if len(values) < len(inputs):
+            values = []
+        elif _wire.are_plain_arrays(values):
+            return [_wire.arrays((ARRAYS, modes), values)], []
         if not self._each:
             try:
-                return [_wire.dump((ALL, modes, inputs))], []
+                whole = (VALUES, modes, values) if values else (ALL, modes, inputs)
+                return [_wire.dump(whole)], []
             except Exception:
                 # Somebody's: the others are sent.
                 pass
@@ -63,7 +71,9 @@ class Codec:
         responses: list[Any] = []
         for letter in letters:
             kind, value, *_ = header = _wire.load(letter)
-            if kind == PLAIN:
+            if kind == ARRAYS:
+                responses += _wire.unarrays(header, letter[1])
+            elif kind == PLAIN:
                 responses += _wire.unsplit(header, letter[1])
             elif kind == ALL:
                 responses += value
@@ -72,6 +82,18 @@ class Codec:
             else:
                 responses.append(_onelane.Failure(revive(value[0], value[1], False)))
         return responses
+
+
+def _is_simple(request: Any) -> bool:
+    """Whether a request is one value and nothing else."""
+    return (
+        type(request) is Input
+        and request.spec is None
+        and len(request.args) == 1
+        and not request.kwargs
+        and not request.cost
+        and not request.names
+    )
 
 
 def _crossing(modes: _modes.Modes) -> _modes.Modes:

@@ -159,7 +159,8 @@ impl Remote {
         let responses = match letters.is_empty() {
             true => PyList::empty(py),
             false => {
-                let unpacked = self.codec.bind(py).call_method1(intern!(py, "unpack"), (letters,))?;
+                let unpacked =
+                    self.codec.bind(py).call_method1(intern!(py, "unpack"), (letters,))?;
                 unpacked.cast_into::<PyList>()?
             }
         };
@@ -183,7 +184,8 @@ impl Remote {
             .collect::<PyResult<Vec<_>>>()?;
         let more = responses.count();
         if short + more > 0 {
-            let text = format!("the isolated worker sent {more} responses too many, {short} too few");
+            let text =
+                format!("the isolated worker sent {more} responses too many, {short} too few");
             return Err(pyo3::exceptions::PyRuntimeError::new_err(text));
         }
         Ok(answers)
