@@ -52,11 +52,7 @@ class Releaser:
         return len(self._given) + len(self._kept)
 
     def _ask(self) -> None:
-<<<<<<< HEAD
-        # There may be no worker any more: the process or the device ends.
-=======
         # Without a worker the process or the device ends.
->>>>>>> wt-mac
         with contextlib.suppress(QueueClosed, ForkedProcess, RuntimeError):
             self._place.home.submit(self._sweep)
 
