@@ -283,7 +283,8 @@ impl DeviceExecutor {
             }
         };
         let request = request.replace_input(Closure(Box::new(run))).1;
-        closures.submit_with(request, sender, receiver, patience).map_err(|refused| {
+        let submitted = closures.submit_with(request, sender, receiver, patience);
+        submitted.map(ResponseHandle::without_policy).map_err(|refused| {
             let closure = body.lock().take().expect("a closure that was refused has not run");
             refused.map(|request| request.replace_input(closure).1)
         })
