@@ -307,8 +307,9 @@ impl DeviceExecutor {
             return Ok(ResponseHandle::new(shared, receiver));
         }
         let (request, sender, receiver, body) = Closure::of(request);
-        closures
-            .submit_with(request, sender, receiver, patience)
+        let submitted = closures.submit_with(request, sender, receiver, patience);
+        submitted
+            .map(ResponseHandle::without_policy)
             .map_err(|refused| refused.map(|request| body.take_back(request)))
     }
 

@@ -72,6 +72,13 @@ impl<T: Send + 'static> ResponseHandle<T> {
         self
     }
 
+    /// Waits as if nothing were known of the answer: how long one closure took says nothing of the
+    /// next.
+    pub(crate) fn without_policy(mut self) -> Self {
+        self.policy = WaitPolicy::default();
+        self
+    }
+
     /// Waits for the response.
     ///
     /// # Errors

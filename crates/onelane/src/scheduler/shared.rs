@@ -1,7 +1,7 @@
 //! What the handles, queues and workers of one executor share: the lock of its scheduler, and its
 //! clock.
 //!
-//! Lock order: this lock, then a queue's inbox's, then that of an answer's slot or a waiter's ticket.
+//! Lock order: this lock, then a queue's inbox's, then that of an answer's slot.
 //! No user code runs under any of them, save a key's `Eq`, contained; what else has to run is left in
 //! the scheduler's [`Deferred`], and done when its guard is dropped.
 

@@ -112,6 +112,8 @@ impl WorkerContext {
             }
             RequestLocation::Running(_) => InlineProgress::Stuck,
             RequestLocation::InDelivery => InlineProgress::Elsewhere,
+            // The waker that was left in the look before is woken by it.
+            RequestLocation::Answered if is_elsewhere => InlineProgress::Elsewhere,
             RequestLocation::Answered => InlineProgress::Progress,
             RequestLocation::Waiting if is_elsewhere => self.wait(shared, request, None),
             RequestLocation::Waiting if self.engines.is_in_use(request.queue) => {
