@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onelane._batch_queue import BatchQueue
     from onelane._executor import DeviceExecutor, executor
     from onelane._guard import guard
+    from onelane._include import get_include
     from onelane._mps_batch_queue import (
         MPSBatchQueue,
         configure_mps_batch_queue,
@@ -64,6 +65,7 @@ _HOME = {
     "audit": "_audit",
     "configure_mps_batch_queue": "_mps_batch_queue",
     "executor": "_executor",
+    "get_include": "_include",
     "get_mps_batch_queue": "_mps_batch_queue",
     "guard": "_guard",
     "session": "_session",
@@ -96,16 +98,6 @@ __all__ = [
     "guard",
     "session",
 ]
-
-
-def get_include() -> str:
-    """Return the folder of the C and C++ headers: what a compiler is given with `-I`.
-
-    docs/cpp.md says how an extension takes its functions from this package.
-    """
-    import os
-
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
 
 
 def __getattr__(name: str) -> Any:
