@@ -76,12 +76,12 @@ capi-valgrind: $(CAPI)/core_test ## the C++ tests under Valgrind
 
 # The library itself is instrumented, too: else its atomics would not be seen.
 CAPI_TSAN = RUSTFLAGS="-Zsanitizer=thread" CARGO_TARGET_DIR=$(PROOFS)/tsan \
-    cargo +$(NIGHTLY) rustc --release --locked -p onelane-capi --crate-type staticlib \
+    cargo +$(NIGHTLY) rustc --locked -p onelane-capi --crate-type staticlib \
     -Zbuild-std --target x86_64-unknown-linux-gnu
 capi-tsan: capi-prefix ## the C++ tests under ThreadSanitizer
 	$(call with_nightly,rust-src,$(CAPI_TSAN) && \
 	    $(CXX) -std=c++17 -O1 $(CAPI_FLAGS) -fsanitize=thread crates/capi/tests/cpp/core_test.cpp \
-	    -o $(CAPI)/core_test_tsan $(PROOFS)/tsan/x86_64-unknown-linux-gnu/release/libonelane_capi.a -ldl && \
+	    -o $(CAPI)/core_test_tsan $(PROOFS)/tsan/x86_64-unknown-linux-gnu/debug/libonelane_capi.a -ldl && \
 	    TSAN_OPTIONS="halt_on_error=1" $(CAPI)/core_test_tsan)
 
 .PHONY: patch-038

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onelane._install import Installed, UnknownVersion, install, installed, uninstall
     from onelane._isolation import Isolation
     from onelane._memory import Memory
+    from onelane._include import get_include
     from onelane._pad import Pad
     from onelane._proxy import aclose, aget, close, health, stats
     from onelane._requests import Each, Items, Tensors
@@ -93,6 +94,7 @@ _HOME = {
     "audit": "_audit",
     "close": "_proxy",
     "executor": "_executor",
+    "get_include": "_include",
     "guard": "_guard",
     "health": "_proxy",
     "hygiene": "_hygiene",
@@ -154,16 +156,6 @@ __all__ = [
     "stats",
     "uninstall",
 ]
-
-
-def get_include() -> str:
-    """Return the folder of the C and C++ headers: what a compiler is given with `-I`.
-
-    docs/cpp.md says how an extension takes its functions from this package.
-    """
-    import os
-
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
 
 
 def __getattr__(name: str) -> Any:
