@@ -21,11 +21,16 @@ use crate::worker::delivery::DeliveryThread;
 const FEW: usize = 8;
 
 /// The body of a worker thread.
-pub(crate) fn run_worker(shared: Arc<ExecutorShared>, index: usize, delivery: Delivery) {
+pub(crate) fn run_worker(
+    shared: Arc<ExecutorShared>,
+    index: usize,
+    delivery: Delivery,
+    on_wake: Option<fn()>,
+) {
     let worker = WorkerContext::enter(shared, index);
     let delivery = DeliveryThread::start(&worker.shared, delivery, index);
     // However this ends, no request waits for a worker that is gone.
-    let _ = catch_panic(|| run_until_stopped(&worker, delivery.as_ref()));
+    let _ = catch_panic(|| run_until_stopped(&worker, delivery.as_ref(), on_wake));
     // Engines are dropped on the worker in every case.
     worker.engines.clear();
     WorkerContext::leave();
@@ -33,7 +38,11 @@ pub(crate) fn run_worker(shared: Arc<ExecutorShared>, index: usize, delivery: De
     worker.shared.lock().worker_ended(index);
 }
 
-fn run_until_stopped(worker: &WorkerContext, delivery: Option<&DeliveryThread>) {
+fn run_until_stopped(
+    worker: &WorkerContext,
+    delivery: Option<&DeliveryThread>,
+    on_wake: Option<fn()>,
+) {
     let shared = &worker.shared;
     let mut finished = None;
     // How many requests were in the batch that has just run.
@@ -63,6 +72,9 @@ fn run_until_stopped(worker: &WorkerContext, delivery: Option<&DeliveryThread>) 
                 let spins = |ran| ran <= FEW || is_quick || is_processor_spare();
                 if !(ran.take().is_some_and(spins) && spin_until_woken()) {
                     shared.clock.park_until(until);
+                }
+                if let Some(on_wake) = on_wake {
+                    drop(catch_panic(on_wake));
                 }
             }
             Step::Stop => return,
