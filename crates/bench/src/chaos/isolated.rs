@@ -44,12 +44,12 @@ pub fn play_part() {
 }
 
 /// One queue over its children.
-pub(super) struct World {
-    pub(super) queue: BatchQueue<Isolated<Faulty>>,
-    pub(super) device: DeviceExecutor,
-    pub(super) supervisor: Supervisor,
+struct World {
+    queue: BatchQueue<Isolated<Faulty>>,
+    device: DeviceExecutor,
+    supervisor: Supervisor,
     /// Requests may be answered `Closed`, and submitting is refused.
-    pub(super) ended: AtomicBool,
+    ended: AtomicBool,
 }
 
 impl World {
@@ -127,7 +127,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             scope.spawn(move || client.run());
         }
         let striker = scope.spawn(|| strike(&current, &over, args.seed));
-        let lived = || -> anyhow::Result<()> {
+        let mut lived = || -> anyhow::Result<()> {
             while started.elapsed() < Duration::from_secs(args.seconds) {
                 std::thread::sleep(Duration::from_millis(dice.u64(500..3000)));
                 if lives % 3 == 0 {
@@ -145,7 +145,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
             Ok(())
         };
-        let mut lived = lived;
         let result = lived();
         over.store(true, Ordering::SeqCst);
         watchdog.controller("lets the clients finish");
