@@ -218,6 +218,20 @@ impl Profile {
         self
     }
 
+    /// The same profile with faults that are real, or errors.
+    ///
+    /// ```
+    /// use onelane_sim::Profile;
+    ///
+    /// assert!(!Profile::upstream_2_14().real_faults);
+    /// assert!(Profile::upstream_2_14().with_real_faults(true).real_faults);
+    /// ```
+    #[must_use]
+    pub fn with_real_faults(mut self, real: bool) -> Self {
+        self.real_faults = real;
+        self
+    }
+
     /// Whether a block is given to another stream while an uncommitted command may still refer to it
     /// (hazard H1).
     pub fn gives_pending_blocks_away(&self) -> bool {

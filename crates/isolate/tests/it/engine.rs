@@ -172,7 +172,7 @@ impl Actor {
                 let zeros = |shape: [usize; 2]| HostTensor::new(shape, vec![0.0; shape[0] * 4]);
                 let ran = device.run(|_| {
                     let (x, weight) = (device.upload(&zeros([rows, 4]))?, zeros([4, 4]));
-                    x.matmul(&device.upload(&weight)?)?.to_host().map(drop)
+                    x.matmul(&device.upload(&weight)?)?.download().map(drop)
                 });
                 ran.and_then(|ran| ran).map_err(EngineError::failed)?;
             }
