@@ -450,6 +450,10 @@ def test_versions_that_are_not_known(monkeypatch, home):
     monkeypatch.setattr(versions, "version", {"sentence-transformers": "6.9.0"}.get)
     with pytest.warns(UserWarning, match=r"6\.9\.0 is not what"):
         versions.check()
+    lacking = versions.Family("transformers", (5, 0), (5, 24), "5.24.0", ("no_such_file.py",))
+    monkeypatch.setattr(versions, "version", {"transformers": "5.1.0"}.get)
+    with pytest.raises(onelane.UnknownVersion, match=r"no_such_file\.py"):
+        versions.check((lacking,))
     monkeypatch.setattr(versions, "version", {}.get)
     with pytest.warns(UserWarning, match="found none"):
         onelane.install(home)
