@@ -579,8 +579,8 @@ def test_on_the_simulated_device_nothing_goes_around_the_worker(paths):
 
 def test_a_web_application_is_unchanged(paths, home):
     fastapi = pytest.importorskip("fastapi")
-    texts = tiny_models.texts(160, longest=100)
-    documents = tiny_models.texts(600, seed=1, longest=100)
+    texts = tiny_models.texts(64, longest=60)
+    documents = tiny_models.texts(600, seed=1, longest=60)
     bare, bare_pairs = sentences(paths), pairs_model(paths)
     alone = [bare.encode(text) for text in texts]
     scores = [float(bare_pairs.predict(("w1 w2", text))) for text in texts]
