@@ -101,6 +101,11 @@ check-wheels: $(WBIN)/.ready ## what is checked of the wheels in dist/ without t
 	$(WBIN)/python .ci/wheels/check_wheel.py $(DIST)/*.whl
 	$(WBIN)/twine check --strict $(DIST)/*.whl
 
+# Those that are published depend on each other: one command for all.
+.PHONY: publish-check
+publish-check: ## what crates.io would say of the crates that are to be published
+	cargo publish --dry-run -p onelane -p onelane-isolate -p onelane-sim -p onelane-suite -p onelane-engines
+
 # The wheel that can run here, in a fresh environment with no Rust on its PATH.
 .PHONY: try-wheel
 try-wheel: ## install the Linux wheel of dist/ into a fresh environment and use it

@@ -451,6 +451,10 @@ def test_versions_that_are_not_known(monkeypatch, home):
     monkeypatch.setattr(versions, "version", {"sentence-transformers": "6.9.0"}.get)
     with pytest.warns(UserWarning, match=r"6\.9\.0 is not what"):
         versions.check()
+    lacking = versions.Family("transformers", (5, 0), (5, 24), "5.24.0", ("no_such_file.py",))
+    monkeypatch.setattr(versions, "version", {"transformers": "5.1.0"}.get)
+    with pytest.raises(onelane.UnknownVersion, match=r"no_such_file\.py"):
+        versions.check((lacking,))
     monkeypatch.setattr(versions, "version", {}.get)
     with pytest.warns(UserWarning, match="found none"):
         onelane.install(home)
@@ -576,8 +580,8 @@ def test_on_the_simulated_device_nothing_goes_around_the_worker(paths):
 
 def test_a_web_application_is_unchanged(paths, home):
     fastapi = pytest.importorskip("fastapi")
-    texts = tiny_models.texts(160, longest=100)
-    documents = tiny_models.texts(600, seed=1, longest=100)
+    texts = tiny_models.texts(64, longest=60)
+    documents = tiny_models.texts(600, seed=1, longest=60)
     bare, bare_pairs = sentences(paths), pairs_model(paths)
     alone = [bare.encode(text) for text in texts]
     scores = [float(bare_pairs.predict(("w1 w2", text))) for text in texts]

@@ -31,7 +31,8 @@ class Hygiene:
             raise ValueError(f"watermark={watermark!r}: use a number of bytes above 0, or None")
         self._home = device if isinstance(device, DeviceExecutor) else executor(device)
         self.device, self.idle_s = self._home.device, idle_s
-        self._given, self._mark = watermark, watermark
+        self._given: int | None = watermark
+        self._mark: float | None = watermark
         self._last = 0.0
         # Work has been done since it was emptied; the watermark has been passed.
         self._dirty = self._full = False

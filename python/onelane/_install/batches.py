@@ -121,9 +121,7 @@ class Batches:
             return None
         with self._call():
             try:
-                if len(items) == 1:
-                    return [self._place.waits(queue.submit(items[0])).result()]
-                return self._feed(queue, items)
+                return self._one(queue, items[0]) if len(items) == 1 else self._feed(queue, items)
             except QueueClosed:
                 # Its executor was shut down. The next call finds the one that has come after it.
                 self._forget(key, None)
@@ -170,6 +168,15 @@ class Batches:
         with self._lock:
             if made is None or self._queues.get(key) is made:
                 self._queues.pop(key, None)
+
+    def _one(self, queue: BatchQueue, item: Any) -> list[Any]:
+        future = self._place.waits(queue.submit(item))
+        try:
+            return [future.result()]
+        except BaseException:
+            # Of Ctrl-C: nobody waits for it any more.
+            future.cancel()
+            raise
 
     def _feed(self, queue: BatchQueue, items: list[Any]) -> list[Any]:
         """Submit a list in pieces of like lengths, the longest first, and collect its results."""

@@ -104,7 +104,7 @@ class OnImport(importlib.abc.MetaPathFinder):
                 spec = find(name, path, target) if find and finder is not self else None
                 if spec is not None and spec.loader is not None:
                     spec.loader = _Loader(spec.loader, self._wanted.pop(name))
-                    return spec  # type: ignore[no-any-return]
+                    return spec
         finally:
             self._asking.discard(name)
         return None

@@ -649,30 +649,18 @@ def main(name: str, profile: str | None, seed: int) -> None:
             import onelane.sim
 
             with onelane.sim.device(profile, seed) as simulated:
-                try:
-                    figures = RUNS[name](Device(simulated))
-                finally:
-                    failure = simulated.failure()
-                    if failure:
-                        end, text = _ended(failure), failure
+                figures = RUNS[name](Device(simulated))
     except NotRun as reason:
         end, text = "not run", str(reason)
     except Exception as error:
-        if end == "clean":
-            end, text = (
-                _ended(f"{type(error).__name__}: {error}"),
-                f"{type(error).__name__}: {error}",
-            )
+        kind = type(error).__name__
+        # The simulated device raises what would end a process.
+        end = {"DeviceAborted": "abort", "DeviceHung": "hang"}.get(kind, "error")
+        text = f"{kind}: {error}"
     print(json.dumps({"end": end, "text": text, "figures": figures,
                       "footprint": _memory.footprint()}), flush=True)  # fmt: skip
     # Nothing of the device may hold the end up.
     os._exit(0)
-
-
-def _ended(text: str) -> str:
-    if "hung" in text.lower() or "DeviceHung" in text:
-        return "hang"
-    return "abort" if "abort" in text.lower() or "crash" in text.lower() else "error"
 
 
 if __name__ == "__main__":
