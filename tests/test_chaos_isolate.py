@@ -15,7 +15,7 @@ import chaos
 import chaos_isolate
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_whoever_is_killed_nothing_is_lost_and_nothing_is_left():
     report, wrong = chaos_isolate.run(seconds=20, seed=5, threads=6, tasks=6, quiet=True)
     assert wrong == []

@@ -44,7 +44,7 @@ pub(crate) struct PyEngine {
 enum Place {
     /// `None` in `drop` alone.
     Here(Option<Runner>),
-    Child(Remote),
+    Child(Box<Remote>),
 }
 
 /// How the engines of a queue are made.
@@ -132,7 +132,7 @@ impl PyEngine {
             PyFactory::Child(factory) => {
                 let remote = factory.build()?;
                 let idempotent = remote.idempotent();
-                (Place::Child(remote), idempotent)
+                (Place::Child(Box::new(remote)), idempotent)
             }
         };
         Ok(Self { place, turnstile: Arc::clone(turnstile), idempotent, padded_cost: 0 })
