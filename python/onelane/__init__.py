@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onelane._executor import DeviceExecutor, executor
     from onelane._guard import guard
     from onelane._pad import Pad
+    from onelane._proxy import aclose, aget, close, health, stats
     from onelane._requests import Each, Items, Tensors
     from onelane._session import session
     from onelane._stats import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         QueueHistograms,
         QueueStats,
         Summary,
-        stats,
     )
     from onelane.errors import (
         DeadlineExceeded,
@@ -72,11 +72,15 @@ _HOME = {
     "Summary": "_stats",
     "Tensors": "_requests",
     "WouldDeadlock": "errors",
+    "aclose": "_proxy",
+    "aget": "_proxy",
     "audit": "_audit",
+    "close": "_proxy",
     "executor": "_executor",
     "guard": "_guard",
+    "health": "_proxy",
     "session": "_session",
-    "stats": "_stats",
+    "stats": "_proxy",
 }
 
 # What has moved to `onelane.compat`.
@@ -107,19 +111,21 @@ __all__ = [
     "Summary",
     "Tensors",
     "WouldDeadlock",
+    "aclose",
+    "aget",
     "audit",
+    "close",
     "executor",
     "guard",
+    "health",
     "session",
     "stats",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    import importlib
-
     if name == "compat":
-        return importlib.import_module("onelane.compat")
+        return _imported("onelane.compat")
     if name in _MOVED:
         import warnings
 
@@ -128,7 +134,7 @@ def __getattr__(name: str) -> Any:
             DeprecationWarning,
             stacklevel=2,
         )
-        return getattr(importlib.import_module("onelane.compat"), name)
+        return getattr(_imported("onelane.compat"), name)
     home = _HOME.get(name)
     if home is None:
         said = ""
@@ -137,9 +143,40 @@ def __getattr__(name: str) -> Any:
 
             said = nearest(name, __all__)
         raise AttributeError(f"module 'onelane' has no attribute {name!r}{said}")
-    value = getattr(importlib.import_module(f"onelane.{home}"), name)
+    value = getattr(_imported(f"onelane.{home}"), name)
     globals()[name] = value
     return value
+
+
+def _imported(module: str) -> Any:
+    """Import a module, so that a signal handler may do the same in the middle of it.
+
+    A handler runs on the main thread, inside of whatever is there: an import of its own would find
+    modules half made. So the main thread has another import, and both wait for that one.
+    """
+    import importlib
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        return importlib.import_module(module)
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            importlib.import_module(module)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=load, name="onelane import", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # No thread can be had; the interpreter is ending, say.
+        return importlib.import_module(module)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return importlib.import_module(module)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from onelane import (
     _devices,
     _factory,
+    _lifecycle,
     _model,
     _modes,
     _names,
@@ -226,6 +227,25 @@ class BatchQueue(_onelane.Front):
         future: Future[Any] = self._submit(inputs, named, timeout, deadline, priority)
         return future
 
+    def try_submit(
+        self,
+        *inputs: Any,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        priority: Priority = "normal",
+        **named: Any,
+    ) -> Future[Any]:
+        """Do what `submit` does if there is room now, and never block.
+
+        Raises `QueueFull` if there is none; what was accepted before is not touched. timeout,
+        deadline: as in `submit`.
+        """
+        if self._executor.is_held_here():
+            terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            return self._executor.try_submit(self, *inputs, **terms, **named)
+        future: Future[Any] = self._submit(inputs, named, timeout, deadline, priority, False)
+        return future
+
     def submit_many(
         self,
         inputs: Iterable[Any],
@@ -338,7 +358,7 @@ class BatchQueue(_onelane.Front):
 
     def close(self) -> None:
         """Refuse new requests, run what was accepted, drop the model on its worker, and wait."""
-        self._core.shutdown(False, None)
+        self.shutdown()
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
@@ -346,9 +366,14 @@ class BatchQueue(_onelane.Front):
         """Refuse new requests; run what was accepted, or give it up with `cancel_futures`.
 
         timeout: seconds to wait. Returns whether everything has ended; if not, it goes on.
-        Requests that are given up raise `QueueClosed`.
+        Requests that are given up raise `QueueClosed`. A signal handler that raises, as Ctrl-C
+        does, ends the wait: then what has not started is given up.
         """
-        return self._core.shutdown(cancel_futures, timeout if wait else 0.0)
+        try:
+            return self._core.shutdown(cancel_futures, timeout if wait else 0.0)
+        except BaseException:
+            _lifecycle.give_up(self._core)
+            raise
 
     def __enter__(self) -> BatchQueue:
         return self

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from onelane import _aio, _devices, _failure, _lifecycle, _modes, _names, _onelane
+from onelane import _aio, _devices, _failure, _lifecycle, _modes, _names, _onelane, _worker_loop
 from onelane._future import CallFuture
 from onelane._hold import DeviceHold
 from onelane._stats import Health, QueueStats
 from onelane._wrap import lane_on
-from onelane.errors import ForkedProcess
+from onelane.errors import ForkedProcess, QueueFull
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +26,7 @@ T = TypeVar("T")
 class _Call:
     """A function with its arguments, the caller's context variables and its PyTorch modes."""
 
-    __slots__ = ("args", "collect", "context", "fn", "kwargs", "modes")
+    __slots__ = ("args", "awaits", "collect", "context", "fn", "kwargs", "modes")
 
     def __init__(
         self,
@@ -37,6 +38,8 @@ class _Call:
     ) -> None:
         self.fn, self.args, self.kwargs, self.modes = fn, args, kwargs, modes
         self.context, self.collect = contextvars.copy_context(), collect
+        # Whether a coroutine that it returns is run to its end.
+        self.awaits = False
 
     def __call__(self) -> Any:
         collect = self.collect
@@ -52,9 +55,15 @@ class _Call:
 
     def _run(self) -> Any:
         if self.modes is None:
-            return self.fn(*self.args, **self.kwargs)
+            return self._result()
         with _modes.applied(self.modes):
-            return self.fn(*self.args, **self.kwargs)
+            return self._result()
+
+    def _result(self) -> Any:
+        result = self.fn(*self.args, **self.kwargs)
+        if self.awaits and inspect.iscoroutine(result):
+            return _worker_loop.run(result)
+        return result
 
 
 class _ThreadItem:
@@ -171,6 +180,10 @@ class DeviceExecutor(Executor):
     def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         return _Call(fn, args, kwargs, _modes.capture(self._autocast), self._collect)
 
+    def packed(self, fn: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a call of `fn` in the present context and modes, to be made on the worker."""
+        return self._call(fn, (), {})
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on the worker; on the worker itself, before this returns.
 
@@ -178,16 +191,29 @@ class DeviceExecutor(Executor):
         wait. Raises `QueueClosed`, a `RuntimeError`, after `shutdown`.
         """
         future = CallFuture(self._core)
-        self._send(_ThreadItem(self._call(fn, args, kwargs), future))
+        item = _ThreadItem(self._call(fn, args, kwargs), future)
+        if not self._put(item):
+            self._core.submit(item)
         return future
 
-    def _send(self, item: _ThreadItem | _LoopItem, wait: bool = True) -> bool:
-        """Have an item run; says whether there was room for it, if it does not wait for that."""
+    def try_submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Do what `submit` does if there is room now, and never block.
+
+        Raises `QueueFull` if there is none.
+        """
+        future = CallFuture(self._core)
+        item = _ThreadItem(self._call(fn, args, kwargs), future)
+        if not self._put(item) and not self._core.submit(item, False):
+            raise QueueFull("as many calls wait for the worker as may")
+        return future
+
+    def _put(self, item: _ThreadItem | _LoopItem) -> bool:
+        """Give an item of the holder's to the worker that is held."""
         hold = self._hold
-        if hold is not None and hold.is_mine():
-            hold.put(item)
-            return True
-        return self._core.submit(item, wait)
+        if hold is None or not hold.is_mine():
+            return False
+        hold.put(item)
+        return True
 
     def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn(*args, **kwargs)` on the worker and return what it returns; no future is made.
@@ -201,17 +227,24 @@ class DeviceExecutor(Executor):
         result: T = self._core.call(self._call(fn, args, kwargs))
         return result
 
-    async def acall(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def acall(
+        self, fn: Callable[P, T | Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Run `fn(*args, **kwargs)` on the worker and await what it returns.
 
-        Cancelling the task cancels the call if it has not started.
+        Never blocks the loop: a call that finds no room waits for it by itself. An async `fn` runs
+        to its end on the worker, in a loop of the worker's own. Cancelling the task cancels the
+        call if it has not started.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        item = _LoopItem(self._call(fn, args, kwargs), future)
-        if not self._send(item, wait=False):
-            # A thread waits for room.
-            await loop.run_in_executor(None, self._core.submit, item)
+        if self._core.is_worker():
+            here = fn(*args, **kwargs)
+            return await here if isinstance(here, Awaitable) else here
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        call = self._call(fn, args, kwargs)
+        call.awaits = True
+        item = _LoopItem(call, future)
+        if not self._put(item):
+            self._core.enter(item)
         return await future
 
     def hold(self) -> DeviceHold:
@@ -259,10 +292,17 @@ class DeviceExecutor(Executor):
         """Refuse new work; run what was accepted, or cancel it with `cancel_futures`.
 
         Queues of this executor are closed with it. Waits until the worker has ended unless `wait`
-        is false or this is the worker.
+        is false or this is the worker. A signal handler that raises, as Ctrl-C does, ends the wait:
+        then what has not started is given up.
         """
         self._shut_down = True
-        if self._core.shutdown(cancel_futures, None if wait else 0.0):
+        try:
+            ended = self._core.shutdown(cancel_futures, None if wait else 0.0)
+        except BaseException:
+            # Ctrl-C, say: who asked waits no more, and neither does the end of the process.
+            _lifecycle.give_up(self._core)
+            raise
+        if ended:
             _shared.pop(self._core.id, None)
 
     def stats(self) -> QueueStats:

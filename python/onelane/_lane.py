@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
+import time
 import types
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, NamedTuple, Protocol
 
-from onelane import _collate, _leave, _responses, _tree
+from onelane import _aio, _collate, _leave, _responses, _tree, _worker_loop
+from onelane._call_queue import CallQueue
 from onelane._exclusive import Exclusive, Hold
-from onelane.errors import ForkedProcess, QueueClosed
+from onelane._terms import NORMAL, Terms
+from onelane.errors import ForkedProcess, QueueClosed, QueueFull
 
 END = object()
 
@@ -57,10 +62,10 @@ class Makers(NamedTuple):
 class Cell:
     """Holds an object of the worker's. Made, read and emptied on the worker alone."""
 
-    __slots__ = ("__weakref__", "make", "releases", "value")
+    __slots__ = ("__weakref__", "emptied", "make", "releases", "value")
 
     def __init__(self, value: Any, make: Callable[[], Any] | None = None) -> None:
-        self.value = value
+        self.value, self.emptied = value, False
         # Makes the value when it is first wanted.
         self.make = make
         # What has to be called when the object is gone.
@@ -73,14 +78,21 @@ class Cell:
             self.value = make()
         return self.value
 
-    def empty(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def present(self) -> Any:
+        """Return the object; `QueueClosed` if it has been closed."""
+        if self.value is None and self.emptied:
+            raise QueueClosed("the guarded object has been closed")
+        return self.value
+
+    def empty(self) -> None:
         """Drop the object, here, on the worker; a generator is closed first."""
         value, self.value, self.make = self.value, None, None
+        self.emptied = True
         try:
             if isinstance(value, types.GeneratorType):
                 value.close()
-            elif isinstance(value, types.AsyncGeneratorType) and loop is not None:
-                loop.run_until_complete(value.aclose())
+            elif isinstance(value, types.AsyncGeneratorType) and not _worker_loop.is_running():
+                _worker_loop.run(value.aclose())
         finally:
             del value
             self.release()
@@ -110,7 +122,9 @@ class Lane:
         self.turns = Exclusive(home.is_held_here)
         # None: every generator has the object alone; else the methods that do.
         self.exclusive = None if exclusive in (None, True) else frozenset(exclusive or ())  # type: ignore[arg-type]
-        self._loop: asyncio.AbstractEventLoop | None = None
+        # The queue of the object's calls; None: they are the executor's.
+        self.calls: CallQueue | None = None
+        self.closed = False
         # What `_collate` asks of its target.
         self.device, self.to_cpu, self.copy_outputs = home.device, True, True
         self.torch_device: Any = None
@@ -119,24 +133,100 @@ class Lane:
 
     # --- From any thread ----------------------------------------------------------------------
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+    def call(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Any:
         """Run `function` on the worker; what it returns comes back as it may leave the worker."""
-        run = self.executor.call
         if self.executor.is_worker:
-            return run(lambda: self.leave(function(*args)))
-        hold = self.turns.wait(self.turns.share())
+            return self.leave(function())
+        if asyncio._get_running_loop() is None:
+            return self._call(function, terms)
+        return _aio.watched(lambda: self._call(function, terms), _CURE)
+
+    def _call(self, function: Callable[[], Any], terms: Terms) -> Any:
+        hold = self.turn(terms)
         try:
-            return run(lambda: self.leave(function(*args)))
+            return self.visit(function, terms)
         finally:
             self.turns.leave(hold)
 
-    async def acall(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def acall(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Any:
         """Do what `call` does, from an event loop."""
-        hold = await self.turns.wait_async(self.turns.share())
+        if self.executor.is_worker:
+            return self.leave(await _awaited(function()))
+        hold = await self.aturn(terms)
         try:
-            return await self.executor.acall(lambda: self.leave(function(*args)))
+            return await self.avisit(function, terms)
         finally:
             self.turns.leave(hold)
+
+    def turn(self, terms: Terms, hold: Hold | None = None) -> Hold | None:
+        """Wait until the object may be called; with a hold, until it is had alone."""
+        return self.turns.wait(self._asked(terms, hold), terms.deadline)
+
+    async def aturn(self, terms: Terms, hold: Hold | None = None) -> Hold | None:
+        """Do what `turn` does, from an event loop."""
+        return await self.turns.wait_async(self._asked(terms, hold), terms.deadline)
+
+    def _asked(self, terms: Terms, hold: Hold | None) -> Future[Hold | None] | None:
+        calls = self.calls
+        if not terms.wait and calls is not None and self.turns.waiting() >= calls.capacity:
+            raise QueueFull(f"{calls.capacity} calls of the object wait already")
+        return self.turns.share() if hold is None else self.turns.take(hold)
+
+    def visit(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Any:
+        """Run `function` on the worker, whoever's turn it is."""
+
+        def run() -> Any:
+            return self.leave(function())
+
+        if self.calls is None:
+            return self.executor.call(run)
+        return self.calls.call(run, terms)
+
+    async def avisit(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Any:
+        """Do what `visit` does, from an event loop."""
+
+        def run() -> Any:
+            return self.leave(function())
+
+        if self.calls is None:
+            return await self.executor.acall(run)
+        return await self.calls.infer(run, terms)
+
+    def submit(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Future[Any]:
+        """Run `function` on the worker some time; on the worker itself now."""
+        if self.calls is None or self.executor.is_worker:
+            return self.executor.submit(function)
+        return self.calls.submit(function, terms)
+
+    def close(self, timeout: float | None, cell: Cell) -> bool:
+        """Refuse new calls, run those that were accepted, and drop the object on the worker.
+
+        Says whether that has ended in time; it goes on if not.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        queues = [batching.queue for batching in self.batched.values()]
+        if self.calls is not None:
+            self.calls.begin_close()
+        ended = True
+        for queue in queues:
+            ended = queue.shutdown(timeout=_left(end)) and ended
+        if self.calls is not None:
+            ended = self.calls.close(_left(end)) and ended
+        if self.closed:
+            return ended
+        self.closed = True
+        try:
+            dropped = self.executor.submit(self.empty, cell)
+        except QueueClosed:
+            cell.empty()
+            return ended
+        if self.executor.is_worker:
+            return ended
+        try:
+            dropped.result(_left(end))
+        except FutureTimeout:
+            return False
+        return ended
 
     def hold_of(self, name: str, generator: bool) -> Hold | None:
         """Return what has the object alone while a stream of a method is open; None: nothing."""
@@ -165,13 +255,7 @@ class Lane:
 
     def empty(self, cell: Cell) -> None:
         """Drop a proxy's object."""
-        cell.empty(self._loop)
-
-    def run(self, awaitable: Awaitable[Any]) -> Any:
-        """Run a coroutine of the object's to its end, in an event loop of the worker."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-        return self._loop.run_until_complete(awaitable)
+        cell.empty()
 
     def leave(self, value: Any) -> Any:
         """Return host values as they are, tensors as host copies, other objects as proxies."""
@@ -200,6 +284,18 @@ class Lane:
         return function(*(self.enter(a) for a in args), **self.enter(dict(kwargs)))
 
 
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.iscoroutine(value) else value
+
+
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - time.monotonic())
+
+
+_CURE = (
+    "use `await proxy.method.acall(...)` for a call, `await onelane.aget(proxy, name)` for an "
+    "attribute and `async for` for a stream"
+)
 _parents: list[Any] = []
 
 __all__ = ["END", "Cell", "Home", "Lane", "Makers"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from onelane import _devices, _failure, _leave, _modes, _onelane, _training
+from onelane import _devices, _failure, _leave, _modes, _onelane, _training, _worker_loop
 from onelane._collate import Collator, Input
 from onelane._each_collator import EachCollator
 from onelane._graphs import CudaRecorder, Graphs
@@ -161,6 +162,11 @@ class Build:
         elements: _onelane.Elements | None = None,
         wrap: Callable[[_leave.Departure, Any], Any] | None = None,
     ) -> None:
+        if inspect.isasyncgenfunction(model):
+            raise TypeError(
+                f"{model.__name__} is an async generator, and a queue's model gives one answer: "
+                f"guard() an object with such a method to stream from it"
+            )
         self._model, self._factory = model, factory
         self.device, self.collator = device, collator
         self.to_cpu, self.copy_outputs, self.cuda_graphs = to_cpu, copy_outputs, cuda_graphs
@@ -194,4 +200,6 @@ class Build:
         self._used = True
         if _training.is_module(model) and self.torch_device is not None:
             model = model.to(self.torch_device)
+        if _worker_loop.is_async(model):
+            model = _worker_loop.blocking(model)
         return Runner(model, self)

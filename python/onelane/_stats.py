@@ -118,26 +118,12 @@ class QueueStats:
 class GuardStats:
     """What `onelane.stats` says of a guarded object.
 
-    calls: of all calls of its device, those of other objects, too: they share its worker.
+    calls: of its calls, those of batched methods left out.
     batched: of the methods whose calls are batched, by name.
     """
 
     calls: QueueStats
     batched: dict[str, QueueStats]
-
-
-def stats(guarded: Any) -> GuardStats:
-    """Return the statistics of a guarded object; does not wait for the worker.
-
-    `guarded.stats()` is the same, unless the object has a `stats` of its own.
-    """
-    if not hasattr(type(guarded), "_onelane_is_proxy"):
-        raise TypeError(
-            f"stats() is for what guard() returns, and this is a {type(guarded).__name__}"
-        )
-    lane = object.__getattribute__(guarded, "_onelane_lane")
-    batched = {name: batching.queue.stats() for name, batching in lane.batched.items()}
-    return GuardStats(lane.executor.stats(), batched)
 
 
 @dataclass(frozen=True)

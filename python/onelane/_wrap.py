@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from onelane import _worker_loop
 from onelane._lane import Home, Lane, Makers
 from onelane._leave import Departure
 from onelane._method import BatchedMethod, Method
@@ -17,7 +18,8 @@ from onelane._stream import GuardedIterator
 def wrap(lane: Lane, departure: Departure, value: Any) -> Any:
     """Return a proxy of an object that cannot leave the worker; made there."""
     if inspect.iscoroutine(value):
-        return departure(lane.run(value))
+        # Inside of the worker's loop, whoever called can await it.
+        return value if _worker_loop.is_running() else departure(_worker_loop.run(value))
     if isinstance(value, (Iterator, types.AsyncGeneratorType)):
         return GuardedIterator(lane, value)
     return proxy(lane, value)

@@ -15,6 +15,7 @@ use crate::scheduler::closures::{Closure, RunClosures};
 use crate::scheduler::workers::WorkerCommand;
 use crate::scheduler::{ExecutorShared, RequestId};
 use crate::stats::{Health, QueueHistograms, QueueStats};
+use crate::submit_closure::SubmitClosure;
 use crate::sync::{
     Deferred, JoinHandle, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn, thread_waker,
 };
@@ -47,7 +48,7 @@ pub struct DeviceExecutor {
 
 pub(crate) struct Owner {
     pub(crate) shared: Arc<ExecutorShared>,
-    closures: Admission<RunClosures>,
+    pub(crate) closures: Admission<RunClosures>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -274,6 +275,36 @@ impl DeviceExecutor {
         self.submit_request(request, Patience::Until(until))
     }
 
+    /// Submits a closure, and waits for room without blocking the thread.
+    ///
+    /// The closure is handed over when the future is polled first, on a worker, too: there it waits
+    /// for its turn. Room is assigned to it: a future that is never polled again keeps nobody out.
+    ///
+    /// # Errors
+    /// The request comes back in the [`SubmitError`].
+    ///
+    /// # Cancellation
+    /// Dropping the future gives up the place; the closure is not accepted.
+    ///
+    /// ```
+    /// use onelane::DeviceExecutor;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let device = DeviceExecutor::shared("doc-submit-async")?;
+    /// let handle = device.submit_async(onelane::Request::new(|| 6 * 7)).await?;
+    /// assert_eq!(handle.await?, 42);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn submit_async<F, T>(&self, request: Request<F>) -> SubmitClosure<F, T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        SubmitClosure::new(Arc::clone(&self.owner), request)
+    }
+
     fn submit_request<F, T>(
         &self,
         request: Request<F>,
@@ -299,29 +330,13 @@ impl DeviceExecutor {
         T: Send + 'static,
     {
         let Owner { shared, closures, .. } = &*self.owner;
-        let (sender, value, receiver) = Receiver::pair_with_value();
-        let (closure, request) = request.replace_input(());
-        let body = Arc::new(Mutex::new(Some(closure)));
-        let run = {
-            let body = Arc::clone(&body);
-            move || {
-                let taken = body.lock().take();
-                if let Some(closure) = taken {
-                    let answer = closure();
-                    *value.lock() = Some(answer);
-                }
-            }
-        };
-        let request = request.replace_input(Closure(Box::new(run))).1;
+        let (request, sender, receiver, body) = Closure::of(request);
         match closures.submit_with(request, sender, patience) {
             Ok((request, deadline, _)) => {
                 let outstanding = Outstanding::new(receiver, Some(request), deadline);
                 Ok(ResponseHandle::new(shared, outstanding, WaitPolicy::default()))
             }
-            Err(refused) => Err(refused.map(|request| {
-                let closure = body.lock().take().expect("a closure that was refused has not run");
-                request.replace_input(closure).1
-            })),
+            Err(refused) => Err(refused.map(|request| body.take_back(request))),
         }
     }
 

@@ -84,6 +84,7 @@ mod scheduler;
 #[cfg(feature = "tower")]
 mod service;
 mod stats;
+mod submit_closure;
 mod sync;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
@@ -103,5 +104,6 @@ pub use infer::{Infer, SubmitGroup};
 pub use queue::BatchQueue;
 pub use request::{ParsePriorityError, Priority, Request};
 pub use stats::{ClassStats, Health, Histogram, QueueHistograms, QueueStats, Summary};
+pub use submit_closure::SubmitClosure;
 #[doc(hidden)]
 pub use sync::PerProcess;

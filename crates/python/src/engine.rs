@@ -10,7 +10,7 @@ use pyo3::types::PyList;
 
 use crate::delivery;
 use crate::failure::engine_error;
-use crate::interpreter::{attach_worker, drop_attached};
+use crate::interpreter::{attach_worker, drop_attached, is_given_up};
 use crate::item::{Answer, Item, Payload};
 use crate::plain::Plain;
 use crate::turnstile::{self, GilTurnstile};
@@ -170,6 +170,9 @@ impl Engine for PyEngine {
     type Output = Answer;
 
     fn infer(&mut self, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {
+        if is_given_up() {
+            return Err(interpreter_ending());
+        }
         delivery::no_delivery();
         RUNNING.with_borrow_mut(|running| running.push(Arc::as_ptr(&self.turnstile)));
         let answers = attach_worker(|py| self.run(py, batch));

@@ -6,8 +6,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use onelane::{BuildError, EngineError, Refusal, RequestError, SubmitError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTraceback, PyType};
 
 use crate::interpreter::drop_attached;
@@ -150,9 +150,7 @@ pub(crate) fn from_build(py: Python<'_>, error: &BuildError) -> PyErr {
 
 /// An exception of `onelane.errors` with a text.
 pub(crate) fn raise(py: Python<'_>, name: &str, text: String) -> PyErr {
-    let kind = errors(py)
-        .and_then(|module| module.bind(py).getattr(name))
-        .and_then(|kind| Ok(kind.cast_into::<PyType>()?));
+    let kind = error_class(py, name).and_then(|kind| Ok(kind.cast_into::<PyType>()?));
     match kind {
         Ok(kind) if name == "EngineLost" => told(py, PyErr::from_type(kind, text)),
         Ok(kind) => PyErr::from_type(kind, text),
@@ -169,9 +167,8 @@ pub(crate) fn forked(py: Python<'_>, what: &str) -> PyErr {
     raise(py, "ForkedProcess", text)
 }
 
-fn errors(py: Python<'_>) -> PyResult<&Py<PyModule>> {
-    static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    ERRORS.get_or_try_init(py, || Ok(py.import("onelane.errors")?.unbind()))
+fn error_class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import(intern!(py, "onelane.errors"))?.getattr(name)
 }
 
 fn call_errors<'py>(
@@ -179,5 +176,5 @@ fn call_errors<'py>(
     name: &str,
     args: impl pyo3::call::PyCallArgs<'py>,
 ) -> PyResult<Py<PyAny>> {
-    Ok(errors(py)?.bind(py).getattr(name)?.call1(args)?.unbind())
+    Ok(error_class(py, name)?.call1(args)?.unbind())
 }

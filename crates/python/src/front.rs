@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
+use crate::interpreter::imported;
 use crate::item::{Item, Payload};
 use crate::pending::Ticket;
 use crate::plain::{Reader, Torch};
@@ -80,7 +81,9 @@ impl Front {
         open.queue.get().call(py, item, terms)
     }
 
-    /// One request; returns its future.
+    /// One request; returns its future. `wait`: for room, if there is none.
+    #[pyo3(signature = (inputs, named, timeout, deadline, priority, wait = true))]
+    #[allow(clippy::too_many_arguments, reason = "the call of one Python method")]
     fn _submit(
         slf: &Bound<'_, Self>,
         inputs: &Bound<'_, PyTuple>,
@@ -88,13 +91,15 @@ impl Front {
         timeout: Option<f64>,
         deadline: Option<f64>,
         priority: &str,
+        wait: bool,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let open = slf.get().open(py)?;
         let terms = terms(py, timeout, deadline, priority)?;
         let item = open.item(slf, inputs, Some(named))?;
         let future = new_future(py)?;
-        let ticket = open.queue.get().submit_item(py, item, terms, future.clone().unbind())?;
+        let ticket =
+            open.queue.get().submit_item(py, item, terms, future.clone().unbind(), wait)?;
         give_ticket(&future, ticket)?;
         Ok(future.unbind())
     }
@@ -149,7 +154,7 @@ impl Front {
         let read = reading.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (item, terms) =
             read.ok_or_else(|| PyRuntimeError::new_err("the request was submitted already"))?;
-        let event_loop = RUNNING_LOOP.import(py, "asyncio", "get_running_loop")?.call0()?;
+        let event_loop = imported(py, &RUNNING_LOOP, "asyncio", "get_running_loop")?.call0()?;
         let future = event_loop.call_method0(intern!(py, "create_future"))?.unbind();
         let target = (event_loop.unbind(), future.clone_ref(py));
         let ticket = open.queue.get().submit_async(py, item, terms, target)?;
@@ -230,7 +235,7 @@ fn terms(
     let left = match deadline {
         None => timeout,
         Some(deadline) => {
-            let now: f64 = MONOTONIC.import(py, "time", "monotonic")?.call0()?.extract()?;
+            let now: f64 = imported(py, &MONOTONIC, "time", "monotonic")?.call0()?.extract()?;
             let left = deadline - now;
             Some(timeout.map_or(left, |timeout| timeout.min(left)))
         }
@@ -240,7 +245,7 @@ fn terms(
 
 fn new_future(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     static FUTURE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    FUTURE.import(py, "onelane._future", "RequestFuture")?.call0()
+    imported(py, &FUTURE, "onelane._future", "RequestFuture")?.call0()
 }
 
 fn give_ticket(future: &Bound<'_, PyAny>, ticket: Ticket) -> PyResult<()> {

@@ -31,6 +31,8 @@ mod _onelane {
     #[pymodule_export]
     use super::front::{Front, Reading, held};
     #[pymodule_export]
+    use super::interpreter::{end, interrupt_workers};
+    #[pymodule_export]
     use super::item::Failure;
     #[pymodule_export]
     use super::pending::Ticket;

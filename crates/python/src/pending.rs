@@ -11,8 +11,6 @@
 //!
 //! Lock order: nothing attaches, and no Python code runs, under `stage` or `target`.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -28,7 +26,7 @@ use crate::failure::from_submit;
 use crate::interpreter::{drop_attached, generation, is_any_worker};
 use crate::item::{Answer, Start};
 use crate::target::{Outcome, Target, resolve};
-use crate::turnstile::Waiter;
+use crate::waiting::wait_parked;
 
 /// What is waited for.
 enum Waiting {
@@ -167,7 +165,10 @@ impl Pending {
                     Err(handle) => Err(Waiting::Accepted(handle)),
                 }
             }
-            Waiting::Entering(infer) => wait_inline(infer, patience).map_err(Waiting::Entering),
+            Waiting::Entering(infer) => {
+                let until = patience.and_then(|patience| Instant::now().checked_add(patience));
+                wait_parked(infer, until).map_err(Waiting::Entering)
+            }
         });
         let outcome = match answered {
             Ok(outcome) => {
@@ -300,33 +301,6 @@ impl Wake for Pending {
         } else {
             Python::try_attach(|py| self.advance(py));
         }
-    }
-}
-
-/// Waits for an answer on the calling thread, or gives the request back when the time is over.
-fn wait_inline(
-    mut infer: Infer<PyEngine>,
-    patience: Option<Duration>,
-) -> Result<Outcome, Infer<PyEngine>> {
-    let until = patience.and_then(|patience| Instant::now().checked_add(patience));
-    let waker = Waker::from(Arc::new(ThreadWaker(std::thread::current())));
-    loop {
-        if let Poll::Ready(outcome) = Pin::new(&mut infer).poll(&mut Context::from_waker(&waker)) {
-            return Ok(outcome);
-        }
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(infer);
-        }
-        Waiter::park(left);
-    }
-}
-
-struct ThreadWaker(std::thread::Thread);
-
-impl Wake for ThreadWaker {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }
 

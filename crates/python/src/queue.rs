@@ -167,18 +167,27 @@ impl Queue {
         answer.into_result(py)
     }
 
-    /// Submits a request whose response goes into a future of ours.
+    /// Submits a request whose response goes into a future of ours. `wait`: for room, if there is none.
     pub(crate) fn submit_item(
         &self,
         py: Python<'_>,
         item: Item,
         terms: Terms,
         future: Py<PyAny>,
+        wait: bool,
     ) -> PyResult<Ticket> {
         let queue = self.queue(py)?;
         let pending = Pending::new(Target::Thread(future));
         let request = terms.request(item.with_pending(pending.clone()));
-        if !self.is_worker() {
+        if !wait {
+            let accepted = queue.try_submit(request);
+            let handle = accepted.map_err(|refused| from_submit(py, &refused))?;
+            if self.is_worker() && !self.must_wait_its_turn() {
+                pending.answered(py, py.detach(|| handle.wait()));
+            } else {
+                pending.accepted(py, handle);
+            }
+        } else if !self.is_worker() {
             let handle = self.submit_waiting(py, queue, request, terms.until)?;
             pending.accepted(py, handle);
         } else if self.must_wait_its_turn() {

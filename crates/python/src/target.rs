@@ -9,6 +9,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::failure::{from_request, from_submit, raise};
+use crate::interpreter::imported;
 use crate::item::{Answer, Item};
 
 /// What came of a request.
@@ -127,7 +128,7 @@ pub(crate) fn resolution(
 pub(crate) fn tell_loop(py: Python<'_>, event_loop: &Py<PyAny>, futures: Vec<Py<PyAny>>) {
     static RESOLVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let tell = || -> PyResult<()> {
-        let resolve = RESOLVE.import(py, "onelane._aio", "resolve")?;
+        let resolve = imported(py, &RESOLVE, "onelane._aio", "resolve")?;
         let args = (resolve, PyList::new(py, futures)?);
         event_loop.call_method1(py, intern!(py, "call_soon_threadsafe"), args)?;
         Ok(())

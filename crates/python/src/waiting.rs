@@ -1,5 +1,9 @@
 //! Waits for the core: detached, with signals seen, until a time.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use onelane::{RequestError, ResponseHandle, ShutdownError};
@@ -41,6 +45,46 @@ pub(crate) fn wait_for<T: Send + 'static>(
         }
     })?;
     outcome(py, answer)
+}
+
+struct ThreadWaker(std::thread::Thread);
+
+impl Wake for ThreadWaker {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits on the calling thread for a future of the core's, until a time; gives it back then.
+pub(crate) fn wait_parked<F: Future + Unpin>(
+    mut future: F,
+    until: Option<Instant>,
+) -> Result<F::Output, F> {
+    let waker = Waker::from(Arc::new(ThreadWaker(std::thread::current())));
+    loop {
+        if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut Context::from_waker(&waker)) {
+            return Ok(output);
+        }
+        match patience(until, None) {
+            None => std::thread::park(),
+            Some(left) if left.is_zero() => return Err(future),
+            Some(left) => std::thread::park_timeout(left),
+        }
+    }
+}
+
+/// Waits detached for a future of the core's, with signals seen on the main thread.
+pub(crate) fn wait_future<F>(py: Python<'_>, future: F) -> PyResult<F::Output>
+where
+    F: Future<Output: Send> + Send + Unpin,
+{
+    wait(py, future, |future, slice| {
+        let end = slice.and_then(|slice| Instant::now().checked_add(slice));
+        match wait_parked(future, end) {
+            Ok(output) => Step::Done(output),
+            Err(future) => Step::Again(future),
+        }
+    })
 }
 
 /// What came of a wait; `None`: the time was over first.

@@ -60,6 +60,9 @@ pub(crate) struct EnteredGroup<E: Engine> {
     pub(crate) request: RequestId,
 }
 
+/// See [`Admission::start_with`].
+pub(crate) type StartedWith<E> = (RequestId, Option<Instant>, Option<Arc<Ticket<E>>>);
+
 impl<E: Engine> Admission<E> {
     /// Makes a queue, and the way into it; its engines have still to be built.
     pub(crate) fn new(
@@ -197,6 +200,21 @@ impl<E: Engine> Admission<E> {
             }
         };
         Ok((Outstanding::new(receiver, Some(self.request(number)), deadline), ticket))
+    }
+
+    /// Hands a request over whose answer goes to `sender`. Returns its name, its deadline and, while it
+    /// waits for room, what says when it is in.
+    pub(crate) fn start_with(
+        &self,
+        request: Request<E::Item>,
+        sender: Sender<E::Output>,
+    ) -> Result<StartedWith<E>, SubmitError<Request<E::Item>>> {
+        let cost = request.input.cost();
+        let arrival = self.arrival(request, cost, self.now(), sender);
+        let (class, deadline) = (arrival.class, arrival.deadline);
+        let entered = self.enter_slowly(vec![arrival], class, WaitForRoom::Told);
+        let Entered { first, ticket } = entered.map_err(|refused| refused.map(only))?;
+        Ok((self.request(first), deadline, ticket))
     }
 
     /// A request on its way in, with what is a user's code or takes time done before any lock.
