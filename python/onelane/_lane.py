@@ -266,6 +266,8 @@ class Lane:
 
     def enter(self, value: Any) -> Any:
         """Return an argument as the object expects it: proxies as what they stand for."""
+        if type(value) in _leave.EXACT:
+            return value
         if hasattr(type(value), "_onelane_is_proxy"):
             cell: Cell = object.__getattribute__(value, "_onelane_cell")
             return cell.get()
@@ -281,7 +283,9 @@ class Lane:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Call `function` with arguments as they came from another thread."""
-        return function(*(self.enter(a) for a in args), **self.enter(dict(kwargs)))
+        if not kwargs:
+            return function(*[self.enter(arg) for arg in args])
+        return function(*[self.enter(arg) for arg in args], **self.enter(dict(kwargs)))
 
 
 async def _awaited(value: Any) -> Any:

@@ -168,6 +168,8 @@ pub struct ExecutorConfig {
     /// Who hands answers over; [`Delivery::Auto`] by default.
     #[doc(hidden)]
     pub delivery: Delivery,
+    /// Called on a worker that was asleep, before it looks what there is to run; nothing by default.
+    pub on_wake: Option<fn()>,
     pub(crate) clock: Clock,
 }
 
@@ -183,6 +185,7 @@ impl ExecutorConfig {
             capacity: 16_384,
             stack_size: 16 << 20,
             delivery: Delivery::Auto,
+            on_wake: None,
             clock: Clock::System,
         }
     }
@@ -197,6 +200,15 @@ impl ExecutorConfig {
         /// Sets who hands answers over.
         #[doc(hidden)]
         delivery: Delivery,
+    }
+
+    /// Has a worker that was asleep call this before it looks what there is to run. It may wait, for
+    /// an interpreter's lock, say, which the engine will need: what is submitted until then shares the
+    /// batch. A panic in it is contained.
+    #[must_use]
+    pub fn on_wake(mut self, hook: fn()) -> Self {
+        self.on_wake = Some(hook);
+        self
     }
 
     /// Runs the executor on a virtual clock.

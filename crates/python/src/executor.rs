@@ -82,7 +82,11 @@ impl Executor {
         stack_size: Option<usize>,
     ) -> PyResult<Self> {
         drop_ended(py);
-        let mut config = ExecutorConfig::new(device).workers(workers).delivery(Delivery::Worker);
+        // Who submits holds the interpreter's lock: what it submits until it lets go shares a batch.
+        let mut config = ExecutorConfig::new(device)
+            .workers(workers)
+            .delivery(Delivery::Worker)
+            .on_wake(|| drop(attach_worker(|_| ())));
         if let Some(stack_size) = stack_size {
             config = config.stack_size(stack_size);
         }

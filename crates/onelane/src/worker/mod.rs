@@ -21,10 +21,15 @@ use crate::worker::inline::WorkerContext;
 const FEW: usize = 8;
 
 /// The body of a worker thread.
-pub(crate) fn run_worker(shared: Arc<ExecutorShared>, index: usize, delivery: Delivery) {
+pub(crate) fn run_worker(
+    shared: Arc<ExecutorShared>,
+    index: usize,
+    delivery: Delivery,
+    on_wake: Option<fn()>,
+) {
     let context = WorkerContext::enter(shared, index);
     let delivery = DeliveryThread::start(&context.shared, delivery, index);
-    let exit = Exit { context, delivery };
+    let exit = Exit { context, delivery, on_wake };
     exit.run_until_stopped();
 }
 
@@ -32,6 +37,7 @@ pub(crate) fn run_worker(shared: Arc<ExecutorShared>, index: usize, delivery: De
 struct Exit {
     context: Rc<WorkerContext>,
     delivery: Option<DeliveryThread>,
+    on_wake: Option<fn()>,
 }
 
 impl Exit {
@@ -66,6 +72,9 @@ impl Exit {
                     let spins = |ran| ran <= FEW || is_quick || is_processor_spare();
                     if !(ran.take().is_some_and(spins) && spin_until_woken()) {
                         worker.shared.clock.park_until(until);
+                    }
+                    if let Some(on_wake) = self.on_wake {
+                        drop(catch_panic(on_wake));
                     }
                 }
                 Step::Stop => return,
