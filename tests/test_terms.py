@@ -103,7 +103,7 @@ def test_a_guard_has_bounds(device):
     with ThreadPoolExecutor(2) as pool, Hold(device):
         waiting = [pool.submit(guarded.note, i) for i in range(2)]
         until = time.monotonic() + 30
-        while onelane.stats(guarded).waiting < 2:
+        while onelane.stats(guarded).calls.waiting < 2:
             assert time.monotonic() < until
             time.sleep(0)
         with pytest.raises(onelane.QueueFull):
@@ -316,7 +316,7 @@ def test_closing_runs_what_was_accepted_and_says_if_it_took_too_long(device, gua
     with ThreadPoolExecutor(1) as pool, Hold(device):
         accepted = pool.submit(guarded.note, "accepted")
         until = time.monotonic() + 30
-        while onelane.stats(guarded).waiting < 1:
+        while onelane.stats(guarded).calls.waiting < 1:
             assert time.monotonic() < until
             time.sleep(0)
         assert not onelane.close(guarded, timeout=0.05)
@@ -353,7 +353,7 @@ def test_an_object_that_can_be_closed_itself(device):
 def test_statistics_and_health_of_a_guard(device, guarded):
     for i in range(5):
         guarded.note(i)
-    assert onelane.stats(guarded).completed == 5
+    assert onelane.stats(guarded).calls.completed == 5
     assert onelane.health(guarded).state == "ready"
 
 

@@ -159,10 +159,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    import importlib
-
     if name == "compat":
-        return importlib.import_module("onelane.compat")
+        return _imported("onelane.compat")
     if name in _MOVED:
         import warnings
 
@@ -171,7 +169,7 @@ def __getattr__(name: str) -> Any:
             DeprecationWarning,
             stacklevel=2,
         )
-        return getattr(importlib.import_module("onelane.compat"), name)
+        return getattr(_imported("onelane.compat"), name)
     home = _HOME.get(name)
     if home is None:
         said = ""

@@ -99,7 +99,9 @@ class CallQueue(_onelane.Front):
                     return future.result()
                 text = "the deadline passed before there was a response"
                 raise DeadlineExceeded(text) from None
-        awaited, ticket = self._infer((function,), {}, None, terms.deadline, terms.priority)
+        awaited, ticket = self._infer(
+            self._read((function,), {}, None, terms.deadline, terms.priority)
+        )
         return await _aio.answer(awaited, ticket, terms.left())
 
     def close(self, timeout: float | None) -> bool:

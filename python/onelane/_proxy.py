@@ -88,6 +88,10 @@ class Guarded:
         if own is None or not _is_root(self):
             return None, lambda: getattr(cell.present(), name)
         ours = functools.partial(own, self)
+        says_itself = hasattr(kind_of(self), "__getattr__")
+        if not says_itself and inspect.getattr_static(cell.value, name, _MISSING) is _MISSING:
+            # Told without the object's code: this does not wait for the worker.
+            return ours, None
 
         def read() -> Any:
             theirs = getattr(cell.present(), name, _MISSING)

@@ -86,7 +86,9 @@ impl Executor {
         let mut config = ExecutorConfig::new(device)
             .workers(workers)
             .delivery(Delivery::Worker)
-            .on_wake(|| drop(attach_worker(|_| ())));
+            .on_wake(|| {
+                let _ = attach_worker(|_| ());
+            });
         if let Some(stack_size) = stack_size {
             config = config.stack_size(stack_size);
         }
