@@ -83,10 +83,10 @@ impl Executor {
     ) -> PyResult<Self> {
         drop_ended(py);
         // Who submits holds the interpreter's lock: what it submits until it lets go shares a batch.
-        let mut config = ExecutorConfig::new(device)
-            .workers(workers)
-            .delivery(Delivery::Worker)
-            .on_wake(|| drop(attach_worker(|_| ())));
+        let mut config =
+            ExecutorConfig::new(device).workers(workers).delivery(Delivery::Worker).on_wake(|| {
+                let _ = attach_worker(|_| ());
+            });
         if let Some(stack_size) = stack_size {
             config = config.stack_size(stack_size);
         }
