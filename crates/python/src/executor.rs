@@ -83,10 +83,8 @@ impl Executor {
     ) -> PyResult<Self> {
         drop_ended(py);
         // Who submits holds the interpreter's lock: what it submits until it lets go shares a batch.
-        let mut config = ExecutorConfig::new(device)
-            .workers(workers)
-            .delivery(Delivery::Worker)
-            .on_wake(|| {
+        let mut config =
+            ExecutorConfig::new(device).workers(workers).delivery(Delivery::Worker).on_wake(|| {
                 let _ = attach_worker(|_| ());
             });
         if let Some(stack_size) = stack_size {
@@ -221,7 +219,7 @@ impl Executor {
 
     /// The counters and histograms of the calls, as a dict.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        stats::to_dict(py, &self.device(py)?.snapshot(), 0, None)
+        stats::to_dict(py, &self.device(py)?.stats(), 0)
     }
 
     /// See [`stats::health`]; of the worst of the executor's queues.
