@@ -110,7 +110,7 @@ capi-macos: ## compiles and links libonelane, MPSBatchQueue.mm and the tests for
 .PHONY: capi-macos-link
 capi-macos-link:
 	ZIG=$(MAC_ZIG) ONELANE_STUBS=$(abspath crates/capi/macos) \
-	CARGO_TARGET_AARCH64_APPLE_DARWIN_LINKER=$(abspath crates/capi/macos/link.py) \
+	CARGO_TARGET_AARCH64_APPLE_DARWIN_LINKER=$(abspath crates/capi/macos/zig-cc) \
 	    CARGO_TARGET_DIR=$(MAC)/target cargo build --release --locked --target aarch64-apple-darwin -p onelane-capi
 	crates/capi/install.sh $(MAC)/target/aarch64-apple-darwin/release $(MAC)/prefix dylib
 	$(MAC_CXX) -std=c++17 crates/capi/tests/cpp/core_test.cpp -o $(MAC)/core_test -L$(MAC)/prefix/lib -lonelane
