@@ -1,5 +1,6 @@
 # The C and C++ side. `make capi PREFIX=DIR` installs it; the rest are its tests.
 
+comma := ,
 PREFIX ?= target/capi/prefix
 CAPI := target/capi
 CAPI_PREFIX := $(abspath $(CAPI)/prefix)
@@ -74,15 +75,19 @@ capi-asan: capi-prefix ## the C++ tests under AddressSanitizer and UBSan
 capi-valgrind: $(CAPI)/core_test ## the C++ tests under Valgrind
 	valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite $(CAPI)/core_test
 
-# The library itself is instrumented, too: else its atomics would not be seen.
+# The library itself is instrumented, too: else its atomics would not be seen. The runtime is Rust's,
+# which is newer than that of most compilers for C++.
 CAPI_TSAN = RUSTFLAGS="-Zsanitizer=thread" CARGO_TARGET_DIR=$(PROOFS)/tsan \
     cargo +$(NIGHTLY) rustc --locked -p onelane-capi --crate-type staticlib \
     -Zbuild-std --target x86_64-unknown-linux-gnu
+CAPI_TSAN_RUNTIME = $$(rustc +$(NIGHTLY) --print sysroot)/lib/rustlib/x86_64-unknown-linux-gnu/lib/librustc-nightly_rt.tsan.a
 capi-tsan: capi-prefix ## the C++ tests under ThreadSanitizer
+	$(CXX) -std=c++17 -O1 $(CAPI_FLAGS) -fsanitize=thread -c crates/capi/tests/cpp/core_test.cpp -o $(CAPI)/core_test_tsan.o
 	$(call with_nightly,rust-src,$(CAPI_TSAN) && \
-	    $(CXX) -std=c++17 -O1 $(CAPI_FLAGS) -fsanitize=thread crates/capi/tests/cpp/core_test.cpp \
-	    -o $(CAPI)/core_test_tsan $(PROOFS)/tsan/x86_64-unknown-linux-gnu/debug/libonelane_capi.a -ldl && \
-	    TSAN_OPTIONS="halt_on_error=1" $(CAPI)/core_test_tsan)
+	    $(CXX) $(CAPI)/core_test_tsan.o $(PROOFS)/tsan/x86_64-unknown-linux-gnu/debug/libonelane_capi.a \
+	    -Wl$(comma)--whole-archive $(CAPI_TSAN_RUNTIME) -Wl$(comma)--no-whole-archive -Wl$(comma)--export-dynamic \
+	    -ldl -lpthread -lrt -lm -o $(CAPI)/core_test_tsan && \
+	    TSAN_OPTIONS="suppressions=crates/capi/tests/cpp/tsan.supp" setarch -R $(CAPI)/core_test_tsan)
 
 .PHONY: patch-038
 patch-038: ## writes patches/038-mps-batch-queue.patch anew
@@ -105,7 +110,7 @@ capi-macos: ## compiles and links libonelane, MPSBatchQueue.mm and the tests for
 .PHONY: capi-macos-link
 capi-macos-link:
 	ZIG=$(MAC_ZIG) ONELANE_STUBS=$(abspath crates/capi/macos) \
-	CARGO_TARGET_AARCH64_APPLE_DARWIN_LINKER=$(abspath crates/capi/macos/link.py) \
+	CARGO_TARGET_AARCH64_APPLE_DARWIN_LINKER=$(abspath crates/capi/macos/zig-cc) \
 	    CARGO_TARGET_DIR=$(MAC)/target cargo build --release --locked --target aarch64-apple-darwin -p onelane-capi
 	crates/capi/install.sh $(MAC)/target/aarch64-apple-darwin/release $(MAC)/prefix dylib
 	$(MAC_CXX) -std=c++17 crates/capi/tests/cpp/core_test.cpp -o $(MAC)/core_test -L$(MAC)/prefix/lib -lonelane

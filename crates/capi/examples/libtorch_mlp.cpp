@@ -3,6 +3,7 @@
 #include <onelane.hpp>
 
 #include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
 
 #include <cstdio>

@@ -24,8 +24,8 @@ it), and without it start() throws c10::Error.
 
 Apply:   patch -p1 -d <pytorch source> < 038-mps-batch-queue.patch
 Test:    python test/test_mps_batch_queue.py
-Made for PyTorch 2.15. Compiled and linked for macOS arm64 against the headers
-and libraries of the 2.15 wheel; not built in a PyTorch tree and not run on a Mac.
+Made for PyTorch 2.15. Compiled for macOS arm64 against the headers of the 2.15
+wheel; not built in a PyTorch tree and not run on a Mac.
 
 """
 
