@@ -74,6 +74,7 @@ mod footprint;
 pub mod frame;
 mod isolated;
 mod oom;
+mod pool;
 mod process;
 mod serve;
 mod socket;

@@ -130,7 +130,8 @@ impl DeviceExecutor {
     /// thread can be had.
     pub fn new(config: ExecutorConfig) -> Result<Self, BuildError> {
         config.validate()?;
-        let ExecutorConfig { device, workers, capacity, stack_size, delivery, clock } = config;
+        let ExecutorConfig { device, workers, capacity, stack_size, delivery, around, clock } =
+            config;
         let shared = Arc::new(ExecutorShared::new(device, workers, clock));
         let config = RunClosures::config(capacity);
         let (closures, factory) = Admission::new(&shared, config, || Ok(RunClosures))
@@ -141,7 +142,7 @@ impl DeviceExecutor {
             let shared = Arc::clone(&shared);
             // The kernel shows 15 bytes of a thread's name.
             let name = format!("onelane {} {index}", shared.device);
-            let body = move || run_worker(shared, index, delivery);
+            let body = move || run_worker(shared, index, delivery, around);
             let thread = spawn(name, Some(stack_size), body).inspect_err(|_| {
                 // Those that run are told to stop by the owner's drop; these never came to be.
                 let mut guard = owner.shared.lock();

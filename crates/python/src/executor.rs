@@ -80,7 +80,10 @@ impl Executor {
         stack_size: Option<usize>,
     ) -> PyResult<Self> {
         drop_ended(py);
-        let mut config = ExecutorConfig::new(device).workers(workers).delivery(Delivery::Worker);
+        let mut config = ExecutorConfig::new(device)
+            .workers(workers)
+            .delivery(Delivery::Worker)
+            .around(crate::pool::autorelease);
         if let Some(stack_size) = stack_size {
             config = config.stack_size(stack_size);
         }

@@ -11,6 +11,7 @@ mod interpreter;
 mod item;
 mod pending;
 mod plain;
+mod pool;
 mod queue;
 mod sim;
 mod stats;

@@ -9,7 +9,7 @@ pub(crate) mod wait_graph;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::config::Delivery;
+use crate::config::{Around, Delivery};
 use crate::scheduler::workers::WorkerCommand;
 use crate::scheduler::{ExecutorShared, Step};
 use crate::sync::{catch_panic, is_processor_spare, spin_until_woken, thread_waker};
@@ -21,10 +21,15 @@ use crate::worker::inline::WorkerContext;
 const FEW: usize = 8;
 
 /// The body of a worker thread.
-pub(crate) fn run_worker(shared: Arc<ExecutorShared>, index: usize, delivery: Delivery) {
+pub(crate) fn run_worker(
+    shared: Arc<ExecutorShared>,
+    index: usize,
+    delivery: Delivery,
+    around: Option<Around>,
+) {
     let context = WorkerContext::enter(shared, index);
     let delivery = DeliveryThread::start(&context.shared, delivery, index);
-    let exit = Exit { context, delivery };
+    let exit = Exit { context, delivery, around };
     exit.run_until_stopped();
 }
 
@@ -32,9 +37,27 @@ pub(crate) fn run_worker(shared: Arc<ExecutorShared>, index: usize, delivery: De
 struct Exit {
     context: Rc<WorkerContext>,
     delivery: Option<DeliveryThread>,
+    around: Option<Around>,
 }
 
 impl Exit {
+    /// Runs what may be others' code, with what the executor was told to do around it.
+    fn around(&self, body: impl FnOnce()) {
+        let Some(around) = self.around else { return body() };
+        let mut body = Some(body);
+        let _ = catch_panic(|| {
+            around(&mut || {
+                if let Some(body) = body.take() {
+                    body();
+                }
+            });
+        });
+        // One that does not call it must not leave requests without an answer.
+        if let Some(body) = body {
+            body();
+        }
+    }
+
     fn run_until_stopped(&self) {
         let worker = &*self.context;
         let mut finished = None;
@@ -52,16 +75,18 @@ impl Exit {
             match step {
                 Step::Batch(mut dispatched) => {
                     ran = Some(dispatched.batch.len());
-                    worker.run(&mut dispatched);
-                    finished = match &self.delivery {
-                        Some(delivery) => delivery.leave(dispatched).err(),
-                        None => Some(dispatched),
-                    };
-                    if let Some(kept) = &mut finished {
-                        worker.deliver(kept);
-                    }
+                    self.around(|| {
+                        worker.run(&mut dispatched);
+                        finished = match &self.delivery {
+                            Some(delivery) => delivery.leave(dispatched).err(),
+                            None => Some(dispatched),
+                        };
+                        if let Some(kept) = &mut finished {
+                            worker.deliver(kept);
+                        }
+                    });
                 }
-                Step::Command(command) => self.execute(command),
+                Step::Command(command) => self.around(|| self.execute(command)),
                 Step::Sleep { until, is_quick } => {
                     let spins = |ran| ran <= FEW || is_quick || is_processor_spare();
                     if !(ran.take().is_some_and(spins) && spin_until_woken()) {
@@ -104,7 +129,7 @@ impl Exit {
 impl Drop for Exit {
     fn drop(&mut self) {
         // Engines are dropped on the worker in every case.
-        self.context.engines.clear();
+        self.around(|| self.context.engines.clear());
         WorkerContext::leave();
         drop(self.delivery.take());
         let mut guard = self.context.shared.lock();
