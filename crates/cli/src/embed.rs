@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Priority, QueueStats, Shutdown};
-use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel};
+use onelane::{
+    BatchConfig, BatchQueue, DeviceExecutor, ExecutorConfig, Priority, QueueStats, Shutdown,
+};
+use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel, autorelease_pool};
 use onelane_terminal::{at_least_one, causes, is_broken_pipe, thread_count};
 
 use crew::{Client, Crew, Done};
@@ -86,7 +88,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .max(args.threads.saturating_mul(2));
     let config =
         BatchConfig::default().name("embed").max_batch_size(args.max_batch_size).capacity(window);
-    let device = DeviceExecutor::shared(&args.device.to_string())?;
+    let device = ExecutorConfig::new(args.device.to_string()).around(autorelease_pool);
+    let device = DeviceExecutor::shared_with(device)?;
     let factory = model.clone();
     let queue = BatchQueue::new(&device, config, move || Ok(factory.load()?))
         .with_context(|| format!("cannot start on {}", args.device))?;

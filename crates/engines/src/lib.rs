@@ -10,6 +10,7 @@
 //! | embed sentences | [`EmbeddingModel`], [`Tokeniser`], [`EmbeddingEngine`] |
 //! | choose shapes | [`EmbeddingConfig`], [`BucketConfig`], [`Padding`] |
 //! | run rows through an MLP | [`MlpEngine`], [`MlpRow`] |
+//! | give workers an autorelease pool | [`autorelease_pool`] |
 //! | use the models without a queue | [`Bert`], [`Mlp`] |
 
 #![deny(unsafe_code)]
@@ -32,6 +33,7 @@ mod mlp_engine;
 mod model_dir;
 mod ops;
 mod pass;
+mod pool;
 mod sentence_settings;
 mod shape_log;
 mod tokeniser;
@@ -50,5 +52,6 @@ pub use inventory::{DeviceInfo, devices};
 pub use mlp::{MLP_WIDTH, Mlp, MlpRow, MlpRowError};
 pub use mlp_engine::MlpEngine;
 pub use model_dir::ModelDir;
+pub use pool::autorelease_pool;
 pub use sentence_settings::{Pooling, SentenceSettings};
 pub use tokeniser::{MAX_TEXT_BYTES, TokeniseError, TokenisedText, Tokeniser};

@@ -77,6 +77,7 @@ mod isolated;
 #[cfg(all(test, loom))]
 mod models;
 mod oom;
+mod pool;
 mod process;
 mod serve;
 mod serving;

@@ -11,6 +11,7 @@ use crate::arena::Writer;
 use crate::channel::{Channel, ChildBatch, OutputsError};
 use crate::error::RemoteError;
 use crate::frame::Kind;
+use crate::pool;
 use crate::sticky::sticky;
 use crate::wire::Wire;
 
@@ -170,7 +171,7 @@ fn contain_drop<E>(engine: E) -> Result<(), (Kind, RemoteError)> {
 /// Runs the engine's code; its error, or its panic, becomes what is sent to the parent.
 fn contain<R>(body: impl FnOnce() -> Result<R, EngineError>) -> Result<R, (Kind, RemoteError)> {
     // What a panic leaves behind is dropped by the caller and not looked at again.
-    match catch_unwind(AssertUnwindSafe(body)) {
+    match pool::autorelease(|| catch_unwind(AssertUnwindSafe(body))) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(match error {
             EngineError::OutOfMemory(source) => (Kind::OutOfMemory, remote(&*source)),

@@ -22,7 +22,7 @@ use crate::sync::{
 };
 use crate::worker::context::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::engines::{EngineFactory, Engines};
-use crate::worker::run_worker;
+use crate::worker::{Hooks, run_worker};
 
 /// What a shutdown does with requests that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,8 +130,16 @@ impl DeviceExecutor {
     /// thread can be had.
     pub fn new(config: ExecutorConfig) -> Result<Self, BuildError> {
         config.validate()?;
-        let ExecutorConfig { device, workers, capacity, stack_size, delivery, on_wake, clock } =
-            config;
+        let ExecutorConfig {
+            device,
+            workers,
+            capacity,
+            stack_size,
+            delivery,
+            on_wake,
+            around,
+            clock,
+        } = config;
         let shared = Arc::new(ExecutorShared::new(device, workers, clock));
         let config = RunClosures::config(capacity);
         let (closures, factory) = Admission::new(&shared, None, config, || Ok(RunClosures))
@@ -142,7 +150,8 @@ impl DeviceExecutor {
             let shared = Arc::clone(&shared);
             // The kernel shows 15 bytes of a thread's name.
             let name = format!("onelane {} {index}", shared.device);
-            let body = move || run_worker(shared, index, delivery, on_wake);
+            let hooks = Hooks { around, on_wake };
+            let body = move || run_worker(shared, index, delivery, hooks);
             let thread = spawn(name, Some(stack_size), body).inspect_err(|_| {
                 // Those that run are told to stop by the owner's drop; these never came to be.
                 let mut scheduler = owner.shared.lock();

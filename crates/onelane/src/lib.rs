@@ -91,7 +91,7 @@ mod worker;
 
 #[doc(hidden)]
 pub use config::Delivery;
-pub use config::{BatchConfig, ExecutorConfig};
+pub use config::{Around, BatchConfig, ExecutorConfig};
 pub use engine::{BatchItem, Engine, Uniform};
 pub use error::{
     BuildError, ConfigError, EngineError, InferError, Refusal, RequestError, ShutdownError, Source,

@@ -83,8 +83,11 @@ impl Executor {
     ) -> PyResult<Self> {
         drop_ended(py);
         // Who submits holds the interpreter's lock: what it submits until it lets go shares a batch.
-        let mut config =
-            ExecutorConfig::new(device).workers(workers).delivery(Delivery::Worker).on_wake(|| {
+        let mut config = ExecutorConfig::new(device)
+            .workers(workers)
+            .delivery(Delivery::Worker)
+            .around(crate::pool::autorelease)
+            .on_wake(|| {
                 let _ = attach_worker(|_| ());
             });
         if let Some(stack_size) = stack_size {
@@ -219,7 +222,7 @@ impl Executor {
 
     /// The counters and histograms of the calls, as a dict.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        stats::to_dict(py, &self.device(py)?.stats(), 0)
+        stats::to_dict(py, &self.device(py)?.snapshot(), 0, None)
     }
 
     /// See [`stats::health`]; of the worst of the executor's queues.

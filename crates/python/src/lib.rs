@@ -16,6 +16,7 @@ mod item;
 mod parcel;
 mod pending;
 mod plain;
+mod pool;
 mod queue;
 mod remote;
 mod sim;
@@ -38,9 +39,9 @@ mod _onelane {
     #[pymodule_export]
     use super::front::{Front, Reading, held};
     #[pymodule_export]
-    use super::isolation::Supervisor;
-    #[pymodule_export]
     use super::interpreter::{end, interrupt_workers};
+    #[pymodule_export]
+    use super::isolation::Supervisor;
     #[pymodule_export]
     use super::item::Failure;
     #[pymodule_export]

@@ -8,7 +8,7 @@ pub(crate) mod wait_graph;
 
 use std::sync::Arc;
 
-use crate::config::Delivery;
+use crate::config::{Around, Delivery};
 use crate::scheduler::Step;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
@@ -20,29 +20,52 @@ use crate::worker::delivery::DeliveryThread;
 /// answered want its processor, unless there are others (docs/decisions has the figures).
 const FEW: usize = 8;
 
+/// What a worker was told to do besides.
+#[derive(Clone, Copy)]
+pub(crate) struct Hooks {
+    /// Around all that may be others' code.
+    pub(crate) around: Option<Around>,
+    /// After a sleep.
+    pub(crate) on_wake: Option<fn()>,
+}
+
+impl Hooks {
+    fn around(self, body: impl FnOnce()) {
+        let Some(around) = self.around else { return body() };
+        let mut body = Some(body);
+        let _ = catch_panic(|| {
+            around(&mut || {
+                if let Some(body) = body.take() {
+                    body();
+                }
+            });
+        });
+        // One that does not call it must not leave requests without an answer.
+        if let Some(body) = body {
+            body();
+        }
+    }
+}
+
 /// The body of a worker thread.
 pub(crate) fn run_worker(
     shared: Arc<ExecutorShared>,
     index: usize,
     delivery: Delivery,
-    on_wake: Option<fn()>,
+    hooks: Hooks,
 ) {
     let worker = WorkerContext::enter(shared, index);
     let delivery = DeliveryThread::start(&worker.shared, delivery, index);
     // However this ends, no request waits for a worker that is gone.
-    let _ = catch_panic(|| run_until_stopped(&worker, delivery.as_ref(), on_wake));
+    let _ = catch_panic(|| run_until_stopped(&worker, delivery.as_ref(), hooks));
     // Engines are dropped on the worker in every case.
-    worker.engines.clear();
+    hooks.around(|| worker.engines.clear());
     WorkerContext::leave();
     drop(delivery);
     worker.shared.lock().worker_ended(index);
 }
 
-fn run_until_stopped(
-    worker: &WorkerContext,
-    delivery: Option<&DeliveryThread>,
-    on_wake: Option<fn()>,
-) {
+fn run_until_stopped(worker: &WorkerContext, delivery: Option<&DeliveryThread>, hooks: Hooks) {
     let shared = &worker.shared;
     let mut finished = None;
     // How many requests were in the batch that has just run.
@@ -58,22 +81,24 @@ fn run_until_stopped(
         match step {
             Step::Batch(mut dispatched) => {
                 ran = Some(dispatched.batch.len());
-                worker.run(&mut dispatched);
-                finished = match delivery {
-                    Some(delivery) => delivery.leave(dispatched).err(),
-                    None => Some(dispatched),
-                };
-                if let Some(kept) = &mut finished {
-                    worker.deliver(kept);
-                }
+                hooks.around(|| {
+                    worker.run(&mut dispatched);
+                    finished = match delivery {
+                        Some(delivery) => delivery.leave(dispatched).err(),
+                        None => Some(dispatched),
+                    };
+                    if let Some(kept) = &mut finished {
+                        worker.deliver(kept);
+                    }
+                });
             }
-            Step::Command(command) => execute(worker, command),
+            Step::Command(command) => hooks.around(|| execute(worker, command)),
             Step::Sleep { until, is_quick } => {
                 let spins = |ran| ran <= FEW || is_quick || is_processor_spare();
                 if !(ran.take().is_some_and(spins) && spin_until_woken()) {
                     shared.clock.park_until(until);
                 }
-                if let Some(on_wake) = on_wake {
+                if let Some(on_wake) = hooks.on_wake {
                     drop(catch_panic(on_wake));
                 }
             }

@@ -1,5 +1,6 @@
 //! The promises of the core (lib.rs, "What is promised"), as tests of its public interface.
 
+mod around;
 mod backpressure;
 mod cancel;
 mod circles;
