@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import onelane
-import tiny_models
 from onelane import _shapes
 from onelane._mac_check import models as tiny_models
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from onelane._executor import DeviceExecutor, executor
     from onelane._guard import guard
     from onelane._hygiene import hygiene
+    from onelane._include import get_include
     from onelane._install import Installed, UnknownVersion, install, installed, uninstall
     from onelane._isolation import Isolation
     from onelane._memory import Memory
-    from onelane._include import get_include
     from onelane._pad import Pad
     from onelane._proxy import aclose, aget, close, health, stats
     from onelane._requests import Each, Items, Tensors

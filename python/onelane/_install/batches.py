@@ -20,6 +20,7 @@ from onelane import _shapes
 from onelane._batch_queue import BatchQueue
 from onelane._install.lengths import ROWS, LaunchCost, length_bucket, plan, row_bucket
 from onelane._install.place import Place
+from onelane._requests import Items
 from onelane.errors import QueueClosed
 
 # Rows of a piece of a long list, alone and beside others.
@@ -158,8 +159,8 @@ class Batches:
         return BatchQueue(
             batch,
             self._place.home,
+            Items(),
             max_batch_size=ROWS[-1],
-            collate="list",
             factory=False,
             name=self._name,
         )
