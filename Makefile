@@ -27,7 +27,8 @@ doc: ## documentation without warnings
 macos: ## type-check of everything that runs on a Mac
 	rustup target add aarch64-apple-darwin
 	cargo check --target aarch64-apple-darwin --features metal --locked \
-	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-suite -p onelane-cli -p onelane-bench
+	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-capi -p onelane-suite -p onelane-cli \
+	    -p onelane-bench
 
 # No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels, in a folder of their
 # own, so that no build takes them for real ones.
@@ -126,6 +127,7 @@ LANES = $(MAKE) --no-print-directory -j2 $(if $(filter-out 3.%,$(MAKE_VERSION)),
 ci: ## what CI runs
 	$(LANES) check $(VENV)/.ready
 	$(LANES) ci-rust test-python
+	$(MAKE) --no-print-directory test-capi
 
 .PHONY: ci-rust
 ci-rust:

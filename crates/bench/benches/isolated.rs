@@ -23,7 +23,7 @@ fn open() -> Result<EmbeddingModel, EngineError> {
     let dir = std::env::var("ONELANE_MINILM")
         .map_err(|_| EngineError::failed("set ONELANE_MINILM to the model's directory"))?;
     let config = EmbeddingConfig::default();
-    EmbeddingModel::open(dir.as_ref(), DeviceName::Cpu, config).map_err(EngineError::from)
+    EmbeddingModel::open(&dir, DeviceName::Cpu, config).map_err(EngineError::from)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
