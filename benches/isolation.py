@@ -29,7 +29,7 @@ import isolation_models as models
 
 def queues(model, **settings):
     """The same queue twice: in process, and isolated."""
-    made = {"collate": "list", "factory": False, **settings}
+    made = {"requests": onelane.Items(), "factory": False, **settings}
     inside = onelane.BatchQueue(model, onelane.DeviceExecutor("cpu"), **made)
     outside = onelane.BatchQueue(model, onelane.DeviceExecutor("cpu"), isolation="process", **made)
     return inside, outside
@@ -117,7 +117,7 @@ def main():
         import torch
 
         x = torch.zeros(1, 16)
-        added("a tensor, one caller", identity, x, args.rounds, 500, collate="tensor")
+        added("a tensor, one caller", identity, x, args.rounds, 500, requests=onelane.Tensors())
     inside, outside = queues(models.waits, max_batch_size=64)
     ratios = []
     for _ in range(args.rounds):
@@ -127,7 +127,8 @@ def main():
     close(inside, outside)
     homes = [onelane.DeviceExecutor("cpu", workers=n, isolation="process") for n in (1, 2)]
     one, two = (
-        onelane.BatchQueue(models.burns, home, 1, collate="list", factory=False) for home in homes
+        onelane.BatchQueue(models.burns, home, onelane.Items(), max_batch_size=1, factory=False)
+        for home in homes
     )
     ratios = []
     for _ in range(args.rounds):

@@ -51,7 +51,7 @@ class Lists(chaos.Kind):
     def make(self, device):
         isolation = onelane.Isolation(**ISOLATION, spare=self.spare)
         return onelane.BatchQueue(
-            "isolated_models:chaos", device, 32, capacity=128, collate="list", factory=False,
+            "isolated_models:chaos", device, onelane.Items(), capacity=128, factory=False,
             isolation=isolation,
         )  # fmt: skip
 

@@ -59,7 +59,7 @@ def test_past_the_watermark_it_is_emptied_between_batches(device, empties, monke
 
     with (
         onelane.hygiene(device, idle_s=1000, watermark=500),
-        onelane.BatchQueue(batch, device, collate="list", factory=False) as queue,
+        onelane.BatchQueue(batch, device, onelane.Items(), factory=False) as queue,
     ):
         assert queue("x") == "x"
         assert emptied.wait(30)

@@ -28,7 +28,7 @@ TESTS = os.path.dirname(__file__)
 
 def queue(model=listed, **settings):
     isolation = settings.pop("isolation", onelane.Isolation(hang_s=5.0))
-    given = {"collate": "list", "factory": False, **settings}
+    given = {"requests": onelane.Items(), "factory": False, **settings}
     return onelane.BatchQueue(model, "cpu", isolation=isolation, **given)
 
 
@@ -84,10 +84,10 @@ def test_a_parent_without_pytorch_stays_without_it():
         import numpy as np
         import onelane
 
-        with onelane.BatchQueue("isolated_models:load", "cpu", collate="list",
+        with onelane.BatchQueue("isolated_models:load", "cpu", onelane.Items(),
                                 isolation="process") as q:
             assert q(np.ones(3)).tolist() == [2, 2, 2]
-        with onelane.BatchQueue("isolated_models:identity", "cpu", batch=False, factory=False,
+        with onelane.BatchQueue("isolated_models:identity", "cpu", onelane.Each(), factory=False,
                                 isolation="process") as q:
             assert q(np.ones(3)).tolist() == [1, 1, 1]
         assert "torch" not in sys.modules
@@ -96,7 +96,7 @@ def test_a_parent_without_pytorch_stays_without_it():
 
 
 def test_requests_of_batch_false_keep_their_form():
-    with queue(isolated_models.identity, collate="tensor", batch=False, unpack=False) as q:
+    with queue(isolated_models.identity, requests=onelane.Each(unpack=False)) as q:
         given = {"a": np.arange(3), "b": (1, "two", [None])}
         back = q(given)
         np.testing.assert_array_equal(back["a"], given["a"])
@@ -160,7 +160,7 @@ def test_a_script_without_a_guard_runs_once(tmp_path):
                 raise Mine("as it was")
             return [item * factor for item in items]
 
-        with onelane.BatchQueue(model, "cpu", collate="list", isolation="process") as q:
+        with onelane.BatchQueue(model, "cpu", onelane.Items(), isolation="process") as q:
             assert q(2) == 10
             try:
                 q(0)
@@ -179,7 +179,7 @@ def test_a_module_that_makes_its_queue_when_imported_is_told_so(tmp_path):
         "import onelane\n"
         "def model(items):\n"
         "    return items\n"
-        "queue = onelane.BatchQueue('careless:model', 'cpu', collate='list', factory=False,\n"
+        "queue = onelane.BatchQueue('careless:model', 'cpu', onelane.Items(), factory=False,\n"
         "                           isolation='process')\n"
     )
     done = subprocess.run(
@@ -232,7 +232,7 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="Did you mean 'process'"):
         queue(isolation="proces")
     with pytest.raises(ValueError, match="in another process"):
-        queue(output="device")
+        queue(requests=onelane.Items(output="device"))
     with pytest.raises(ValueError, match="no import path"):
         queue("isolated_models.load")
 
@@ -432,7 +432,7 @@ def capfd_text(capfd):
 def test_each_worker_has_a_process_of_its_own():
     with onelane.DeviceExecutor("cpu", workers=2, isolation="process") as home:
         q = onelane.BatchQueue(
-            isolated_models.burning, home, max_batch_size=1, collate="list", factory=False
+            isolated_models.burning, home, onelane.Items(), max_batch_size=1, factory=False
         )
         assert len(q.stats().isolation.pids) == 2
         assert [future.result(60) for future in q.submit_many(range(40))] == list(range(40))
@@ -457,7 +457,7 @@ def test_functions_of_an_isolated_executor_run_in_a_child():
         assert home.call(os.getpid) != pid
         with pytest.raises(ValueError, match="isolated"):
             home.hold()
-        q = onelane.BatchQueue(listed, home, collate="list", factory=False)
+        q = onelane.BatchQueue(listed, home, onelane.Items(), factory=False)
         assert q(1) == 2
         assert q.stats().isolation.starts == 1
 
@@ -492,7 +492,7 @@ def test_a_killed_parent_leaves_no_child():
         import isolated_models
         import onelane
 
-        q = onelane.BatchQueue(isolated_models.where, "cpu", collate="list", factory=False,
+        q = onelane.BatchQueue(isolated_models.where, "cpu", onelane.Items(), factory=False,
                                isolation=onelane.Isolation(spare=True))
         print(q(0)[0], flush=True)
         q("more")
@@ -527,7 +527,7 @@ def test_nothing_is_left_behind():
     def use():
         home = onelane.DeviceExecutor("cpu", isolation=onelane.Isolation(spare=True))
         with home:
-            q = onelane.BatchQueue(listed, home, collate="list", factory=False)
+            q = onelane.BatchQueue(listed, home, onelane.Items(), factory=False)
             assert q(1) == 2
             with pytest.raises(onelane.EngineCrashed):
                 q("abort")

@@ -39,7 +39,7 @@ def test_a_queue_in_this_process_fails_and_refuses(device):
             assert release.wait(30)
         return inner(items)
 
-    q = onelane.BatchQueue(model, device, collate="list", max_batch_size=3, factory=False)
+    q = onelane.BatchQueue(model, device, onelane.Items(), max_batch_size=3, factory=False)
     first = q.submit("first")
     assert entered.wait(30)
     batch = [q.submit(x) for x in ("a", "poison", "b")]
@@ -98,7 +98,7 @@ def test_in_a_child_it_is_replaced():
     pytest.importorskip("cloudpickle")
     calls = []
     with onelane.BatchQueue(
-        poisoned_after(calls), "cpu", collate="list", factory=False, isolation="process"
+        poisoned_after(calls), "cpu", onelane.Items(), factory=False, isolation="process"
     ) as q:
         futures = q.submit_many(["a", "poison", "b"])
         assert futures[0].result(60) == "a"

@@ -106,7 +106,7 @@ def test_large_tensors_grow_the_shared_memory(plain):
 def test_pads_and_costs_work_as_in_process():
     pad = onelane.Pad(buckets=(4, 8), trim=True)
     with onelane.DeviceExecutor("cpu", isolation="process") as home:
-        q = onelane.BatchQueue(double, home, pad=pad, factory=False)
+        q = onelane.BatchQueue(double, home, onelane.Tensors(pad=pad), factory=False)
         inputs = [torch.full((1, length), float(length)) for length in (2, 3, 4, 7)]
         for x, future in zip(inputs, q.submit_many(inputs), strict=True):
             torch.testing.assert_close(future.result(60), x * 2)
@@ -166,7 +166,7 @@ def test_a_parent_without_pytorch_sends_arrays_to_a_worker_that_has_it():
         import onelane
 
         with onelane.BatchQueue("test_isolation_torch:double", "cpu", factory=False,
-                                pad=onelane.Pad(buckets=(4,), trim=True),
+                                requests=onelane.Tensors(pad=onelane.Pad(buckets=(4,), trim=True)),
                                 isolation="process") as q:
             futures = q.submit_many([np.ones((2, 3), "f4"), np.ones((1, 2), "f4")])
             assert [f.result(60).shape for f in futures] == [(2, 3), (1, 2)]

@@ -105,6 +105,11 @@ class BatchQueue(_onelane.Front):
         if isolated is not None:
             model, factory = _isolation.named(model, factory)
             device = _isolation.default_device() if device is None else device
+            if kind.output == "device":
+                raise ValueError(
+                    "output='device': the device of an isolated queue is in another process, and "
+                    "what is on it stays there: use output='cpu'"
+                )
         is_factory = _factory.is_factory(model, factory)
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
@@ -134,7 +139,7 @@ class BatchQueue(_onelane.Front):
             if warning is not None:
                 warnings.warn(warning, stacklevel=_names.level_outside())
         self._autocast = _devices.autocast_types(self._executor.device)
-        elements = None if kind.pad is None else _onelane.Elements()
+        elements = None if kind.pad is None or isolated is not None else _onelane.Elements()
         settings: dict[str, Any] = {
             "to_cpu": kind.output == "cpu",
             "copy_outputs": kind.copy,

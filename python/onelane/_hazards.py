@@ -50,7 +50,7 @@ HAZARDS = (
     Hazard(
         "memory-per-shape",
         "reserved memory is the sum over all input shapes",
-        "round lengths and rows up: onelane.install(), or BatchQueue(..., pad=onelane.Pad(...))",
+        "round lengths and rows up: onelane.install(), or onelane.Tensors(pad=onelane.Pad(...))",
         lambda at: "applies" if at < (2, 14) else "differs",
         "pytorch#188045; from 2.14 on heaps split and coalesce (#190438)",
     ),

@@ -32,7 +32,7 @@ def note(device: str, shape: Hashable) -> None:
         warnings.warn(
             f"{device} has seen {len(seen)} distinct input shapes, and keeps a compiled graph and "
             f"memory for each. Round them up: onelane.install() does so for known libraries, "
-            f"BatchQueue(..., pad=onelane.Pad(buckets=..., rows=...)) for tensors",
+            f"BatchQueue(..., onelane.Tensors(pad=onelane.Pad(buckets=..., rows=...))) for tensors",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -2,11 +2,11 @@
 //!
 //! `include/onelane.h` is made from this crate and documents each function; `onelane.hpp` and
 //! `MPSBatchQueue.h` are C++ over it. Invariants:
-//! - No export unwinds: [`contain`] makes a status of a panic.
+//! - No export unwinds: `contain` makes a status of a panic.
 //! - A handle is looked up, never followed: what C passes cannot be a dangling pointer.
-//! - `done` is called exactly once for each accepted item ([`submitted`]).
-//! - The functions by name go through the table that [`api`] resolves, so that a process has one owner
-//!   of each device even if it has two copies of the core ([`copies`]).
+//! - `done` is called exactly once for each accepted item (`submitted`).
+//! - The functions by name go through the table that `api` resolves, so that a process has one owner
+//!   of each device even if it has two copies of the core (`copies`).
 
 #![warn(clippy::undocumented_unsafe_blocks)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]

@@ -183,7 +183,7 @@ def _ten_tests(device: Device, queued: bool) -> dict[str, Any]:
         good = 0
         with torch.no_grad():
             if queued:
-                with onelane.BatchQueue(made, "mps", batch=False) as queue:
+                with onelane.BatchQueue(made, "mps", onelane.Each()) as queue:
                     expected = queue(inputs)
                     with ThreadPoolExecutor(8) as pool:
                         for _ in range(times):
@@ -482,7 +482,7 @@ def isolation(device: Device) -> dict[str, Any]:
     if device.sim is not None:
         raise NotRun("a child process has no simulated device")
     queue = onelane.BatchQueue.from_factory(
-        _aborting, "mps", collate="list", isolation=make(hang_s=20)
+        _aborting, "mps", onelane.Items(), isolation=make(hang_s=20)
     )
     futures = [queue.submit(at) for at in range(8)]
     failed, right = False, 0
