@@ -56,7 +56,7 @@ def test_a_queue_in_this_process_fails_and_refuses(device):
     assert calls == [1, 3]
     health = q.health()
     assert health.state == "failed"
-    assert "until this process ends" in health.detail
+    assert "lost to this process" in health.detail
     assert 'isolation="process"' in health.detail
     for ask in (q, q.submit):
         with pytest.raises(onelane.EngineLost, match='isolation="process"'):

@@ -47,6 +47,26 @@ class Queue(Protocol):
         """Return whether requests are answered."""
 
 
+def one(queue: Any, request: tuple[Any, ...], terms: Terms) -> Any:
+    """Make one request of a queue, and return the response."""
+    if terms.wait:
+        return queue(*request, **_of(terms))
+    return _result(queue.try_submit(*request, **_of(terms)), terms)
+
+
+async def aone(queue: Any, request: tuple[Any, ...], terms: Terms) -> Any:
+    """Do what `one` does, from an event loop."""
+    if terms.wait:
+        return await queue.infer(*request, **_of(terms))
+    future = asyncio.wrap_future(queue.try_submit(*request, **_of(terms)))
+    try:
+        return await asyncio.wait_for(future, terms.left())
+    except asyncio.TimeoutError:
+        if future.done() and not future.cancelled():
+            raise
+        raise _late() from None
+
+
 class Turns(Protocol):
     """The object's turns, see `Lane`."""
 
@@ -142,22 +162,17 @@ class Batching:
                     return _joined(parts)
                 except Exception:
                     self._whole = True
-            return self._one(CallCollator.request(args, kwargs, form), terms)
+            return one(self.queue, (CallCollator.request(args, kwargs, form),), terms)
         finally:
             if turns is not None:
                 turns.turns.leave(hold)
-
-    def _one(self, request: Any, terms: Terms) -> Any:
-        if terms.wait:
-            return self.queue(request, **_of(terms))
-        return _result(self.queue.try_submit(request, **_of(terms)), terms)
 
     def _in_pieces(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms, inline: bool
     ) -> list[Any]:
         requests = self._pieces(args, kwargs)
         if inline:
-            return [self._one(request, terms) for request in requests]
+            return [one(self.queue, (request,), terms) for request in requests]
         under_way: deque[Future[Any]] = deque()
         parts = []
         try:
@@ -233,20 +248,9 @@ class Batching:
                     return _joined(parts)
                 except Exception:
                     self._whole = True
-            return await self._aone(CallCollator.request(args, kwargs, form), terms)
+            return await aone(self.queue, (CallCollator.request(args, kwargs, form),), terms)
         finally:
             turns.turns.leave(hold)
-
-    async def _aone(self, request: Any, terms: Terms) -> Any:
-        if terms.wait:
-            return await self.queue.infer(request, **_of(terms))
-        future = asyncio.wrap_future(self.queue.try_submit(request, **_of(terms)))
-        try:
-            return await asyncio.wait_for(future, terms.left())
-        except asyncio.TimeoutError:
-            if future.done() and not future.cancelled():
-                raise
-            raise _late() from None
 
     async def _in_pieces_async(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
@@ -258,7 +262,7 @@ class Batching:
                 if len(under_way) == _UNDER_WAY:
                     parts.append(await under_way.popleft())
                 of_piece = terms if not number else terms._replace(wait=True)
-                under_way.append(asyncio.ensure_future(self._aone(request, of_piece)))
+                under_way.append(asyncio.ensure_future(aone(self.queue, (request,), of_piece)))
             while under_way:
                 parts.append(await under_way.popleft())
         finally:

@@ -24,6 +24,10 @@ class Caller(Protocol):
 
     _core: _onelane.Executor
 
+    @property
+    def device(self) -> str:
+        """The name of the device."""
+
     def is_held_here(self) -> bool:
         """Whether the calling thread or task holds the device."""
 
@@ -118,7 +122,7 @@ class CallQueue(_onelane.Front):
 
     def stats(self) -> QueueStats:
         """Return the statistics of the calls."""
-        return QueueStats._of(self._core.stats())
+        return QueueStats._of(self._core.stats(), self._home.device)
 
     def health(self) -> Health:
         """Return whether calls are answered."""

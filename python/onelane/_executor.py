@@ -234,7 +234,7 @@ class DeviceExecutor(Executor):
         Raises `QueueFull` if there is none.
         """
         if self._calls is not None:
-            return self._calls.try_submit(fn, args, kwargs)
+            return self._calls.submit(fn, args, kwargs, wait=False)
         future = CallFuture(self._core)
         item = _ThreadItem(self._call(fn, args, kwargs), future)
         if not self._put(item) and not self._core.submit(item, False):

@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from onelane import _isolation, _names
+from onelane._batching import Batching, aone, one
 from onelane._exclusive import Exclusive, Hold
 from onelane._host import BATCH, SPECIAL, HostFactory, HostRequests, Lost, Member, StreamId
-from onelane.errors import EngineLost
+from onelane._proxy import OWN, aclose, close
+from onelane._terms import NORMAL, Options, Priority, Terms, options
+from onelane.errors import EngineLost, QueueFull
 
 if TYPE_CHECKING:
     from onelane._batch_queue import BatchQueue
@@ -30,40 +34,68 @@ class _Lent:
         self.exclusive = None if exclusive in (None, True) else frozenset(exclusive or ())
         self.name, self.members = queue("describe")
         self.batched: dict[str, Any] = {}
+        # As of a `Lane`: what `onelane.close`, `stats` and `health` ask.
+        self.calls, self.closed = queue, False
+        self.root: Callable[[], Any] | None = None
+
+    def close(self, timeout: float | None, _: Any) -> bool:
+        """Refuse new calls, run those that wait, and end the worker."""
+        self.closed = True
+        return self.queue.shutdown(timeout=timeout)
 
     def hold_of(self, name: str, generator: bool) -> Hold | None:
         """Return what has the object alone while a stream of a method is open; None: nothing."""
         alone = generator if self.exclusive is None else name in self.exclusive
         return Hold(f"a stream of {name}()") if alone else None
 
-    def call(self, *request: Any) -> Any:
+    def turn(self, terms: Terms) -> Hold | None:
+        """Wait until the object may be called."""
+        return self.turns.wait(self._asked(terms), terms.deadline)
+
+    async def aturn(self, terms: Terms) -> Hold | None:
+        """Do what `turn` does, from an event loop."""
+        return await self.turns.wait_async(self._asked(terms), terms.deadline)
+
+    def _asked(self, terms: Terms) -> Any:
+        if not terms.wait and self.turns.waiting():
+            raise QueueFull("calls of the object wait already")
+        return self.turns.share()
+
+    def call(self, *request: Any, terms: Terms = NORMAL) -> Any:
         """Have the host do something, between the streams that have it alone."""
-        hold = self.turns.wait(self.turns.share())
+        hold = self.turn(terms)
         try:
-            return self.queue(*request)
+            return one(self.queue, request, terms)
         finally:
             self.turns.leave(hold)
 
-    async def acall(self, *request: Any) -> Any:
+    async def acall(self, *request: Any, terms: Terms = NORMAL) -> Any:
         """Do what `call` does, from an event loop."""
-        hold = await self.turns.wait_async(self.turns.share())
+        hold = await self.aturn(terms)
         try:
-            return await self.queue.infer(*request)
+            return await aone(self.queue, request, terms)
         finally:
             self.turns.leave(hold)
 
 
 class _OneMethod:
-    """The queue of one batched method, as `_guard._Batching` calls it."""
+    """The queue of one batched method, as `Batching` calls it."""
 
     def __init__(self, queue: BatchQueue, name: str) -> None:
         self._queue, self._name = queue, name
+        self.shutdown, self.health, self.stats = queue.shutdown, queue.health, queue.stats
 
-    def __call__(self, request: Any) -> Any:
-        return self._queue(BATCH, self._name, request)
+    def __call__(self, request: Any, **terms: Any) -> Any:
+        return self._queue(BATCH, self._name, request, **terms)
 
-    async def infer(self, request: Any) -> Any:
-        return await self._queue.infer(BATCH, self._name, request)
+    def submit(self, request: Any, **terms: Any) -> Future[Any]:
+        return self._queue.submit(BATCH, self._name, request, **terms)
+
+    def try_submit(self, request: Any, **terms: Any) -> Future[Any]:
+        return self._queue.try_submit(BATCH, self._name, request, **terms)
+
+    def infer(self, request: Any, **terms: Any) -> Any:
+        return self._queue.infer(BATCH, self._name, request, **terms)
 
 
 class IsolatedObject:
@@ -73,6 +105,7 @@ class IsolatedObject:
 
     _onelane_lane: _Lent
     _onelane_is_proxy = True
+    _onelane_cell = None
 
     def __init__(self, lent: _Lent) -> None:
         object.__setattr__(self, "_onelane_lane", lent)
@@ -83,10 +116,9 @@ class IsolatedObject:
             return IsolatedMethod(self, name)
         if name.startswith("__"):
             raise AttributeError(name)
-        if name == "session":
-            from onelane._session import session
-
-            return functools.partial(session, self)
+        own = OWN.get(name)
+        if own is not None:
+            return functools.partial(own, self)
         return _result(lent, name, lent.call("get", name))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -94,6 +126,24 @@ class IsolatedObject:
 
     def __delattr__(self, name: str) -> None:
         _lent(self).call("delete", name)
+
+    async def _onelane_aget(self, name: str) -> Any:
+        lent = _lent(self)
+        if name in lent.members or name in OWN:
+            return getattr(self, name)
+        return _result(lent, name, await lent.acall("get", name))
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        close(self)
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await aclose(self)
 
     def __repr__(self) -> str:
         lent = _lent(self)
@@ -122,14 +172,16 @@ def _special(name: str) -> Any:
 def _proxy(lent: _Lent) -> IsolatedObject:
     members = {name: _special(name) for name in (*SPECIAL, "__iter__") if name in lent.members}
     kind = type("IsolatedObject", (IsolatedObject,), {"__slots__": (), **members})
-    return kind(lent)  # type: ignore[no-any-return]
+    made: IsolatedObject = kind(lent)
+    lent.root = weakref.ref(made)
+    return made
 
 
 class IsolatedMethod:
     """A method of an object in an isolated worker."""
 
-    def __init__(self, proxy: IsolatedObject, name: str) -> None:
-        self._proxy, self._name = proxy, name
+    def __init__(self, proxy: IsolatedObject, name: str, options: Options | None = None) -> None:
+        self._proxy, self._name, self._options = proxy, name, options
         self._member: Member = _lent(proxy).members[name]
         self.__name__, self.__doc__ = name, self._member.doc
 
@@ -139,28 +191,47 @@ class IsolatedMethod:
             return self.acall(*args, **kwargs)
         if self._member.kind.endswith("stream"):
             return self._stream(args, kwargs)
+        terms = self._terms()
         batching = lent.batched.get(self._name)
         if batching is not None:
-            return batching.call(self._alone, args, kwargs, lent.turns)
-        return self._alone(*args, **kwargs)
+            alone = functools.partial(self._alone, terms)
+            return batching.call(alone, args, kwargs, lent, terms)
+        return self._alone(terms, *args, **kwargs)
 
-    def _alone(self, *args: Any, **kwargs: Any) -> Any:
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        priority: Priority = "normal",
+        wait: bool = True,
+    ) -> IsolatedMethod:
+        """Return the method with terms for its calls; as of a method of any guarded object."""
+        return IsolatedMethod(self._proxy, self._name, options(timeout, deadline, priority, wait))
+
+    def _terms(self) -> Terms:
+        return NORMAL if self._options is None else self._options.begin()
+
+    def _alone(self, terms: Terms, /, *args: Any, **kwargs: Any) -> Any:
         lent = _lent(self._proxy)
-        return _result(lent, self._name, lent.call("call", self._name, args, kwargs), self._proxy)
+        result = lent.call("call", self._name, args, kwargs, terms=terms)
+        return _result(lent, self._name, result, self._proxy)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method from an event loop."""
         lent = _lent(self._proxy)
         if self._member.kind.endswith("stream"):
             return self._stream(args, kwargs)
+        terms = self._terms()
         batching = lent.batched.get(self._name)
         if batching is not None:
-            return await batching.acall(self._aalone, args, kwargs, lent.turns)
-        return await self._aalone(*args, **kwargs)
+            alone = functools.partial(self._aalone, terms)
+            return await batching.acall(alone, args, kwargs, lent, terms)
+        return await self._aalone(terms, *args, **kwargs)
 
-    async def _aalone(self, *args: Any, **kwargs: Any) -> Any:
+    async def _aalone(self, terms: Terms, /, *args: Any, **kwargs: Any) -> Any:
         lent = _lent(self._proxy)
-        result = await lent.acall("call", self._name, args, kwargs)
+        result = await lent.acall("call", self._name, args, kwargs, terms=terms)
         return _result(lent, self._name, result, self._proxy)
 
     def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> IsolatedStream:
@@ -311,7 +382,6 @@ def guard(
     """Return a proxy of an object in an isolated worker; see `onelane.guard`."""
     from onelane._batch_queue import BatchQueue
     from onelane._executor import DeviceExecutor, executor
-    from onelane._guard import _Batching
 
     sizes = dict(batch or {})
     for name, size in sizes.items():
@@ -336,9 +406,8 @@ def guard(
                 said = _names.nearest(name, lent.members)
                 queue.close()
                 raise TypeError(f"{setting}: there is no method {name!r}{said}")
-    for name in sizes:
-        one: Any = _OneMethod(queue, name)
-        lent.batched[name] = _Batching(one, lent.members[name].first)
+    for name, size in sizes.items():
+        lent.batched[name] = Batching(_OneMethod(queue, name), lent.members[name].first, size)
     return _proxy(lent)
 
 

@@ -84,7 +84,7 @@ class Guarded:
         facts = facts_of(self, name)
         if facts.is_method:
             return lane.make.method(self, name), None
-        own = _OWN.get(name) if facts.static is None else None
+        own = OWN.get(name) if facts.static is None else None
         if own is None or not _is_root(self):
             return None, lambda: getattr(cell.present(), name)
         ours = functools.partial(own, self)
@@ -346,6 +346,9 @@ async def aget(proxy: Any, name: str) -> Any:
     """Await an attribute of a guarded object; `proxy.name` waits, and an event loop with it."""
     if not hasattr(type(proxy), "_onelane_is_proxy"):
         return getattr(proxy, name)
+    own = getattr(type(proxy), "_onelane_aget", None)
+    if own is not None:
+        return await own(proxy, name)
     found, read = proxy._onelane_find(name)
     return found if read is None else await lane_of(proxy).acall(read)
 
@@ -376,7 +379,7 @@ def _session(proxy: Any) -> Any:
 
 
 # What a proxy has that its object has not, unless that has one of its own.
-_OWN: dict[str, Callable[..., Any]] = {
+OWN: dict[str, Callable[..., Any]] = {
     "session": _session,
     "close": close,
     "aclose": aclose,
@@ -384,6 +387,7 @@ _OWN: dict[str, Callable[..., Any]] = {
 }
 
 __all__ = [
+    "OWN",
     "Facts",
     "Guarded",
     "aclose",
