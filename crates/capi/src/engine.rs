@@ -1,15 +1,13 @@
-//! An engine that a table of C functions makes up.
+//! What C says of an engine, its queue and its requests.
 
 use std::ffi::{c_char, c_void};
-use std::sync::Arc;
 use std::time::Duration;
 
-use onelane::{BatchConfig, BatchItem, Engine, EngineError, Priority, Request};
+use onelane::{BatchConfig, Priority, Request, Shutdown};
 
-use crate::error::{ErrorSlot, Failure, failure};
+use crate::error::{ErrorSlot, Failure, failure, text};
 use crate::sized;
 use crate::status::*;
-use crate::submitted::Submitted;
 
 /// An engine: what is called to build it, to run a batch, to drop it.
 ///
@@ -126,7 +124,7 @@ impl QueueSettings {
         let mut config = BatchConfig::default();
         if !self.name.is_null() {
             // SAFETY: it is not NULL, so it is a C string.
-            config.name = unsafe { crate::executor::text(self.name, "name") }?;
+            config.name = unsafe { text(self.name, "name") }?;
         }
         set(&mut config.max_batch_size, self.max_batch_size);
         set(&mut config.max_batch_cost, self.max_batch_cost);
@@ -184,9 +182,21 @@ pub(crate) fn request<I>(input: I, priority: i32, deadline_ns: u64) -> Result<Re
     })
 }
 
+/// How a shutdown is to end.
+pub(crate) fn shutdown_mode(mode: i32) -> Result<Shutdown, Failure> {
+    match mode {
+        ONELANE_DRAIN => Ok(Shutdown::Drain),
+        ONELANE_ABORT => Ok(Shutdown::Abort),
+        other => {
+            let text = format!("mode is {other}: use ONELANE_DRAIN or ONELANE_ABORT");
+            Err(failure(ONELANE_INVALID_ARGUMENT, text))
+        }
+    }
+}
+
 /// The table of an engine; when the last one lets go, the context is dropped.
 pub(crate) struct EngineSpec {
-    table: EngineTable,
+    pub(crate) table: EngineTable,
 }
 
 // SAFETY: onelane.h asks for a context that the worker builds from, and for a `done` and a
@@ -223,83 +233,6 @@ impl Drop for EngineSpec {
         if let Some(drop_context) = self.table.drop_context {
             // SAFETY: nobody else has the context any more.
             unsafe { drop_context(self.table.context) };
-        }
-    }
-}
-
-/// The item of one request, inside the core.
-pub(crate) struct Item {
-    pub(crate) submitted: Arc<Submitted>,
-    pub(crate) key: u64,
-    pub(crate) cost: usize,
-}
-
-impl BatchItem for Item {
-    type Key = u64;
-
-    fn key(&self) -> u64 {
-        self.key
-    }
-
-    fn cost(&self) -> usize {
-        self.cost
-    }
-}
-
-/// A built engine, on its worker.
-pub(crate) struct TableEngine {
-    spec: Arc<EngineSpec>,
-    engine: *mut c_void,
-    /// Used again for each batch.
-    items: Vec<*mut c_void>,
-}
-
-impl TableEngine {
-    pub(crate) fn build(spec: &Arc<EngineSpec>) -> Result<Self, EngineError> {
-        let table = &spec.table;
-        let mut engine = table.context;
-        if let Some(build) = table.build {
-            engine = std::ptr::null_mut();
-            let mut error = ErrorSlot::default();
-            // SAFETY: the context is there, and this is the worker.
-            let status = unsafe { build(table.context, &raw mut engine, &raw mut error) };
-            if status != ONELANE_OK {
-                return Err(error.into_error(status));
-            }
-        }
-        Ok(Self { spec: Arc::clone(spec), engine, items: Vec::new() })
-    }
-}
-
-impl Engine for TableEngine {
-    type Item = Item;
-    type Output = ();
-
-    fn infer(&mut self, batch: &[Item]) -> Result<Vec<()>, EngineError> {
-        self.items.clear();
-        self.items.extend(batch.iter().map(|item| item.submitted.item()));
-        let run = self.spec.table.run.expect("a queue is not made without it");
-        let mut error = ErrorSlot::default();
-        // SAFETY: the engine was built here and not dropped; the items were accepted and not given
-        // back, since each has its answer only after this.
-        let status =
-            unsafe { run(self.engine, self.items.as_ptr(), self.items.len(), &raw mut error) };
-        match status {
-            ONELANE_OK => Ok(vec![(); batch.len()]),
-            status => Err(error.into_error(status)),
-        }
-    }
-
-    fn idempotent(&self) -> bool {
-        self.spec.table.idempotent != 0
-    }
-}
-
-impl Drop for TableEngine {
-    fn drop(&mut self) {
-        if let Some(drop_engine) = self.spec.table.drop_engine {
-            // SAFETY: it was built by the same table, on this thread, and is not used again.
-            unsafe { drop_engine(self.engine) };
         }
     }
 }

@@ -210,3 +210,15 @@ pub(crate) fn last_message() -> *const c_char {
 pub(crate) fn last_payload() -> *mut c_void {
     LAST.try_with(|last| payload(last.borrow().1.as_ref())).unwrap_or(std::ptr::null_mut())
 }
+
+/// # Safety
+/// `at` is NULL or a C string.
+pub(crate) unsafe fn text(at: *const c_char, name: &'static str) -> Result<String, Failure> {
+    if at.is_null() {
+        return Err(failure(ONELANE_INVALID_ARGUMENT, format!("{name} is NULL")));
+    }
+    // SAFETY: it is not NULL, so it is a C string.
+    let text = unsafe { CStr::from_ptr(at) }.to_str();
+    let no_text = |_| failure(ONELANE_INVALID_ARGUMENT, format!("{name} is not UTF-8"));
+    text.map(str::to_owned).map_err(no_text)
+}

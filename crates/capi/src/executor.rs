@@ -1,20 +1,19 @@
 //! Device executors of the ABI, and closures on their workers.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use std::time::Duration;
 
 use onelane::{DeviceExecutor, EngineError, ExecutorConfig};
 
 use crate::contain::contain;
-use crate::engine::{duration, request};
-use crate::error::{ErrorSlot, Failure, failure};
+use crate::engine::{duration, request, shutdown_mode};
+use crate::error::{ErrorSlot, Failure, failure, text};
 use crate::handles::{Executor, Handles, Ticket};
-use crate::queue::{refuse, shutdown_mode};
 use crate::sized;
 use crate::stats::{HealthReport, Statistics, health_report, statistics};
 use crate::status::*;
-use crate::submitted::{AnyHandle, ClosureDone, Done, Submitted};
+use crate::submitted::{AnyHandle, ClosureDone, Done, Submitted, refuse};
 use crate::ticket;
 
 /// Settings of an executor. Zero means the default.
@@ -74,18 +73,6 @@ static EXECUTORS: Handles<DeviceExecutor, Executor> = Handles::new(1, "executor"
 
 pub(crate) fn get(executor: *mut Executor) -> Result<DeviceExecutor, Failure> {
     EXECUTORS.with(executor, DeviceExecutor::clone)
-}
-
-/// # Safety
-/// `at` is NULL or a C string.
-pub(crate) unsafe fn text(at: *const c_char, name: &'static str) -> Result<String, Failure> {
-    if at.is_null() {
-        return Err(failure(ONELANE_INVALID_ARGUMENT, format!("{name} is NULL")));
-    }
-    // SAFETY: it is not NULL, so it is a C string.
-    let text = unsafe { CStr::from_ptr(at) }.to_str();
-    let no_text = |_| failure(ONELANE_INVALID_ARGUMENT, format!("{name} is not UTF-8"));
-    text.map(str::to_owned).map_err(no_text)
 }
 
 type Make = fn(ExecutorConfig) -> Result<DeviceExecutor, onelane::BuildError>;

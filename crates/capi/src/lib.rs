@@ -28,6 +28,7 @@ mod sized;
 mod stats;
 mod status;
 mod submitted;
+mod table_engine;
 mod ticket;
 
 pub use api::{Api, ONELANE_API_VERSION, own_api};

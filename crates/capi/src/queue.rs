@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use onelane::{BatchQueue, Shutdown, SubmitError};
+use onelane::BatchQueue;
 
 use crate::contain::contain;
 use crate::engine::{
-    EngineSpec, EngineTable, Item, QueueSettings, RequestSpec, TableEngine, duration, request,
+    EngineSpec, EngineTable, QueueSettings, RequestSpec, duration, request, shutdown_mode,
 };
 use crate::error::{Failure, failure};
 use crate::executor;
@@ -14,7 +14,8 @@ use crate::handles::{Executor, Handles, Queue, Ticket};
 use crate::sized;
 use crate::stats::{HealthReport, Statistics, health_report, statistics};
 use crate::status::*;
-use crate::submitted::{AnyHandle, Done, Submitted};
+use crate::submitted::{AnyHandle, Done, Submitted, refuse};
+use crate::table_engine::{Item, TableEngine};
 use crate::ticket;
 
 struct Open {
@@ -27,17 +28,6 @@ static QUEUES: Handles<Arc<Open>, Queue> = Handles::new(2, "queue");
 
 fn open(queue: *mut Queue) -> Result<Arc<Open>, Failure> {
     QUEUES.with(queue, Arc::clone)
-}
-
-pub(crate) fn shutdown_mode(mode: i32) -> Result<Shutdown, Failure> {
-    match mode {
-        ONELANE_DRAIN => Ok(Shutdown::Drain),
-        ONELANE_ABORT => Ok(Shutdown::Abort),
-        other => {
-            let text = format!("mode is {other}: use ONELANE_DRAIN or ONELANE_ABORT");
-            Err(failure(ONELANE_INVALID_ARGUMENT, text))
-        }
-    }
 }
 
 pub(crate) unsafe extern "C" fn new(
@@ -111,11 +101,6 @@ pub(crate) unsafe extern "C" fn submit(
 }
 
 /// Nothing was accepted: the item stays the caller's.
-pub(crate) fn refuse<R>(submitted: &Submitted, refused: SubmitError<R>) -> Failure {
-    submitted.refuse();
-    Failure::from(refused.reason())
-}
-
 pub(crate) unsafe extern "C" fn is_worker(queue: *mut Queue, is_worker: *mut bool) -> Status {
     contain(|| {
         sized::check_out(is_worker, "is_worker")?;

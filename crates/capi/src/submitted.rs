@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use onelane::{EngineError, RequestError, ResponseHandle};
+use onelane::{EngineError, RequestError, ResponseHandle, SubmitError};
 
 use crate::contain::contain_quietly;
 use crate::engine::EngineSpec;
@@ -222,4 +222,10 @@ impl Drop for Submitted {
             self.call_done(status, Some(&failure(status, "the request was cancelled")));
         }
     }
+}
+
+/// The caller has its item again, and hears why.
+pub(crate) fn refuse<R>(submitted: &Submitted, refused: SubmitError<R>) -> Failure {
+    submitted.refuse();
+    Failure::from(refused.reason())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::admission::Admission;
 use crate::admission::waiters::Patience;
@@ -10,6 +10,7 @@ use crate::config::ExecutorConfig;
 use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
 use crate::handle::ResponseHandle;
+use crate::owner::Owner;
 use crate::request::Request;
 use crate::scheduler::closures::{Closure, RunClosures};
 use crate::scheduler::id::RequestId;
@@ -17,9 +18,7 @@ use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
 use crate::stats::{Health, QueueHistograms, QueueStats};
 use crate::submit_closure::SubmitClosure;
-use crate::sync::{
-    Deferred, JoinHandle, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn,
-};
+use crate::sync::{Deferred, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn};
 use crate::worker::context::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::engines::{EngineFactory, Engines};
 use crate::worker::{Hooks, run_worker};
@@ -45,12 +44,6 @@ pub enum Shutdown {
 #[derive(Clone)]
 pub struct DeviceExecutor {
     owner: Arc<Owner>,
-}
-
-pub(crate) struct Owner {
-    pub(crate) shared: Arc<ExecutorShared>,
-    pub(crate) closures: Admission<RunClosures>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[allow(clippy::disallowed_types, reason = "the model checker's mutex cannot be a static")]
@@ -385,32 +378,6 @@ impl std::fmt::Debug for DeviceExecutor {
             .field("device", &self.device())
             .field("workers", &self.workers())
             .finish()
-    }
-}
-
-impl Owner {
-    /// Waits for all workers to end and joins them. Says whether they have.
-    fn wait_for_end(&self, until: Option<Instant>) -> bool {
-        if !self.shared.wait(until, |scheduler, waker| scheduler.has_ended(waker)) {
-            return false;
-        }
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
-            // A worker that panicked has been reported through its requests.
-            let _ = thread.join();
-        }
-        true
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        self.shared.lock().stop(false);
-        // CORRECTNESS: a thread of the executor's own cannot join itself, nor a worker that waits for
-        // it, be it in the destructors of its thread-locals; the workers stop by themselves.
-        if !belongs_to(&self.shared) {
-            self.wait_for_end(None);
-        }
     }
 }
 

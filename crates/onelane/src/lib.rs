@@ -77,6 +77,7 @@ mod handle;
 mod infer;
 #[cfg(all(test, loom))]
 mod loom_tests;
+mod owner;
 mod queue;
 mod request;
 mod scheduler;

@@ -9,9 +9,9 @@ use std::task::{Context, Poll};
 use crate::admission::only;
 use crate::admission::waiters::{Patience, Ticket};
 use crate::error::SubmitError;
-use crate::executor::Owner;
 use crate::handle::ResponseHandle;
 use crate::infer::State;
+use crate::owner::Owner;
 use crate::request::Request;
 use crate::scheduler::closures::{Body, Closure, RunClosures};
 

@@ -101,7 +101,9 @@ class OnImport(importlib.abc.MetaPathFinder):
         try:
             for finder in sys.meta_path:
                 find = getattr(finder, "find_spec", None)
-                spec = find(name, path, target) if find and finder is not self else None
+                if find is None or finder is self:
+                    continue
+                spec: importlib.machinery.ModuleSpec | None = find(name, path, target)
                 if spec is not None and spec.loader is not None:
                     spec.loader = _Loader(spec.loader, self._wanted.pop(name))
                     return spec

@@ -222,7 +222,7 @@ def _race(width: int, kept: bool) -> Callable[[Any], Any]:
     weight, bias = torch.randn(3 * width, width).to("mps"), torch.randn(3 * width).to("mps")
 
     def compute(x: Any) -> Any:
-        projection = functional.linear(x, weight, bias)
+        projection: Any = functional.linear(x, weight, bias)
         packed = projection.unflatten(-1, (3, width)).unsqueeze(0).transpose(0, -2).squeeze(-2)
         held = projection if kept else None
         del projection
@@ -380,10 +380,14 @@ def async_load(device: Device) -> dict[str, Any]:
         path = models.bert(Path(folder))
         for _ in range(10):
             model = worker.call(AutoModel.from_pretrained, path, device_map="mps")
-            worker.call(lambda model=model: next(model.parameters()).sum().cpu())
+            worker.call(_read, model)
             worker.call(lambda: None)
             del model
     return {"loads": 10}
+
+
+def _read(model: Any) -> Any:
+    return next(model.parameters()).sum().cpu()
 
 
 def _encoder() -> Any:
@@ -481,8 +485,8 @@ def isolation(device: Device) -> dict[str, Any]:
         raise NotRun("this onelane has no isolation in Python")
     if device.sim is not None:
         raise NotRun("a child process has no simulated device")
-    queue = onelane.BatchQueue.from_factory(
-        _aborting, "mps", onelane.Items(), isolation=make(hang_s=20)
+    queue = onelane.BatchQueue(
+        _aborting, "mps", onelane.Items(), factory=True, isolation=make(hang_s=20)
     )
     futures = [queue.submit(at) for at in range(8)]
     failed, right = False, 0

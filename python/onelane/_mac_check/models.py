@@ -33,7 +33,8 @@ def _tokenizer(folder: Path) -> None:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    fast: Any = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    fast = make(
         tokenizer_object=made,
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -106,9 +107,16 @@ def language_model(folder: Path) -> str:
 
     torch.manual_seed(3)
     path = folder / "gpt"
-    ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-    sizes = {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 2}
-    config: Any = GPT2Config(vocab_size=_VOCABULARY, **sizes, **ids)
+    config: Any = GPT2Config(
+        vocab_size=_VOCABULARY,
+        n_positions=256,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
     model: Any = GPT2LMHeadModel(config)
     model.save_pretrained(path)
     _tokenizer(path)

@@ -12,6 +12,7 @@ mod client;
 mod doomed;
 mod engine;
 mod tally;
+mod world;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,13 +27,10 @@ use self::census::Census;
 use self::client::Client;
 use self::engine::Faulty;
 use self::tally::Tally;
+use self::world::{UNPOISONED, World};
 use super::args::Args;
 use super::watchdog::Watchdog;
 
-/// A batch that takes this long hangs. Those that hang on purpose take up to five times as long.
-const HANG: Duration = Duration::from_secs(2);
-/// Above this a child is replaced.
-const MAX_MEMORY: u64 = 40 << 20;
 /// How long a shutdown may take: several batches that hang.
 const SHUTDOWN: Duration = Duration::from_secs(90);
 
@@ -41,41 +39,6 @@ const SHUTDOWN: Duration = Duration::from_secs(90);
 pub fn play_part() {
     serve::<Faulty>(Faulty::new);
     doomed::play_part();
-}
-
-/// One queue over its children.
-struct World {
-    queue: BatchQueue<Isolated<Faulty>>,
-    device: DeviceExecutor,
-    supervisor: Supervisor,
-    /// Requests may be answered `Closed`, and submitting is refused.
-    ended: AtomicBool,
-}
-
-impl World {
-    fn new(number: u64, dice: &mut fastrand::Rng) -> anyhow::Result<Self> {
-        let config = IsolationConfig::default()
-            .hang(HANG)
-            .grace(Duration::from_millis(500))
-            .max_memory(MAX_MEMORY)
-            // On a busy machine one request may be struck from outside more than once.
-            .retries(3)
-            .spare(dice.bool());
-        let config = if dice.bool() { config.recycle_batches(dice.u64(20..400)) } else { config };
-        let supervisor = Supervisor::new(child, config)?;
-        let executor = ExecutorConfig::new(format!("chaos:{number}")).workers(dice.usize(1..3));
-        let device = DeviceExecutor::new(executor)?;
-        let batches = BatchConfig::default().max_batch_size(16).capacity(64).max_rebuilds(1000);
-        let queue = BatchQueue::new(&device, batches, Isolated::<Faulty>::factory(&supervisor))?;
-        Ok(Self { queue, device, supervisor, ended: AtomicBool::new(false) })
-    }
-}
-
-fn child() -> std::process::Command {
-    let mut command = this_program();
-    // A backtrace takes seconds on a busy machine, which would count as a hang.
-    command.env_remove(doomed::VARIABLE).env("RUST_BACKTRACE", "0");
-    command
 }
 
 /// Kills and stops children from outside, now and then.
@@ -99,8 +62,6 @@ fn strike(current: &RwLock<Arc<World>>, over: &AtomicBool, seed: u64) -> u64 {
     }
     strikes
 }
-
-const UNPOISONED: &str = "nobody panics with it";
 
 /// Runs it.
 ///

@@ -9,7 +9,7 @@ use onelane_isolate::ChildLost;
 
 use super::engine::{Act, Ask, Reply};
 use super::tally::Tally;
-use super::{UNPOISONED, World};
+use super::world::{UNPOISONED, World};
 use crate::chaos::watchdog::DONE;
 
 pub(super) struct Client<'a> {
