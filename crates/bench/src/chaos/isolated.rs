@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use onelane::{BatchConfig, BatchQueue, DeviceExecutor, ExecutorConfig, Shutdown};
-use onelane_isolate::{Isolated, IsolationConfig, IsolationStats, Supervisor, serve, this_program};
+use onelane::Shutdown;
+use onelane_isolate::{IsolationStats, serve};
 use rustix::process::{Pid, Signal};
 
 use self::census::Census;

@@ -7,11 +7,8 @@ use std::time::{Duration, Instant};
 use onelane::{BatchConfig, BatchQueue, DeviceExecutor};
 use onelane_isolate::{Isolated, IsolationConfig, Supervisor, this_program};
 
-use super::child;
 use super::engine::{Act, Ask, Faulty};
-
-/// Says that this process is such a parent.
-pub(super) const VARIABLE: &str = "ONELANE_CHAOS_DOOMED";
+use super::world::{VARIABLE, child};
 
 const GONE_WITHIN: Duration = Duration::from_secs(1);
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 use onelane::{BatchConfig, BatchQueue, DeviceExecutor, ExecutorConfig};
 use onelane_isolate::{Isolated, IsolationConfig, Supervisor, this_program};
 
-use super::doomed;
 use super::engine::Faulty;
 
 /// A batch that takes this long hangs. Those that hang on purpose take up to five times as long.
 const HANG: Duration = Duration::from_secs(2);
 /// Above this a child is replaced.
 const MAX_MEMORY: u64 = 40 << 20;
+/// Says that this process is such a parent.
+pub(super) const VARIABLE: &str = "ONELANE_CHAOS_DOOMED";
 /// Why the lock around the present world is never poisoned.
 pub(super) const UNPOISONED: &str = "nobody panics with it";
 
@@ -47,6 +48,6 @@ impl World {
 pub(super) fn child() -> std::process::Command {
     let mut command = this_program();
     // A backtrace takes seconds on a busy machine, which would count as a hang.
-    command.env_remove(doomed::VARIABLE).env("RUST_BACKTRACE", "0");
+    command.env_remove(VARIABLE).env("RUST_BACKTRACE", "0");
     command
 }
