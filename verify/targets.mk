@@ -69,13 +69,16 @@ TSAN = RUSTFLAGS="-Zsanitizer=thread" RUST_BACKTRACE=0 PROPTEST_CASES=16 CARGO_T
 tsan: ## the core's tests under ThreadSanitizer
 	$(call with_nightly,rust-src,$(TSAN))
 
+# Built with the whole workspace: a part of it would be built with other features, once more.
+ONELANE_BENCH = cargo build --release --workspace --locked -q && target/release/onelane-bench
+
 chaos: ## real threads and tasks, random faults, shutdowns and restarts; nothing may be lost
-	cargo run --release --locked -q -p onelane-bench -- chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
-	cargo run --release --locked -q -p onelane-bench -- chaos --seconds 10 --seed $(SEED) --workers 2
-	cargo run --release --locked -q -p onelane-bench -- chaos --isolate --seconds $(ISOLATED_SECONDS) --seed $(SEED)
+	$(ONELANE_BENCH) chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
+	$(ONELANE_BENCH) chaos --seconds 10 --seed $(SEED) --workers 2
+	$(ONELANE_BENCH) chaos --isolate --seconds $(ISOLATED_SECONDS) --seed $(SEED)
 
 overload: ## goodput, refusals and latency at 0.5 to 4 times the capacity; draws docs/overload.svg
-	cargo run --release --locked -q -p onelane-bench -- chaos --overload --seconds $(OVERLOAD_SECONDS) \
+	$(ONELANE_BENCH) chaos --overload --seconds $(OVERLOAD_SECONDS) \
 	    --csv docs/overload.csv --svg docs/overload.svg
 
 # It needs CPython's debug build and, for CPython's own tests of executors, its test package: Debian's
@@ -97,5 +100,5 @@ mutants: $(MUTANTS) ## small changes of the core's decisions: each is noticed by
 	    $(MUTANTS) mutants --package onelane -j1 --output $(PROOFS) $(MUTANTS_PART) $(MUTANTS_FLAGS) || test $$? -eq 3
 
 fuzz: ## random workloads against a reference, random text against everything that parses
-	PROPTEST_CASES=$(CASES) cargo test -p onelane --release --locked --test it -- simulation:: parsing::
-	CASES=$(CASES) RUST_BACKTRACE=0 cargo test -p onelane-engines --release --locked --test it random_damage::
+	PROPTEST_CASES=$(CASES) cargo test --workspace --release --locked --test it -- simulation:: parsing::
+	CASES=$(CASES) RUST_BACKTRACE=0 cargo test --workspace --release --locked --test it random_damage::
