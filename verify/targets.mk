@@ -100,5 +100,6 @@ mutants: $(MUTANTS) ## small changes of the core's decisions: each is noticed by
 	    $(MUTANTS) mutants --package onelane -j1 --output $(PROOFS) $(MUTANTS_PART) $(MUTANTS_FLAGS) || test $$? -eq 3
 
 fuzz: ## random workloads against a reference, random text against everything that parses
-	PROPTEST_CASES=$(CASES) cargo test --workspace --release --locked --test it -- simulation:: parsing::
+	PROPTEST_CASES=$(CASES) cargo test --workspace --release --locked --test it simulation::
+	PROPTEST_CASES=$(CASES) cargo test --workspace --release --locked --test it parsing::
 	CASES=$(CASES) RUST_BACKTRACE=0 cargo test --workspace --release --locked --test it random_damage::
