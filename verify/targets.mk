@@ -69,8 +69,8 @@ TSAN = RUSTFLAGS="-Zsanitizer=thread" RUST_BACKTRACE=0 PROPTEST_CASES=16 CARGO_T
 tsan: ## the core's tests under ThreadSanitizer
 	$(call with_nightly,rust-src,$(TSAN))
 
-# Built with the whole workspace: a part of it would be built with other features, once more.
-ONELANE_BENCH = cargo build --release --workspace --locked -q && target/release/onelane-bench
+# As the tests of the workspace build it: alone it would have other features, and all be built once more.
+ONELANE_BENCH = cargo test --release --workspace --locked -q --no-run && target/release/onelane-bench
 
 chaos: ## real threads and tasks, random faults, shutdowns and restarts; nothing may be lost
 	$(ONELANE_BENCH) chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
