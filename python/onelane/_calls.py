@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from onelane import _keys, _responses, _tensors, _tree
-from onelane._collate import Collator, Input, Target
+from onelane._collate import Collator, Defaults, Input, Target
 from onelane._lane import Lane
 from onelane.errors import NotBatchable
 
@@ -145,16 +145,10 @@ class CallCollator:
 
 
 @dataclass(frozen=True)
-class Calls:
+class Calls(Defaults):
     """What the requests of a batched method's queue are; see `_requests.Requests`."""
 
     lane: Lane
-    output: Literal["cpu"] = "cpu"
-    copy: bool = True
-    cuda_graphs: bool = False
-    pad: None = None
-    cost: None = None
-    shared: bool = True
 
     def collator(self) -> Collator:
         """See `_requests.Requests`."""

@@ -9,11 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from onelane import _leave, _modes
 from onelane._graphs import Graphs
+from onelane._pad import Pad
 from onelane._staging import Staging
+
+
+class Defaults:
+    """What requests are unless their kind says otherwise; see `_requests.Requests`."""
+
+    output: Literal["cpu", "device"] = "cpu"
+    copy: bool = True
+    cuda_graphs: bool = False
+    pad: Pad | None = None
+    cost: Callable[..., float] | None = None
+    shared: bool = True
 
 
 @dataclass(slots=True)

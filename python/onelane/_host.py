@@ -12,11 +12,11 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from onelane import _devices, _isolation, _keys, _training, _tree
 from onelane._calls import CallCollator
-from onelane._collate import Collator, Input, Target, place
+from onelane._collate import Collator, Defaults, Input, Target, place
 from onelane._responses import leave
 
 BATCH = "batch"
@@ -220,19 +220,13 @@ class _OfMethod:
 
 
 @dataclass(frozen=True)
-class HostRequests:
+class HostRequests(Defaults):
     """What the requests of an isolated object are; see `_requests.Requests`.
 
     sizes: the batched methods, with the most items in a batch.
     """
 
     sizes: Mapping[str, int]
-    output: Literal["cpu"] = "cpu"
-    copy: bool = True
-    cuda_graphs: bool = False
-    pad: None = None
-    cost: None = None
-    shared: bool = True
 
     def collator(self) -> Collator:
         """See `_requests.Requests`."""

@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from onelane import _aio, _isolation, _model, _modes, _onelane
-from onelane._collate import Collator, Input, Target
+from onelane._collate import Collator, Defaults, Input, Target
 from onelane._keys import Keys
 from onelane._responses import leave
 from onelane._stats import QueueStats
@@ -38,15 +38,10 @@ class FunctionCollator:
 
 
 @dataclass(frozen=True)
-class Functions:
+class Functions(Defaults):
     """What the requests of an isolated executor are; see `_requests.Requests`."""
 
-    output: Literal["cpu"] = "cpu"
-    copy: bool = True
-    cuda_graphs: bool = False
-    pad: None = None
-    cost: None = None
-    shared: bool = False
+    shared = False
 
     def collator(self) -> Collator:
         """See `_requests.Requests`."""

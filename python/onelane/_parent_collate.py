@@ -51,41 +51,18 @@ class ParentTensorCollator:
                 f"first dimension: {shapes}. An input that is not per row cannot be batched: keep "
                 f"it in the model, or use requests=onelane.Each()"
             )
-        length, bucket = self._length(arrays, names)
+        pad = self._pad
+        named = list(zip(names, (array.shape for array in arrays), strict=True))
+        length, bucket = (0, 0) if pad is None else pad.length(named)
         request = Input(tuple(arrays), {}, rows, length, bucket, spec, names, True)
         kinds = tuple(
-            (array.dtype.str, self._shape(array, name, bucket))
-            for array, name in zip(arrays, names, strict=True)
+            (
+                array.dtype.str,
+                tuple(shape[1:]) if pad is None else pad.row_shape(shape, name, bucket),
+            )
+            for array, (name, shape) in zip(arrays, named, strict=True)
         )
         return request, (structure, kinds, bucket)
-
-    def _length(self, arrays: list[Any], names: list[str]) -> tuple[int, int]:
-        pad = self._pad
-        if pad is None:
-            return 0, 0
-        lengths = {
-            name: array.shape[pad.dim]
-            for array, name in zip(arrays, names, strict=True)
-            if pad.pads(name) and array.ndim > pad.dim
-        }
-        if not lengths:
-            raise ValueError(
-                f"there is nothing to pad: no input has a dimension {pad.dim}"
-                + (f" among {list(pad.names)}" if pad.names is not None else "")
-            )
-        if len(set(lengths.values())) > 1:
-            raise ValueError(
-                f"the inputs of one request disagree about dimension {pad.dim}: {lengths}. Name "
-                f"those that are to be padded: Pad(names=...)"
-            )
-        length: int = next(iter(lengths.values()))
-        return length, pad.bucket(length)
-
-    def _shape(self, array: Any, name: str, bucket: int) -> tuple[int, ...]:
-        shape = list(array.shape[1:])
-        if self._pad is not None and self._pad.pads(name) and array.ndim > self._pad.dim:
-            shape[self._pad.dim - 1] = bucket
-        return tuple(shape)
 
     def run(self, target: Target, inputs: list[Input]) -> tuple[list[Any], int]:
         """See `Collator`; this half runs nothing."""
@@ -100,7 +77,7 @@ def _check(array: Any, name: str) -> None:
         )  # fmt: skip
         raise TypeError(
             f"a {type(array).__name__} cannot become a tensor, because {cure}, or use "
-            f"collate='list'"
+            f"requests=onelane.Items()"
         )
     if not array.ndim:
         raise ValueError(

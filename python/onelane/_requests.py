@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from onelane import _names
-from onelane._collate import Collator
+from onelane._collate import Collator, Defaults
 from onelane._each_collator import EachCollator
 from onelane._item_collator import ItemCollator
 from onelane._pad import Pad
@@ -52,7 +52,7 @@ class Requests(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensors:
+class Tensors(Defaults):
     """A request is one or several tensors or arrays whose first dimension is the batch's.
 
     Of any size there, in any nesting of dicts, tuples and lists, beside plain values; what the
@@ -95,18 +95,13 @@ class Tensors:
                 "with it"
             )
 
-    @property
-    def shared(self) -> bool:
-        """See `Requests`."""
-        return True
-
     def collator(self) -> Collator:
         """See `Requests`."""
         return TensorCollator(self.pad, self.unpack)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Items:
+class Items(Defaults):
     """A request is any one object, a text for example.
 
     The model gets a list of them and returns a list, tuple, array or tensor with one result each.
@@ -125,28 +120,13 @@ class Items:
         if self.collate is not None and not callable(self.collate):
             raise TypeError(f"Items(collate={self.collate!r}): give a function of a list")
 
-    @property
-    def cuda_graphs(self) -> bool:
-        """See `Requests`."""
-        return False
-
-    @property
-    def pad(self) -> Pad | None:
-        """See `Requests`."""
-        return None
-
-    @property
-    def shared(self) -> bool:
-        """See `Requests`."""
-        return True
-
     def collator(self) -> Collator:
         """See `Requests`."""
         return ItemCollator(self.collate)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Each:
+class Each(Defaults):
     """Each request runs by itself, with any shapes in and out: an order, and no batches.
 
     unpack, output: as for `Tensors`.
@@ -154,34 +134,10 @@ class Each:
 
     unpack: bool = True
     output: Output = "cpu"
+    shared = False
 
     def __post_init__(self) -> None:
         _check(self)
-
-    @property
-    def copy(self) -> bool:
-        """See `Requests`."""
-        return True
-
-    @property
-    def cuda_graphs(self) -> bool:
-        """See `Requests`."""
-        return False
-
-    @property
-    def pad(self) -> Pad | None:
-        """See `Requests`."""
-        return None
-
-    @property
-    def cost(self) -> Cost | None:
-        """See `Requests`."""
-        return None
-
-    @property
-    def shared(self) -> bool:
-        """See `Requests`."""
-        return False
 
     def collator(self) -> Collator:
         """See `Requests`."""

@@ -64,7 +64,9 @@ class TensorCollator:
             if kind is None:
                 return request, _keys.ALONE
             layout = _LAYOUTS[str(_tensors.memory_format(self._torch, tensor))]
-            kinds.append((kind, self._shape(tensor, name, bucket), layout))
+            pad = self._pad
+            shape = tensor.shape[1:] if pad is None else pad.row_shape(tensor.shape, name, bucket)
+            kinds.append((kind, tuple(shape), layout))
         return request, (structure, tuple(kinds), bucket)
 
     def _rows(self, tensors: list[Any], names: list[str]) -> int:
@@ -92,35 +94,14 @@ class TensorCollator:
         pad = self._pad
         if pad is None:
             return 0, 0
-        lengths = {
-            name: tensor.shape[pad.dim]
-            for tensor, name in zip(tensors, names, strict=True)
-            if pad.pads(name) and tensor.dim() > pad.dim
-        }
         for tensor, name in zip(tensors, names, strict=True):
-            if name in lengths and _tensors.kind(self._torch, tensor) is None:
+            is_padded = pad.pads(name) and tensor.dim() > pad.dim
+            if is_padded and _tensors.kind(self._torch, tensor) is None:
                 raise TypeError(
                     f"input {name or 'x'!r} cannot be padded: it is a {type(tensor).__name__} of "
                     f"dtype {tensor.dtype} and layout {tensor.layout}. Give a plain, dense tensor"
                 )
-        if not lengths:
-            raise ValueError(
-                f"there is nothing to pad: no input has a dimension {pad.dim}"
-                + (f" among {list(pad.names)}" if pad.names is not None else "")
-            )
-        if len(set(lengths.values())) > 1:
-            raise ValueError(
-                f"the inputs of one request disagree about dimension {pad.dim}: {lengths}. Name "
-                f"those that are to be padded: Pad(names=...)"
-            )
-        length: int = next(iter(lengths.values()))
-        return length, pad.bucket(length)
-
-    def _shape(self, tensor: Any, name: str, bucket: int) -> tuple[int, ...]:
-        shape = list(tensor.shape[1:])
-        if self._pad is not None and self._pad.pads(name) and tensor.ndim > self._pad.dim:
-            shape[self._pad.dim - 1] = bucket
-        return tuple(shape)
+        return pad.length(zip(names, (tensor.shape for tensor in tensors), strict=True))
 
     def run(self, target: Target, inputs: list[Input]) -> tuple[list[Any], int]:
         """See `Collator`."""

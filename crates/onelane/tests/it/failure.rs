@@ -42,19 +42,6 @@ fn fragile(
     (queue, gate, built, device)
 }
 
-/// Runs `values` as one batch and returns the answers.
-fn as_one_batch(
-    queue: &BatchQueue<FakeEngine>,
-    gate: &Gate,
-    values: &[u64],
-) -> Vec<Result<u64, RequestError>> {
-    let first = occupy(queue, gate);
-    let handles: Vec<_> = values.iter().map(|&v| queue.submit(FakeItem::new(v)).unwrap()).collect();
-    gate.open_for_good();
-    first.wait().unwrap();
-    handles.into_iter().map(|handle| handle.wait()).collect()
-}
-
 #[test]
 fn bisection_finds_the_requests_at_fault_wherever_they_are() {
     within_a_minute(|| {
@@ -287,46 +274,6 @@ fn a_lost_engine_is_built_again_and_its_batch_runs_one_by_one() {
             soon("it is built", || built.load(Ordering::SeqCst) == 1 + losses);
             assert_eq!(queue.stats().engine_losses, losses as u64);
         }
-    });
-}
-
-/// A device that answers nothing but errors until the process ends: the queue says so and refuses,
-/// instead of failing each request.
-#[test]
-fn a_queue_whose_device_is_lost_fails_and_refuses() {
-    within_a_minute(|| {
-        let device = executor();
-        let gate = Gate::new();
-        let built = Arc::new(AtomicUsize::new(0));
-        let queue = {
-            let (gate, built) = (gate.clone(), built.clone());
-            BatchQueue::new(&device, BatchConfig::default(), move || {
-                built.fetch_add(1, Ordering::SeqCst);
-                let gate = gate.clone();
-                Ok(FakeEngine::new(move |batch| {
-                    gate.pass();
-                    if batch.iter().any(|item| item.value == POISON) {
-                        return Err(EngineError::device_lost("device-side assert triggered"));
-                    }
-                    Ok(batch.iter().map(|item| item.value).collect())
-                }))
-            })
-            .unwrap()
-        };
-        for answer in as_one_batch(&queue, &gate, &[0, 1, POISON, 3]) {
-            let Err(RequestError::Engine(error @ EngineError::DeviceLost(_))) = answer else {
-                panic!("{answer:?}");
-            };
-            let text = error.to_string();
-            assert!(text.contains("device-side assert") && text.contains("isolated worker"));
-        }
-        // Whoever has the error is refused.
-        let Health::Failed(why) = queue.health() else { panic!("{:?}", queue.health()) };
-        assert!(why.contains("device-side assert") && why.contains("isolated worker"), "{why}");
-        let refused = queue.submit(FakeItem::new(1)).unwrap_err();
-        assert_eq!(refused.reason(), &Refusal::Failed(why));
-        assert_eq!(built.load(Ordering::SeqCst), 1);
-        assert_eq!(queue.stats().engine_losses, 1);
     });
 }
 

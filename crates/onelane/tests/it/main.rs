@@ -8,6 +8,7 @@ mod closures;
 mod common;
 mod deadline;
 mod delivery;
+mod device_lost;
 mod failure;
 mod foreign;
 mod inbox;
