@@ -149,6 +149,9 @@ class Thing:
             return texts.upper() + suffix
         return [text.upper() + suffix for text in texts]
 
+    def rows(self):
+        return iter([1, 2, 3])
+
     def lock(self):
         return threading.Lock()
 

@@ -34,6 +34,8 @@ def test_a_guarded_object_lives_in_a_child():
 def test_its_streams_come_item_by_item():
     thing = onelane.guard(isolated_models.Thing, "cpu", isolation="process")
     assert list(thing.stream(3)) == [0, 1, 2]
+    # An iterator that a method returns is a stream, too.
+    assert list(thing.rows()) == [1, 2, 3]
 
     async def read():
         return [item async for item in thing.astream(3)], await thing.add.acall(1)

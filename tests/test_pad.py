@@ -38,6 +38,30 @@ def test_padding_gives_what_a_request_gives_alone(device):
         queue(torch.zeros(1, 9, 16))
 
 
+def test_lengths_of_one_bucket_share_a_batch(device):
+    shapes = []
+
+    def model(x):
+        shapes.append(tuple(x.shape))
+        return x.sum(1)
+
+    pad = onelane.Pad(buckets=(4, 8))
+    queue = onelane.BatchQueue(model, device, onelane.Tensors(pad=pad), max_batch_size=8)
+    with Hold(device):
+        futures = [queue.submit(torch.ones(1, n)) for n in (1, 5, 2, 3, 8, 4)]
+    assert [int(future.result(30)) for future in futures] == [1, 5, 2, 3, 8, 4]
+    assert sorted(shapes) == [(2, 8), (4, 4)]
+
+
+def test_inputs_that_disagree_about_the_length_are_refused(device):
+    pad = onelane.Pad(buckets=(8,))
+    queue = onelane.BatchQueue(lambda a, b: a, device, onelane.Tensors(pad=pad))
+    with pytest.raises(ValueError, match="disagree about dimension 1: {'a': 2, 'b': 3}"):
+        queue(a=torch.ones(1, 2), b=torch.ones(1, 3))
+    with pytest.raises(ValueError, match="nothing to pad: no input has a dimension 1"):
+        queue(a=torch.ones(1), b=torch.ones(1))
+
+
 def test_padding_of_named_inputs_with_a_given_mask(device):
     pad = onelane.Pad(
         buckets=(4,), value={"ids": 7}, names=("ids", "mask"), mask="mask", side="left", trim=True

@@ -105,11 +105,6 @@ class BatchQueue(_onelane.Front):
         if isolated is not None:
             model, factory = _isolation.named(model, factory)
             device = _isolation.default_device() if device is None else device
-            if kind.output == "device":
-                raise ValueError(
-                    "output='device': the device of an isolated queue is in another process, and "
-                    "what is on it stays there: use output='cpu'"
-                )
         is_factory = _factory.is_factory(model, factory)
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
