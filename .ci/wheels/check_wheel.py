@@ -58,7 +58,8 @@ def problems(wheel: Path) -> list[str]:
         if "onelane/py.typed" not in archive.namelist():
             found.append("there is no onelane/py.typed in it")
     mac = re.fullmatch(r"macosx_(\d+)_(\d+)_(arm64|x86_64)", platforms)
-    linux = re.match(r"manylinux_(\d+)_(\d+)_(x86_64|aarch64)", platforms)
+    # An old name of the tag may come first: manylinux2014_x86_64.manylinux_2_17_x86_64.
+    linux = re.search(r"(?:^|\.)manylinux_(\d+)_(\d+)_(x86_64|aarch64)$", platforms)
     if mac:
         return found + _mach_o(module, mac[3], (int(mac[1]), int(mac[2])))
     if linux:
