@@ -77,11 +77,11 @@ def test_a_library_that_links_libonelane_is_not_given_the_package(tmp_path):
     """The loader looks for a library by its name: the package must not go by libonelane's."""
     source, linked = tmp_path / "linked.c", tmp_path / "liblinked.so"
     source.write_text(
-        "#include <onelane.h>\nconst void *table(void) { return onelane_get_api(1); }\n"
+        '#include <onelane.h>\nextern "C" const void *table() { return onelane_get_api(1); }\n'
     )
-    folder = Path(LIBRARY).parent
+    folder = Path(LIBRARY).resolve().parent
     command = ["g++", "-x", "c++", "-shared", "-fPIC", f"-I{onelane.get_include()}", str(source)]
-    command += ["-x", "none", "-o", str(linked), f"-L{folder}", f"-Wl,-rpath,{folder}", "-lonelane"]
+    command += ["-x", "none", "-o", str(linked), f"-Wl,-rpath,{folder}", LIBRARY]
     subprocess.run(command, check=True)
     script = (
         "import ctypes, onelane\n"
