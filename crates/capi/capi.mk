@@ -90,7 +90,7 @@ capi-asan-torch: capi-prefix ## MPSBatchQueue and its tests under AddressSanitiz
 # Threads take turns fairly: else those that only submit keep the worker from its turn.
 capi-valgrind: $(CAPI)/core_test capi-examples-core ## the C++ tests and examples without libtorch under Valgrind
 	for program in affine llama_shape core_test; do \
-	    $(CAPI_SLOW) valgrind --quiet --fair-sched=yes --error-exitcode=9 --leak-check=full \
+	    $(CAPI_SLOW) valgrind --quiet --fair-sched=yes --error-exitcode=9 --leak-check=full --show-leak-kinds=definite \
 	    --errors-for-leak-kinds=definite $(CAPI)/$$program || exit 1; done
 
 # The library itself is instrumented, too: else its atomics would not be seen. The runtime is Rust's,
