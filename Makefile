@@ -74,7 +74,7 @@ WBIN := $(WHEELS)/bin
 DIST := dist
 # The oldest systems: macOS 11 (10.12 on Intel), and a Linux with glibc 2.17. A target folder of their own
 # lets other builds go on at the same time.
-# zig knows no more of a Mac than its C library: the rest of what is linked is named in a stand-in for the SDK.
+# zig knows no more of a Mac than its C library: what else is linked is named in a stand-in for the SDK.
 MAC_SDK := $(CURDIR)/crates/capi/macos/sdk
 BUILD_WHEEL = PATH="$(CURDIR)/$(WBIN):$$PATH" CARGO_TARGET_DIR=$(CURDIR)/target/wheels \
     $(WBIN)/maturin build --release --locked --zig --out $(DIST)

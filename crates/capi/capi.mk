@@ -75,23 +75,26 @@ capi-overhead: capi-prefix ## what a request costs, beside a hand-written queue;
 CAPI_SLOW = ONELANE_HANG_SECONDS=600
 CAPI_ASAN = -g -fsanitize=address,undefined -fno-sanitize-recover=all
 capi-asan: capi-prefix ## the C++ tests and examples under AddressSanitizer and UBSan
-	$(CC) -std=c99 -O1 $(CAPI_FLAGS) $(CAPI_ASAN) $(CAPI_EXAMPLES)/affine.c -o $(CAPI)/affine_asan $(CAPI_LINK)
-	$(CXX) -std=c++17 -O1 $(CAPI_FLAGS) $(CAPI_ASAN) $(CAPI_EXAMPLES)/llama_shape.cpp -o $(CAPI)/llama_shape_asan $(CAPI_LINK)
-	$(CXX) -std=c++17 -O1 $(CAPI_FLAGS) $(CAPI_ASAN) crates/capi/tests/cpp/core_test.cpp -o $(CAPI)/core_test_asan $(CAPI_LINK)
+	$(CC) -std=c99 -O1 $(CAPI_FLAGS) $(CAPI_ASAN) $(CAPI_EXAMPLES)/affine.c \
+	    -o $(CAPI)/affine_asan $(CAPI_LINK)
+	$(CXX) -std=c++17 -O1 $(CAPI_FLAGS) $(CAPI_ASAN) $(CAPI_EXAMPLES)/llama_shape.cpp \
+	    -o $(CAPI)/llama_shape_asan $(CAPI_LINK)
+	$(CXX) -std=c++17 -O1 $(CAPI_FLAGS) $(CAPI_ASAN) crates/capi/tests/cpp/core_test.cpp \
+	    -o $(CAPI)/core_test_asan $(CAPI_LINK)
 	for program in affine llama_shape core_test; do $(CAPI_SLOW) $(CAPI)/$${program}_asan || exit 1; done
 
 # Not in `capi-asan`: it needs libtorch, and its headers take long to compile.
 .PHONY: capi-asan-torch
 capi-asan-torch: capi-prefix ## MPSBatchQueue and its tests under AddressSanitizer and UBSan
-	$(CXX) -std=c++20 -O0 $(CAPI_FLAGS) $(CAPI_ASAN) -isystem $(TORCH)/include crates/capi/tests/cpp/torch_test.cpp \
-	    crates/capi/torch/MPSBatchQueue.cpp -o $(CAPI)/torch_test_asan $(CAPI_LINK) $(TORCH_LINK)
+	$(CXX) -std=c++20 -O0 $(CAPI_FLAGS) $(CAPI_ASAN) -isystem $(TORCH)/include \
+	    crates/capi/tests/cpp/torch_test.cpp crates/capi/torch/MPSBatchQueue.cpp -o $(CAPI)/torch_test_asan $(CAPI_LINK) $(TORCH_LINK)
 	$(CAPI_SLOW) $(CAPI)/torch_test_asan
 
 # Threads take turns fairly: else those that only submit keep the worker from its turn.
 capi-valgrind: $(CAPI)/core_test capi-examples-core ## the C++ tests and examples without libtorch under Valgrind
 	for program in affine llama_shape core_test; do \
-	    $(CAPI_SLOW) valgrind --quiet --fair-sched=yes --error-exitcode=9 --leak-check=full --show-leak-kinds=definite \
-	    --errors-for-leak-kinds=definite $(CAPI)/$$program || exit 1; done
+	    $(CAPI_SLOW) valgrind --quiet --fair-sched=yes --error-exitcode=9 \
+	    --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite $(CAPI)/$$program || exit 1; done
 
 # The library itself is instrumented, too: else its atomics would not be seen. The runtime is Rust's,
 # which is newer than that of most compilers for C++.
