@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import itertools
 import time
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from onelane import (
+    _aio,
     _devices,
     _factory,
     _isolation,
@@ -35,7 +35,7 @@ from onelane._requests import Requests
 from onelane._stats import Health, QueueStats
 from onelane._tensor_collator import TensorCollator
 from onelane._wrap import lane_on
-from onelane.errors import DeadlineExceeded, QueueFull
+from onelane.errors import QueueFull, WouldDeadlock
 
 Priority = Literal["interactive", "normal", "bulk"]
 
@@ -298,32 +298,19 @@ class BatchQueue(_onelane.Front):
         """
         end = _end(timeout, deadline)
         if self._executor.is_held_here():
-            modes = _modes.capture(self._autocast)
-            return self._infer_held(modes, inputs, {**named, "deadline": end, "priority": priority})
+            return self._executor.acall(self, *inputs, deadline=end, priority=priority, **named)
         return self._answer(self._read(inputs, named, None, end, priority), end)
-
-    async def _infer_held(
-        self, modes: _modes.Modes, inputs: tuple[Any, ...], named: dict[str, Any]
-    ) -> Any:
-        return await self._executor.acall(_modes.call, modes, self, inputs, named)
 
     async def _answer(self, reading: _onelane.Reading, end: float | None) -> Any:
         """Submit a request that was read, and await its response until `end`."""
+        if self._executor.is_held_here():
+            raise WouldDeadlock(
+                "this request was made before hold() and would wait for the end of the hold that "
+                "it is awaited in: call infer() inside of the block"
+            )
         future, ticket = self._infer(reading)
-        if end is None:
-            try:
-                return await future
-            finally:
-                if not future.done() or future.cancelled():
-                    ticket.abandon()
-        left = end - time.monotonic()
-        timer = asyncio.get_running_loop().call_later(left, _expire, ticket, future)
-        try:
-            return await future
-        finally:
-            timer.cancel()
-            if not future.done() or future.cancelled():
-                ticket.abandon()
+        left = None if end is None else end - time.monotonic()
+        return await _aio.answer(future, ticket, left)
 
     def map(
         self,
@@ -476,11 +463,3 @@ def _end(timeout: float | None, deadline: float | None) -> float | None:
         return deadline
     end = time.monotonic() + timeout
     return end if deadline is None else min(end, deadline)
-
-
-def _expire(ticket: _onelane.Ticket, future: asyncio.Future[Any]) -> None:
-    # If it has not started this takes it out of the queue, and the core says that it has expired.
-    ticket.advance()
-    if not future.done():
-        ticket.abandon()
-        future.set_exception(DeadlineExceeded("the deadline passed before there was a response"))

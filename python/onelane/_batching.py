@@ -15,7 +15,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Protocol
 
-from onelane import _tree
+from onelane import _caller, _tree
+from onelane._caller import Caller
 from onelane._calls import AS_IT_IS, ITEM, ITEMS, UNKNOWN, CallCollator, Forms
 from onelane._exclusive import Hold
 from onelane._terms import Terms
@@ -54,11 +55,13 @@ def one(queue: Any, request: tuple[Any, ...], terms: Terms) -> Any:
     return _result(queue.try_submit(*request, **_of(terms)), terms)
 
 
-async def aone(queue: Any, request: tuple[Any, ...], terms: Terms) -> Any:
-    """Do what `one` does, from an event loop."""
+async def aone(
+    queue: Any, request: tuple[Any, ...], terms: Terms, caller: Caller | None = None
+) -> Any:
+    """Do what `one` does, from an event loop; caller: whose state was read at the call."""
     if terms.wait:
-        return await queue.infer(*request, **_of(terms))
-    future = asyncio.wrap_future(queue.try_submit(*request, **_of(terms)))
+        return await _caller.read(caller, queue.infer, *request, **_of(terms))
+    future = asyncio.wrap_future(_caller.read(caller, queue.try_submit, *request, **_of(terms)))
     try:
         return await asyncio.wait_for(future, terms.left())
     except asyncio.TimeoutError:
@@ -89,6 +92,9 @@ class Batching:
         self.queue, self.forms, self._first, self._size = queue, Forms(), first, size
         # What the method returns for several items cannot be put together of pieces.
         self._whole = False
+        home = getattr(queue, "executor", None)
+        # An isolated worker is never held.
+        self._is_held_here = (lambda: False) if home is None else home.is_held_here
 
     def read(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -203,8 +209,9 @@ class Batching:
         kwargs: dict[str, Any],
         turns: Turns,
         terms: Terms,
+        caller: Caller | None = None,
     ) -> Any:
-        """Make a call from an event loop."""
+        """Make a call from an event loop; caller: whose state was read at the call."""
         args, kwargs, form = self.read(args, kwargs)
         if form == AS_IT_IS:
             return await call(*args, **kwargs)
@@ -214,7 +221,7 @@ class Batching:
                 self.forms.note_call(piece[0], await call(*piece, **kwargs))
             form = self.forms.of(args[0])
         if form != UNKNOWN:
-            result = await self._abatched(args, kwargs, form, turns, terms)
+            result = await self._abatched(args, kwargs, form, turns, terms, caller)
             if form == ITEM:
                 self.forms.note_item(args[0])
             return result
@@ -224,7 +231,7 @@ class Batching:
             if not isinstance(args[0], tuple):
                 raise
             try:
-                result = await self._abatched(args, kwargs, ITEM, turns, terms)
+                result = await self._abatched(args, kwargs, ITEM, turns, terms, caller)
             except Exception:
                 raise error from None
             self.forms.note_refused(args[0])
@@ -239,30 +246,42 @@ class Batching:
         form: str,
         turns: Turns,
         terms: Terms,
+        caller: Caller | None,
     ) -> Any:
         hold = await turns.aturn(terms)
         try:
             if form == ITEMS and self._is_large(args[0]) and not self._whole:
-                parts = await self._in_pieces_async(args, kwargs, terms)
+                parts = await self._in_pieces_async(args, kwargs, terms, caller)
                 try:
                     return _joined(parts)
                 except Exception:
                     self._whole = True
-            return await aone(self.queue, (CallCollator.request(args, kwargs, form),), terms)
+            request = CallCollator.request(args, kwargs, form)
+            return await aone(self.queue, (request,), terms, caller)
         finally:
             turns.turns.leave(hold)
 
     async def _in_pieces_async(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        terms: Terms,
+        caller: Caller | None,
     ) -> list[Any]:
         under_way: deque[asyncio.Task[Any]] = deque()
         parts = []
+        if self._is_held_here():
+            # Tasks of their own would be someone else's, who wait for the end of the hold.
+            for request in self._pieces(args, kwargs):
+                parts.append(await aone(self.queue, (request,), terms, caller))
+            return parts
         try:
             for number, request in enumerate(self._pieces(args, kwargs)):
                 if len(under_way) == _UNDER_WAY:
                     parts.append(await under_way.popleft())
                 of_piece = terms if not number else terms._replace(wait=True)
-                under_way.append(asyncio.ensure_future(aone(self.queue, (request,), of_piece)))
+                piece = aone(self.queue, (request,), of_piece, caller)
+                under_way.append(asyncio.ensure_future(piece))
             while under_way:
                 parts.append(await under_way.popleft())
         finally:
