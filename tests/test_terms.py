@@ -355,34 +355,3 @@ def test_statistics_and_health_of_a_guard(device, guarded):
         guarded.note(i)
     assert onelane.stats(guarded).calls.completed == 5
     assert onelane.health(guarded).state == "ready"
-
-
-def test_a_hung_call_is_told_by_health(device):
-    """With a stall time of its own; the default is 30 s."""
-    from onelane import _onelane
-
-    release, running = threading.Event(), threading.Event()
-
-    def run(calls):
-        running.set()
-        release.wait(60)
-        return calls, 1
-
-    core = _onelane.Queue(device._core, lambda: run, stall_after_s=0.01)
-    front_type = type("F", (_onelane.Front,), {"_prepare": lambda self, x, n: (x, 0, 1)})
-    front = front_type()
-    front._open(core, 1, None)
-    future = front._submit((1,), {}, None, None, "normal")
-    assert running.wait(30)
-    until = time.monotonic() + 30
-    while device.health().state != "stalled":
-        assert time.monotonic() < until
-        time.sleep(0.001)
-    with pytest.raises(onelane.DeadlineExceeded):
-        front._submit((2,), {}, 0.01, None, "normal").result(30)
-    assert device.health().running_for_s > 0
-    release.set()
-    assert future.result(30) == (1,)
-    while device.health().state != "ready":
-        assert time.monotonic() < until
-        time.sleep(0.001)

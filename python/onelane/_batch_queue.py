@@ -34,6 +34,7 @@ from onelane._keys import ALONE, Keys, of_context
 from onelane._requests import Requests
 from onelane._stats import Health, QueueStats
 from onelane._tensor_collator import TensorCollator
+from onelane._terms import seconds
 from onelane._wrap import lane_on
 from onelane.errors import QueueFull, WouldDeadlock
 
@@ -65,6 +66,8 @@ class BatchQueue(_onelane.Front):
         it: tokens, pixels or bytes. A single request of more runs alone.
     max_wait: seconds that an idle worker may wait for a batch to fill; 0 never waits.
     capacity: the most requests that may wait; then calls wait for room.
+    stall_after: seconds after which a batch that runs makes `health()`, of the queue and of its
+        executor, `"stalled"`. Nothing is interrupted; `Isolation(hang_s=)` does that.
     context: whose context variables a batch runs with. `"first"`: those of its first request, so a
         model must not look at what differs between callers. `"key"`: only requests whose variables
         are all equal share a batch. A function of a `contextvars.Context`: what it returns must be
@@ -94,6 +97,7 @@ class BatchQueue(_onelane.Front):
         max_batch_cost: int | None = None,
         max_wait: float = 0.0,
         capacity: int = 1024,
+        stall_after: float = 30.0,
         context: Literal["first", "key"] | Callable[[contextvars.Context], Any] = "first",
         idempotent: bool = True,
         factory: bool | None = None,
@@ -115,6 +119,7 @@ class BatchQueue(_onelane.Front):
             )
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size}: use at least 1")
+        stall_after = seconds("stall_after", stall_after)
         self._budget = Budget.of(max_batch_cost, kind, max_batch_size)
         if isinstance(device, DeviceExecutor):
             self._executor = device
@@ -149,6 +154,7 @@ class BatchQueue(_onelane.Front):
                 device=self._executor.device,
                 collator=self._collator,
                 elements=elements,
+                note=self._executor._note,
                 wrap=_wrapper(self._executor),
                 **settings,
             )
@@ -157,14 +163,16 @@ class BatchQueue(_onelane.Front):
                 model, is_factory, self._executor.device, kind, settings, idempotent
             )
             build = self._supervisor = _isolation.supervisor(isolated, spec)
+        self._name = name or getattr(model, "__name__", None) or type(model).__name__
         self._core = _onelane.Queue(
             self._executor._core,
             build,
-            name=name or getattr(model, "__name__", None) or type(model).__name__,
+            name=self._name,
             max_batch_size=max_batch_size if kind.shared else 1,
             max_batch_cost=max_batch_size if self._budget is None else self._budget.most,
             max_wait=float(max_wait),
             capacity=capacity,
+            stall_after_s=stall_after,
             idempotent=idempotent,
             elements=elements,
         )
@@ -173,6 +181,7 @@ class BatchQueue(_onelane.Front):
         plain = tensors and kind.pad is None and self._budget is None and context == "first"
         reading = _reading(self._collator, self._keys, self._autocast) if plain else None
         self._open(self._core, max_batch_size, reading)
+        self._executor._queues.add(self)
 
     @classmethod
     def from_factory(
@@ -180,6 +189,11 @@ class BatchQueue(_onelane.Front):
     ) -> BatchQueue:
         """Make a queue whose model is built by `factory()`, on the worker."""
         return cls(factory, device, factory=True, **settings)
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs and errors."""
+        return self._name
 
     @property
     def executor(self) -> DeviceExecutor:

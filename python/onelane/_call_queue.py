@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from onelane import _aio, _lifecycle, _onelane
 from onelane._caller import Caller
+from onelane._queues import Queues
 from onelane._stats import Health, QueueStats
 from onelane._terms import NORMAL, Terms
 from onelane.errors import DeadlineExceeded
@@ -24,6 +25,7 @@ class Home(Protocol):
     """The executor, as this queue sees it."""
 
     _core: _onelane.Executor
+    _queues: Queues
 
     @property
     def device(self) -> str:
@@ -45,8 +47,9 @@ class Home(Protocol):
 class CallQueue(_onelane.Front):
     """The calls of one guarded object."""
 
-    def __init__(self, home: Any, name: str, capacity: int) -> None:
+    def __init__(self, home: Any, name: str, capacity: int, stall_after: float) -> None:
         self._home: Home = home
+        self.name = name
         self.capacity = capacity
         self._core = _onelane.Queue(
             self._home._core,
@@ -55,9 +58,11 @@ class CallQueue(_onelane.Front):
             max_batch_size=1,
             max_batch_cost=1,
             capacity=capacity,
+            stall_after_s=stall_after,
             idempotent=False,
         )
         self._open(self._core, 1, None)
+        self._home._queues.add(self)
 
     def _prepare(
         self, inputs: tuple[Callable[[], Any], Caller | None], _named: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import inspect
 import threading
@@ -28,6 +29,7 @@ from onelane._caller import Caller
 from onelane._future import CallFuture
 from onelane._hold import DeviceHold
 from onelane._isolated_calls import Calls
+from onelane._queues import Queues
 from onelane._stats import Health, QueueStats
 from onelane._wrap import lane_on
 from onelane.errors import EngineLost, ForkedProcess, QueueFull, is_device_poisoned
@@ -190,6 +192,7 @@ class DeviceExecutor(Executor):
         # Why it refuses calls: its device answers nothing but errors.
         self._poisoned: str | None = None
         self._note = _noting(self)
+        self._queues = Queues()
 
     @property
     def device(self) -> str:
@@ -375,10 +378,18 @@ class DeviceExecutor(Executor):
         return QueueStats._of(self._core.stats(), self._device)
 
     def health(self) -> Health:
-        """Return the worst health of this executor and its queues."""
+        """Return whether the device works; stalled as soon as a batch or call of any queue is.
+
+        A queue whose model is lost for good has failed by itself, and others of the device have
+        not: then `detail` names it, and `queue.health()` says why.
+        """
         if self._poisoned is not None:
             return Health("failed", self._poisoned)
-        return Health(*self._core.health())
+        health = Health(*self._core.health())
+        failed = self._queues.failed()
+        if not failed or health.detail is not None:
+            return health
+        return dataclasses.replace(health, detail=f"failed: {', '.join(map(repr, failed))}")
 
     def __repr__(self) -> str:
         isolated = "" if self._isolation is None else ", isolated"

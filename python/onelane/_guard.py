@@ -17,6 +17,7 @@ from onelane._executor import DeviceExecutor, executor
 from onelane._lane import Cell, Lane
 from onelane._proxy import Guarded, cell_of, kind_of, proxy
 from onelane._stream import GuardedIterator
+from onelane._terms import seconds
 from onelane._wrap import lane_on
 
 
@@ -32,6 +33,7 @@ def guard(
     factory: bool | None = None,
     isolation: _isolation.Setting = None,
     capacity: int = 1024,
+    stall_after: float = 30.0,
 ) -> Any:
     """Return a proxy of an object that lives on a device's worker thread.
 
@@ -66,6 +68,8 @@ def guard(
         of them. `obj_or_factory` may be `"package.module:name"`.
     capacity: the most calls that may wait for the worker, of batched methods for each; then calls
         wait for room, or raise `QueueFull` with `options(wait=False)`.
+    stall_after: as for `BatchQueue`: of a call, and of a batch. With isolation, `hang_s` of the
+        `Isolation` ends what hangs instead.
 
     `proxy.method.options(timeout=, deadline=, priority=, wait=)(...)` sets terms for a call, and
     `await proxy.method.acall(...)` makes one from an event loop. `with guard(...) as proxy:`, or
@@ -77,6 +81,7 @@ def guard(
     returns the object itself, returns the proxy.
     """
     isolated = _isolation.of(isolation, device)
+    stall_after = seconds("stall_after", stall_after)
     if isolated is not None:
         obj_or_factory, factory = _isolation.named(obj_or_factory, factory)
     is_factory = _factory.is_factory_of_object(obj_or_factory, factory)
@@ -120,14 +125,16 @@ def guard(
 
     root = home.call(build)
     kind = kind_of(root)
-    lane.calls = CallQueue(home, f"guard {kind.__module__}.{kind.__qualname__}", capacity)
+    called = f"guard {kind.__module__}.{kind.__qualname__}"
+    lane.calls = CallQueue(home, called, capacity, stall_after)
     names = {"methods": lane.methods, "exclusive": lane.exclusive}
     for setting, given in names.items():
         home.call(_check_names, cell_of(root), setting, given or ())
     # A queue must not keep the object alive: it looks it up through the cell.
     cell = cell_of(root)
     for name, size in (batch or {}).items():
-        lane.batched[name] = _batched(lane, cell, name, size, context, capacity)
+        terms = {"context": context, "capacity": capacity, "stall_after": stall_after}
+        lane.batched[name] = _batched(lane, cell, name, size, terms)
     return root
 
 
@@ -138,7 +145,7 @@ def _check_names(cell: Cell, setting: str, names: Iterable[str]) -> None:
             raise TypeError(f"{setting}: there is no method {name!r}{said}")
 
 
-def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any, capacity: int) -> Batching:
+def _batched(lane: Lane, cell: Cell, name: str, size: int, terms: dict[str, Any]) -> Batching:
     home = lane.executor
 
     def method() -> Any:
@@ -177,10 +184,9 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any, capacit
         home,
         Calls(lane),
         max_batch_size=size,
-        capacity=capacity,
         factory=False,
         name=name,
-        context=context,
+        **terms,
     )
     return Batching(queue, first, size)
 
