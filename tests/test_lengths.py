@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from onelane._install.lengths import LENGTHS, ROWS, LaunchCost, length_bucket, plan, row_bucket
+from onelane._lengths import LENGTHS, ROWS, LaunchCost, length_bucket, plan, row_bucket
 
 
 def test_buckets_are_a_bounded_set():

@@ -241,9 +241,11 @@ def test_others_get_their_turn_between_the_pieces(device):
                 time.sleep(0)
         assert small.result(30) == "y"
         assert large.result(30) == ["x"] * 400
-    # It came when two pieces waited, and 48 were still to come.
+    # It came when two pieces waited, and 48 were still to come. Those made beside it are smaller.
     assert order.index(1) == 2
-    assert len(order) == 51
+    assert set(order) <= {1, 2, 6, 8}
+    assert sum(order) == 401
+    assert len(order) >= 51
 
 
 def test_what_cannot_be_put_together_runs_whole(device):

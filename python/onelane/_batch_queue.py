@@ -174,7 +174,7 @@ class BatchQueue(_onelane.Front):
             capacity=capacity,
             stall_after_s=stall_after,
             idempotent=idempotent,
-            elements=elements,
+            elements=elements if kind.elements is None else kind.elements,
         )
         # A process that has no PyTorch does not load it to read requests.
         tensors = isinstance(self._collator, TensorCollator)

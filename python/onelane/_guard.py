@@ -8,12 +8,13 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from onelane import _devices, _factory, _isolated_guard, _isolation, _names, _training
+from onelane import _devices, _factory, _isolated_guard, _isolation, _names, _onelane, _training
 from onelane._batch_queue import BatchQueue
 from onelane._batching import Batching
 from onelane._call_queue import CallQueue
 from onelane._calls import Calls
 from onelane._executor import DeviceExecutor, executor
+from onelane._grouping import Grouping, Rounding
 from onelane._lane import Cell, Lane
 from onelane._proxy import Guarded, cell_of, kind_of, proxy
 from onelane._stream import GuardedIterator
@@ -52,7 +53,8 @@ def guard(
     methods: run only these on the worker; other attributes are read where the caller is.
     batch: methods whose calls are batched, with the most items in a batch: with
         `batch={"encode": 32}` many threads' `encode("a text")` become one `encode([...])`, when
-        their other arguments are equal. The first argument is one item, or several, as for the
+        their other arguments are equal; what waits is sorted by length, and split where padding
+        costs more than a second call. The first argument is one item, or several, as for the
         method itself: whether a list or tuple of texts is one pair or a batch is learnt from its
         calls, and one that has not been learnt runs by itself. `"__call__"` stands for calling the
         object itself.
@@ -154,6 +156,9 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, terms: dict[str, Any]
     def call(*args: Any, **kwargs: Any) -> Any:
         return method()(*args, **kwargs)
 
+    def look() -> tuple[str | None, Rounding | None]:
+        return first_parameter(), Rounding.of(cell.value, name, home.device)
+
     def first_parameter() -> str | None:
         if _training.is_module(cell.value):
             if name in ("forward", "__call__"):
@@ -178,11 +183,12 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, terms: dict[str, Any]
         named = first is not None and first.kind is first.POSITIONAL_OR_KEYWORD
         return first.name if first is not None and named else None
 
-    first = home.call(first_parameter)
+    first, rounding = home.call(look)
+    elements = _onelane.Elements()
     queue = BatchQueue(
         call,
         home,
-        Calls(lane),
+        Calls(lane, Grouping(rounding, elements), elements),
         max_batch_size=size,
         factory=False,
         name=name,

@@ -26,7 +26,7 @@ def _lengths(count: int) -> list[int]:
 def _run_lengths(device: Device, bucketed: bool, count: int) -> list[int]:
     import torch
 
-    from onelane._install.lengths import length_bucket
+    from onelane._lengths import length_bucket
 
     worker = onelane.executor("mps")
     model = worker.call(_encoder)
