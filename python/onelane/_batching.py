@@ -90,10 +90,18 @@ class Turns(Protocol):
 class Batching:
     """The queue of a batched method, and how its calls are read.
 
-    first: the name of the method's first parameter. size: the most items in a batch.
+    first: the name of the method's first parameter. size: the most items in a batch. piece: how
+    many items of a long list go together, given the longest of them and the most.
     """
 
-    def __init__(self, queue: Queue, first: str | None, size: int) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        first: str | None,
+        size: int,
+        piece: Callable[[Any, int], int] | None = None,
+    ) -> None:
+        self._piece = piece or (lambda item, most: most)
         self.queue, self.forms, self._first, self._size = queue, Forms(), first, size
         # Calls that are under way.
         self._inside, self._lock = 0, threading.Lock()
@@ -215,7 +223,8 @@ class Batching:
         """Yield the requests of a call's pieces, as large as they may be when each is asked for."""
         items, rest, at = args[0], args[1:], 0
         while at < len(order):
-            count = self._size if self._inside == 1 else -(-self._size // _PART)
+            most = self._size if self._inside == 1 else -(-self._size // _PART)
+            count = self._piece(items[order[at]], most)
             piece = type(items)([items[i] for i in order[at : at + count]])
             at += count
             yield CallCollator.request((piece, *rest), kwargs, ITEMS)

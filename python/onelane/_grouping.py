@@ -20,6 +20,8 @@ from onelane._shaping import Estimate, Shaping, longest_of
 
 # Items that are no texts are taken for so many tokens on the average.
 _TYPICAL = 32.0
+# About how long a piece of a long list may take.
+_PIECE_S = 0.2
 _clock = time.perf_counter
 
 
@@ -109,6 +111,13 @@ class Grouping:
     ) -> None:
         self._rounding, self._elements = rounding, elements
         self._cost, self._estimate = LaunchCost(), Estimate()
+
+    def piece(self, item: Any, most: int) -> int:
+        """Return how many items of a long list go together, this one being the longest."""
+        length = size(item)
+        if not length or not _is_text(item):
+            return most
+        return self._cost.rows(self._estimate.tokens(length), most, _PIECE_S)
 
     def calls(self, inputs: list[Input]) -> list[list[int]]:
         """Return which requests share a call, each call's sorted by length."""

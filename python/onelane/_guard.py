@@ -185,16 +185,17 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, terms: dict[str, Any]
 
     first, rounding = home.call(look)
     elements = _onelane.Elements()
+    grouping = Grouping(rounding, elements)
     queue = BatchQueue(
         call,
         home,
-        Calls(lane, Grouping(rounding, elements), elements),
+        Calls(lane, grouping, elements),
         max_batch_size=size,
         factory=False,
         name=name,
         **terms,
     )
-    return Batching(queue, first, size)
+    return Batching(queue, first, size, grouping.piece)
 
 
 __all__ = ["Guarded", "GuardedIterator", "guard"]

@@ -48,6 +48,17 @@ class LaunchCost:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
         self.tokens = 192.0
 
+    def rows(self, length: float, most: int, seconds: float, longest: int | None = None) -> int:
+        """Return how many rows of a length run in so many seconds: one of `ROWS`, `most` at most.
+
+        By the time that a token has taken on the average; before anything has run it is 8.
+        """
+        allowed = [rows for rows in ROWS if rows <= most] or [most]
+        if not self._x:
+            return min(8, allowed[-1])
+        each = length_bucket(max(1, round(length)), longest) * self._y / self._x
+        return max((rows for rows in allowed if rows * each <= seconds), default=allowed[0])
+
     def note(self, tokens: int, seconds: float) -> None:
         """A batch of so many tokens, padding included, took so long."""
         keep = self._KEEP

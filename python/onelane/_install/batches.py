@@ -23,8 +23,10 @@ from onelane._requests import Items
 from onelane._shaping import Estimate, Shaping, longest_of
 from onelane.errors import QueueClosed
 
-# Rows of a piece of a long list, alone and beside others.
+# Rows of a piece of a long list at most, alone and beside others, and about how long it may take:
+# who asks meanwhile waits for one piece, or for two at first.
 _PIECE_ALONE, _PIECE_BESIDE = 32, 8
+_PIECE_S = 0.2
 # Queues of one model: more sets of arguments than this run call by call.
 _MOST_QUEUES = 16
 
@@ -124,7 +126,7 @@ class Batches:
                 alone = self._inside == 1
                 # Alone, the next piece waits while one runs. Beside others they keep it busy.
                 while at < len(order) and len(waiting) < (2 if alone else 1):
-                    piece = order[at : at + (_PIECE_ALONE if alone else _PIECE_BESIDE)]
+                    piece = order[at : at + self._piece(items[order[at]], alone)]
                     at += len(piece)
                     futures = queue.submit_many([items[i] for i in piece])
                     waiting.append((piece, futures))
@@ -139,6 +141,11 @@ class Batches:
                     future.cancel()
             raise
         return results
+
+    def _piece(self, item: Any, alone: bool) -> int:
+        """Return how many items the next piece has; this one is the longest."""
+        length = self._estimate.tokens(size(item))
+        return self._cost.rows(length, _PIECE_ALONE if alone else _PIECE_BESIDE, _PIECE_S)
 
     # --- On the worker ------------------------------------------------------------------------
 
