@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -122,3 +123,32 @@ def test_a_queues_batch_may_tell_that_the_device_is_lost():
         assert 'isolation="process"' in device.health().detail
         with pytest.raises(onelane.EngineLost):
             device.call(int)
+
+
+def test_a_circle_through_a_helper_thread_is_told_by_health_and_ended_by_a_timeout(device):
+    """It cannot be seen that a call waits for a thread of its own making."""
+
+    class Embedder:
+        def encode(self, text):
+            return len(text)
+
+    class Pipeline:
+        def run(self, timeout):
+            encode = embedder.encode.options(timeout=timeout)
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(encode, "abc")
+                told.append((device.health().state, onelane.health(pipeline).state))
+                return asked.result(30)
+
+        def direct(self):
+            return embedder.encode("abc")
+
+    told = []
+    embedder = onelane.guard(Embedder, device)
+    pipeline = onelane.guard(Pipeline, device, stall_after=AT_ONCE)
+    with pytest.raises(onelane.DeadlineExceeded):
+        pipeline.run(0.05)
+    assert told == [("stalled", "stalled")]
+    # On the worker itself it runs inline.
+    assert pipeline.direct() == 3
+    assert device.health().ok
