@@ -30,12 +30,13 @@ macos: ## type-check of everything that runs on a Mac
 	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-capi -p onelane-suite -p onelane-cli \
 	    -p onelane-bench
 
-# No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels, in a folder of their
-# own, so that no build takes them for real ones.
+# No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels. The target is named,
+# so that they are in a folder of their own (no build takes them for real ones), and what runs while
+# building is built once for all.
 cuda: ## type-check and lints of the CUDA code
 	PATH="$(CURDIR)/.ci/cuda/bin:$$PATH" NVCC="$(CURDIR)/.ci/cuda/bin/nvcc" CUDA_COMPUTE_CAP=90 \
 	CUDA_HOME="$(CURDIR)/.ci/cuda" CUDA_PATH="$(CURDIR)/.ci/cuda" \
-	    cargo clippy --target-dir target/cuda-check --features cuda --locked \
+	    cargo clippy --target $$(rustc -vV | sed -n 's/^host: //p') --features cuda --locked \
 	    -p onelane-engines -p onelane-suite -p onelane-cli -p onelane-bench -- -D warnings
 
 test: test-rust test-model test-python ## every test
@@ -44,10 +45,12 @@ test-rust: ## the Rust tests; the core's also with debug assertions
 	cargo test -p onelane --locked
 	cargo test --release --workspace --locked
 
-# The environment of the Python tests: torch, the package itself, a small real model.
+# The environment of the Python tests: torch, the package itself, a small real model. uv unpacks the
+# gigabytes of torch in a fraction of pip's time.
 $(VENV)/.ready: pyproject.toml tests/requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/requirements.txt
 	touch $@
 
 .PHONY: package
