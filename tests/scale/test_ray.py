@@ -18,7 +18,13 @@ MODEL = "scale_models:worker"
 
 
 def run(cluster, **changes):
-    given = {"requests": onelane.Items(), "device": "cpu", "per_call": 8, "isolation": "process", "factory": False}
+    given = {
+        "requests": onelane.Items(),
+        "device": "cpu",
+        "per_call": 8,
+        "isolation": "process",
+        "factory": False,
+    }
     options = {"num_replicas": 2, **changes.pop("options", {})}
     app = onelane.ray.application(MODEL, options=options, **{**given, **changes})
     return cluster.run(app, name="app", route_prefix=None)
@@ -144,8 +150,11 @@ def test_what_ray_asks_of_a_replica():
         def health(self):
             return self._health
 
-    replica = object.__new__(onelane.ray.Replica.func_or_class if hasattr(
-        onelane.ray.Replica, "func_or_class") else onelane.ray.Replica)
+    replica = object.__new__(
+        onelane.ray.Replica.func_or_class
+        if hasattr(onelane.ray.Replica, "func_or_class")
+        else onelane.ray.Replica
+    )
     for state, is_well in (
         ("ready", True), ("rebuilding", True), ("stalled", False), ("failed", False),
         ("closed", False),
