@@ -69,6 +69,10 @@ test-python: package ## lints, types and tests of the Python side
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+.PHONY: test-audit
+test-audit: package ## the Python tests on the simulated device: nothing may go around its worker
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --audit
+
 # --- Wheels -----------------------------------------------------------------------------------------
 # All four are built on Linux: zig is compiler and linker for the other systems. It comes from PyPI, into
 # an environment of its own.
