@@ -189,7 +189,8 @@ def _elf(module: bytes, machine: str, tag: tuple[int, int]) -> list[str]:
         found.append(f"it needs glibc {newest[0]}.{newest[1]}, and the tag says {tag[0]}.{tag[1]}")
     if ENTRY not in {symbol.name for symbol in binary.exported_symbols}:
         found.append(f"it does not export {ENTRY}")
-    found += _python({symbol.name for symbol in binary.imported_symbols})
+    # Not `imported_symbols`: that leaves out those without a type, as here are all of Python's.
+    found += _python({symbol.name for symbol in binary.dynamic_symbols if symbol.shndx == 0})
     soname = binary.get(lief.ELF.DynamicEntry.TAG.SONAME)
     return found + (_own_name(soname.name) if soname else [])
 

@@ -132,6 +132,12 @@ def test_what_a_mac_would_refuse(tmp_path: Path) -> None:
     renamed = said(rewritten(wheel, tmp_path, module=mach_o(rename)))
     assert "it goes by the name @rpath/libonelane.1.dylib" in renamed
 
+    def newer(binary: lief.MachO.Binary) -> None:
+        binary.get_symbol("_PyList_New").name = "_PyType_GetDict"
+
+    private = said(rewritten(wheel, tmp_path, module=mach_o(newer)))
+    assert "it uses PyType_GetDict, which is not in the stable ABI" in private
+
     def hide(binary: lief.MachO.Binary) -> None:
         assert binary.unexport(f"_{check_wheel.ENTRY}")
 
