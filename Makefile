@@ -73,6 +73,16 @@ test-python: package ## lints, types and tests of the Python side
 test-audit: package ## the Python tests on the simulated device: nothing may go around its worker
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --audit
 
+# Ray, in an environment of its own; not in CI. It wants a machine with little else to do: its own
+# processes give up when they are slow to start.
+RAY_VENV := .venv-ray
+.PHONY: test-ray
+test-ray: package ## onelane behind a real Ray Serve: replicas that die, updates under load
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	$(BIN)/uv pip install --quiet --python $(RAY_VENV)/bin/python "ray[serve]>=2.60" numpy pytest pytest-timeout
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(RAY_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .
+	cd tests/scale && RAY_USAGE_STATS_ENABLED=0 $(CURDIR)/$(RAY_VENV)/bin/python -m pytest -q -W ignore .
+
 # --- Wheels -----------------------------------------------------------------------------------------
 # All four are built on Linux: zig is compiler and linker for the other systems. It comes from PyPI, into
 # an environment of its own.
@@ -147,4 +157,4 @@ ci-rust:
 	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
 
 clean: ## remove what was built
-	rm -rf target $(VENV) $(WHEELS) $(DIST)
+	rm -rf target $(VENV) $(RAY_VENV) $(WHEELS) $(DIST)

@@ -203,7 +203,7 @@ class Server:
         if kind in (ARRAYS, VALUES):
             if kind == ARRAYS:
                 values = _wire.unarrays(opened[0], letters[0][1])
-                inputs = [Own((value,), {}) for value in values]
+                inputs: list[Any] = [Own((value,), {}) for value in values]
             else:
                 inputs = [_collate.Input((value,), {}) for value in opened[0][2]]
             responses, cost = self._run(inputs, opened[0][1])

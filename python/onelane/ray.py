@@ -13,8 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 try:
-    from ray import serve
-    from ray.exceptions import ActorDiedError, ActorUnavailableError
+    from ray import serve  # type: ignore[import-not-found]
+    from ray.exceptions import (  # type: ignore[import-not-found]
+        ActorDiedError,
+        ActorUnavailableError,
+    )
 except ImportError as error:
     raise ImportError(
         "onelane.ray needs Ray Serve, which is not installed: pip install 'ray[serve]'"
