@@ -48,4 +48,4 @@ pub use inventory::{DeviceInfo, devices};
 pub use mlp::{MLP_WIDTH, Mlp, MlpRow, MlpRowError};
 pub use mlp_engine::MlpEngine;
 pub use model_dir::{ModelDir, SentenceSettings};
-pub use tokeniser::{TokeniseError, TokenisedText, Tokeniser};
+pub use tokeniser::{TextToken, TokeniseError, TokenisedText, Tokeniser};

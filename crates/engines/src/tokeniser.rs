@@ -3,6 +3,8 @@
 //! Immutable after loading, so any number of threads share one. It truncates as the model's files
 //! say, and never pads: padding belongs to the batch.
 
+mod tokens;
+
 use onelane::BatchItem;
 use tokenizers::{PostProcessor, Tokenizer, TruncationParams, TruncationStrategy};
 
@@ -10,6 +12,7 @@ use crate::bucket::{BucketConfig, Buckets};
 use crate::config::BertConfig;
 use crate::error::LoadError;
 use crate::model_dir::{ModelDir, SentenceSettings};
+pub use tokens::TextToken;
 
 /// Name of the file in a model directory.
 const FILE: &str = "tokenizer.json";

@@ -196,7 +196,6 @@ impl<E: Engine> Work for Lane<E> {
             batch_requests: config.max_batch_size,
             batch_tokens: config.max_batch_cost,
             requests: config.capacity,
-            stall_after: config.stall_after,
         }
     }
 

@@ -63,5 +63,4 @@ pub(crate) struct QueueLimits {
     pub(crate) batch_requests: usize,
     pub(crate) batch_tokens: usize,
     pub(crate) requests: usize,
-    pub(crate) stall_after: Duration,
 }
