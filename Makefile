@@ -64,6 +64,18 @@ test-python: package ## lints, types and tests of the Python side
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+# Client libraries against the server, in an environment of their own: they want versions of much else.
+CLIENTS := .venv-clients
+.PHONY: test-clients
+test-clients: $(CLIENTS)/.ready ## client libraries against the server
+	cargo build --release -p onelane-server --example hashing --locked
+	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini tests/clients
+
+$(CLIENTS)/.ready: tests/clients/requirements.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet -r $<
+	touch $@
+
 .PHONY: bench
 bench: ## the queue beside other Rust queues; wants a quiet machine
 	cargo bench -p onelane-bench --locked --bench ratios -- --rounds 15
@@ -84,4 +96,4 @@ ci-rust:
 	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
 
 clean: ## remove what was built
-	rm -rf target $(VENV)
+	rm -rf target $(VENV) $(CLIENTS)

@@ -41,7 +41,13 @@ pub use isolated::run_if_child;
 pub struct Args {
     /// A model's directory, with config.json, tokenizer.json and model.safetensors, and the name
     /// that clients call it by (the directory's, if left out); may be repeated
-    #[arg(long, value_name = "[NAME=]DIR", required = true, env = "MODEL_ID", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "[NAME=]DIR",
+        required = true,
+        env = "MODEL_ID",
+        hide_env_values = true
+    )]
     model_id: Vec<String>,
 
     /// Another name of the first model
@@ -103,7 +109,14 @@ pub struct Args {
     hostname: String,
 
     /// The port to listen on; 0 takes a free one
-    #[arg(short, long, value_name = "PORT", default_value = "3000", env = "PORT", hide_env_values = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "PORT",
+        default_value = "3000",
+        env = "PORT",
+        hide_env_values = true
+    )]
     port: u16,
 
     /// Listens on this Unix socket instead

@@ -32,7 +32,9 @@ pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: N
     let message = "this server wants its API key as `Authorization: Bearer KEY`";
     let failure = Failure::new(Kind::Unauthorised, message);
     if request.headers().get(header::CONTENT_TYPE).is_some_and(is_grpc) {
-        return tonic::Status::unauthenticated(message).into_http::<axum::body::Body>().into_response();
+        return tonic::Status::unauthenticated(message)
+            .into_http::<axum::body::Body>()
+            .into_response();
     }
     by_path(path, failure)
 }

@@ -59,7 +59,8 @@ fn is_json(headers: &HeaderMap) -> Result<(), Failure> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let named = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let named = named.to_ascii_lowercase();
-    if named == "application/json" || (named.starts_with("application/") && named.ends_with("+json"))
+    if named == "application/json"
+        || (named.starts_with("application/") && named.ends_with("+json"))
     {
         return Ok(());
     }
@@ -84,9 +85,11 @@ pub(crate) async fn bytes(
     }
     let collect = collect(body, stated.unwrap_or(0), limit);
     match call.deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), collect)
-            .await
-            .map_err(|_| Failure::new(Kind::Deadline, "the deadline passed with the body half sent"))?,
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline.into(), collect).await.map_err(|_| {
+                Failure::new(Kind::Deadline, "the deadline passed with the body half sent")
+            })?
+        }
         None => collect.await,
     }
 }

@@ -23,10 +23,7 @@ pub trait Embedder: Tokens {
     ///
     /// # Errors
     /// [`TextError`] says why this text has none.
-    fn encode(
-        &self,
-        text: &str,
-    ) -> Result<Tokenised<<Self::Engine as Engine>::Item>, TextError>;
+    fn encode(&self, text: &str) -> Result<Tokenised<<Self::Engine as Engine>::Item>, TextError>;
 
     /// Makes the engine's item of token ids that a client made, special tokens included.
     ///

@@ -72,7 +72,9 @@ impl Inputs {
                 let item = |(index, value)| match value {
                     Value::String(text) => Ok(Input::Text(text)),
                     Value::Array(values) => ids(values, &format!("{field}[{index}]"), limits),
-                    _ => Err(Failure::malformed("must be a string").at(format!("{field}[{index}]"))),
+                    _ => {
+                        Err(Failure::malformed("must be a string").at(format!("{field}[{index}]")))
+                    }
                 };
                 let items = values.into_iter().enumerate().map(item).collect::<Result<_, _>>()?;
                 Self { items, single: false, field }

@@ -10,9 +10,7 @@ use onelane::{
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder,
-};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -69,8 +67,7 @@ impl Metrics {
 
     /// Notes a request that has been answered.
     pub(crate) fn answered(&self, route: &str, status: u16, took: Duration) {
-        let labels =
-            HttpLabels { http_route: route.to_owned(), http_response_status_code: status };
+        let labels = HttpLabels { http_route: route.to_owned(), http_response_status_code: status };
         self.http.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
@@ -234,10 +231,8 @@ fn queues(out: &mut Writer<'_, '_>) -> fmt::Result {
     let by_class = |value: fn(&ClassStats) -> f64| {
         move |s: &'_ Snapshot| Priority::ALL.map(|class| (class, value(s.stats.class(class))))
     };
-    let (waiting, oldest) = (
-        by_class(|class| class.waiting as f64),
-        by_class(|class| class.oldest_wait.as_secs_f64()),
-    );
+    let (waiting, oldest) =
+        (by_class(|class| class.waiting as f64), by_class(|class| class.oldest_wait.as_secs_f64()));
     out.gauge(("onelane_waiting", "Texts that wait now"), |s| {
         waiting(s).map(|(class, value)| (s.and("class", class_name(class)), value)).into()
     })?;

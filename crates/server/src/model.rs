@@ -106,8 +106,7 @@ impl Model {
             vector: |vector| vector,
             probe: Input::Text,
         };
-        Self::new(name, Task::Embed, info, model, parts.build(device, config))
-            .on(device.device())
+        Self::new(name, Task::Embed, info, model, parts.build(device, config)).on(device.device())
     }
 
     /// A model that scores texts against a query.
@@ -131,8 +130,7 @@ impl Model {
             vector: |score| vec![score],
             probe: |text| Input::Pair("a query".to_owned(), text),
         };
-        Self::new(name, Task::Rerank, info, model, parts.build(device, config))
-            .on(device.device())
+        Self::new(name, Task::Rerank, info, model, parts.build(device, config)).on(device.device())
     }
 
     /// A model that classifies texts.

@@ -80,11 +80,7 @@ impl Registry {
     ///
     /// # Errors
     /// There is none, or it does something else.
-    pub(crate) fn find(
-        &self,
-        name: Option<&str>,
-        wanted: Wanted,
-    ) -> Result<&Arc<Model>, Failure> {
+    pub(crate) fn find(&self, name: Option<&str>, wanted: Wanted) -> Result<&Arc<Model>, Failure> {
         match name.filter(|name| !name.is_empty()) {
             Some(name) => {
                 let model = self.named(name)?;

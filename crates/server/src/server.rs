@@ -44,7 +44,9 @@ pub enum ServeError {
         source: BuildError,
     },
     /// A model computes wrongly.
-    #[error("the self-check of the model {model} failed: {reason}; --self-check=false serves it anyway")]
+    #[error(
+        "the self-check of the model {model} failed: {reason}; --self-check=false serves it anyway"
+    )]
     SelfCheck {
         /// Its name.
         model: String,
@@ -282,8 +284,5 @@ async fn accept(
 /// Whether the connection was gone before it was accepted.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset | InvalidInput
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | InvalidInput)
 }

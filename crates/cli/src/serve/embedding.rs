@@ -73,7 +73,5 @@ fn weighed(text: TokenisedText) -> Tokenised<TokenisedText> {
 
 /// What the model is.
 pub fn info(model: &EmbeddingModel) -> ModelInfo {
-    ModelInfo::new(model.tokeniser().max_length())
-        .dimensions(model.hidden_size())
-        .pooling("mean")
+    ModelInfo::new(model.tokeniser().max_length()).dimensions(model.hidden_size()).pooling("mean")
 }

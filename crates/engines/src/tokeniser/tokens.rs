@@ -24,8 +24,7 @@ impl Tokeniser {
     pub fn tokens(&self, text: &str, special: bool) -> Result<Vec<TextToken>, TokeniseError> {
         let lowered = self.lower_case.then(|| text.to_lowercase());
         let text = lowered.as_deref().unwrap_or(text);
-        let encoding =
-            self.tokenizer.encode_char_offsets(text, special).map_err(TokeniseError)?;
+        let encoding = self.tokenizer.encode_char_offsets(text, special).map_err(TokeniseError)?;
         let characters: Vec<char> = text.chars().collect();
         let token = |index: usize| {
             let is_special = encoding.get_special_tokens_mask()[index] == 1;

@@ -45,7 +45,8 @@ const WATCH: Duration = Duration::from_secs(1);
 pub(crate) fn router(app: &Arc<App>) -> Router {
     let inference = GrpcInferenceServiceServer::new(Inference(Arc::clone(app)))
         .max_decoding_message_size(app.config.payload_limit);
-    let mut services = Routes::new(inference).add_service(HealthServer::new(Checks(Arc::clone(app))));
+    let mut services =
+        Routes::new(inference).add_service(HealthServer::new(Checks(Arc::clone(app))));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -189,10 +190,7 @@ fn parameters(mut call: Call, request: &pb::ModelInferRequest) -> Call {
     }
 }
 
-fn tensors(
-    inputs: Vec<InferInputTensor>,
-    raw: Vec<Vec<u8>>,
-) -> Result<Vec<TextTensor>, Failure> {
+fn tensors(inputs: Vec<InferInputTensor>, raw: Vec<Vec<u8>>) -> Result<Vec<TextTensor>, Failure> {
     if !raw.is_empty() && raw.len() != inputs.len() {
         let message = format!("has {} tensors for {} inputs", raw.len(), inputs.len());
         return Err(Failure::malformed(message).at("raw_input_contents"));
@@ -208,7 +206,12 @@ fn tensors(
             (Some(raw), _) => read_bytes(&raw, &name)?,
             (None, Some(contents)) => {
                 let text = |(index, bytes)| utf8(bytes, &name, index);
-                contents.bytes_contents.into_iter().enumerate().map(text).collect::<Result<_, _>>()?
+                contents
+                    .bytes_contents
+                    .into_iter()
+                    .enumerate()
+                    .map(text)
+                    .collect::<Result<_, _>>()?
             }
             (None, None) => return Err(Failure::malformed("has no data").at(name)),
         };
@@ -256,20 +259,21 @@ impl Health for Checks {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let app = Arc::clone(&self.0);
         let start = (app, tokio::time::interval(WATCH), None, false);
-        let changes = futures_util::stream::unfold(start, |(app, mut ticks, told, last)| async move {
-            if last {
-                return None;
-            }
-            loop {
-                ticks.tick().await;
-                let now = serving(&app);
-                let closing = matches!(app.phase(), Phase::Draining | Phase::Closing);
-                if closing || told != Some(now.status) {
-                    let status = now.status;
-                    return Some((Ok(now), (app, ticks, Some(status), closing)));
+        let changes =
+            futures_util::stream::unfold(start, |(app, mut ticks, told, last)| async move {
+                if last {
+                    return None;
                 }
-            }
-        });
+                loop {
+                    ticks.tick().await;
+                    let now = serving(&app);
+                    let closing = matches!(app.phase(), Phase::Draining | Phase::Closing);
+                    if closing || told != Some(now.status) {
+                        let status = now.status;
+                        return Some((Ok(now), (app, ticks, Some(status), closing)));
+                    }
+                }
+            });
         Ok(Response::new(Box::pin(StreamExt::fuse(changes))))
     }
 }

@@ -213,7 +213,8 @@ async fn stats(
 ) -> Result<Json<Stats>, Rejected<Plain>> {
     let model = app.models.named(&model)?;
     let stats = model.work().map(|work| work.stats()).unwrap_or_default();
-    let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    let nanos =
+        |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     let queue = nanos(stats.wait.mean).saturating_mul(stats.wait.count);
     let compute = nanos(stats.device_time);
     let model_stats = ModelStats {
@@ -349,7 +350,8 @@ async fn answer(app: &App, model: &Model, request: Request) -> Result<Response, 
     let split = match request.headers().get(HEADER_LENGTH) {
         Some(value) => {
             let length = value.to_str().ok().and_then(|value| value.parse::<usize>().ok());
-            let wrong = || Failure::malformed("must be a number of bytes").at(HEADER_LENGTH.as_str());
+            let wrong =
+                || Failure::malformed("must be a number of bytes").at(HEADER_LENGTH.as_str());
             Some(length.ok_or_else(wrong)?)
         }
         None => None,

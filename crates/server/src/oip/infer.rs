@@ -48,9 +48,7 @@ pub(crate) fn inputs(model: &Model) -> Vec<Described> {
 pub(crate) fn output(model: &Model) -> Described {
     let width = |size: usize| i64::try_from(size).unwrap_or(-1);
     match &model.task {
-        Task::Embed => {
-            tensor("embedding", "FP32", &[-1, model.info.dimensions.map_or(-1, width)])
-        }
+        Task::Embed => tensor("embedding", "FP32", &[-1, model.info.dimensions.map_or(-1, width)]),
         Task::Rerank => tensor("score", "FP32", &[-1, 1]),
         Task::Classify(labels) => tensor("scores", "FP32", &[-1, width(labels.len())]),
     }

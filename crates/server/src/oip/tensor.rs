@@ -46,9 +46,9 @@ pub(crate) fn write_floats(rows: &[Vec<f32>]) -> Vec<u8> {
 /// # Errors
 /// A negative size, or more than can be.
 pub(crate) fn elements(shape: &[i64], name: &str) -> Result<usize, Failure> {
-    let product = shape.iter().try_fold(1_usize, |product, &size| {
-        product.checked_mul(usize::try_from(size).ok()?)
-    });
+    let product = shape
+        .iter()
+        .try_fold(1_usize, |product, &size| product.checked_mul(usize::try_from(size).ok()?));
     product.ok_or_else(|| Failure::malformed("has a shape that no tensor has").at(name))
 }
 

@@ -23,10 +23,7 @@ use crate::registry::Wanted;
 use crate::server::App;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new()
-        .routes(routes!(embeddings))
-        .routes(routes!(models))
-        .routes(routes!(model))
+    OpenApiRouter::new().routes(routes!(embeddings)).routes(routes!(models)).routes(routes!(model))
 }
 
 #[derive(Deserialize, ToSchema)]

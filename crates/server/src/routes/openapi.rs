@@ -9,10 +9,8 @@ use crate::server::App;
 
 /// The document without its routes.
 pub(super) fn document() -> OpenApi {
-    let info = InfoBuilder::new()
-        .title("onelane")
-        .version(env!("CARGO_PKG_VERSION"))
-        .description(Some(
+    let info =
+        InfoBuilder::new().title("onelane").version(env!("CARGO_PKG_VERSION")).description(Some(
             "Embeddings, reranking and classification. `x-priority: interactive | normal | bulk` \
              says how urgent a call is, `x-request-timeout-ms` until when it is wanted. A 429 has \
              `retry-after-ms`.",
@@ -27,9 +25,7 @@ pub(super) fn fit(document: OpenApi, app: &App) -> Value {
         let full = model.info.dimensions?;
         Some((full, app.config.matryoshka || model.info.matryoshka))
     });
-    if let Some((most, all_cut)) =
-        widths.reduce(|(a, cut), (b, also)| (a.min(b), cut && also))
-    {
+    if let Some((most, all_cut)) = widths.reduce(|(a, cut), (b, also)| (a.min(b), cut && also)) {
         let least = if all_cut { 1 } else { most };
         for schema in ["EmbeddingsRequest", "EmbedRequest", "OllamaEmbedRequest"] {
             let path = format!("/components/schemas/{schema}/properties/dimensions");

@@ -70,13 +70,13 @@ pub(super) async fn tei_answer(
     call: Call,
 ) -> Result<Response, Failure> {
     let model = app.models.find(body.model.as_deref(), Wanted::Rerank)?;
-    let mut texts =
-        if body.return_text.unwrap_or(false) { body.texts.clone() } else { Vec::new() };
+    let mut texts = if body.return_text.unwrap_or(false) { body.texts.clone() } else { Vec::new() };
     let inputs = Inputs::pairs(&body.query, body.texts, "texts", limits(app))?;
     let spent = Spent::new(call, model, &inputs);
     let truncate = body.truncate.unwrap_or(app.config.auto_truncate);
     let answers = run(model, inputs, call, truncate).await?;
-    let rank = |(index, score)| Rank { index, score, text: texts.get_mut(index).map(std::mem::take) };
+    let rank =
+        |(index, score)| Rank { index, score, text: texts.get_mut(index).map(std::mem::take) };
     let ranks: Vec<Rank> =
         best_first(&answers, body.raw_scores.unwrap_or(false)).into_iter().map(rank).collect();
     Ok(spent.on(ranks, &answers))

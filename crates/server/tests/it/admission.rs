@@ -36,7 +36,8 @@ fn a_call_larger_than_the_queue_is_fed_to_it_in_order() {
     within_a_minute(|| {
         let fake = Fake::default();
         let server = Running::with(&fake, queue().capacity(4), config());
-        let texts: Vec<String> = (0..50).map(|i| format!("text {i}{}", " x".repeat(i % 5))).collect();
+        let texts: Vec<String> =
+            (0..50).map(|i| format!("text {i}{}", " x".repeat(i % 5))).collect();
         let answer = server.post("/embed", json!({"inputs": texts}));
         assert_eq!(answer.status, 200, "{}", answer.text());
         let vectors: Vec<Vec<f32>> = serde_json::from_value(answer.json()).unwrap();

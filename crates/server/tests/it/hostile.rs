@@ -27,7 +27,10 @@ fn large_bodies_are_refused_before_they_are_read() {
         let _ = (0..8).try_for_each(|_| stream.write_all(&chunk));
         assert_eq!(client::answer(stream).status, 413);
         let values = format!("{{\"inputs\": [{}\"\"]}}", "[],".repeat(3000));
-        assert_eq!(client::call(server.at, "POST", "/embed", &[json], values.as_bytes()).status, 422);
+        assert_eq!(
+            client::call(server.at, "POST", "/embed", &[json], values.as_bytes()).status,
+            422
+        );
         assert_eq!(server.post("/embed", json!({"inputs": "fine"})).status, 200);
     });
 }
@@ -69,7 +72,8 @@ fn who_is_slow_is_cut_off() {
             assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
         }
         let mut stream = TcpStream::connect(server.at).unwrap();
-        let head = "POST /embed HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: 9\r\n\r\n{";
+        let head =
+            "POST /embed HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: 9\r\n\r\n{";
         stream.write_all(head.as_bytes()).unwrap();
         assert_eq!(client::answer(stream).status, 408);
     });
@@ -83,7 +87,8 @@ fn what_makes_no_sense_is_told_apart() {
             client::call(server.at, "POST", path, &[("content-type", kind)], body)
         };
         let json = "application/json";
-        for body in [&b"{"[..], b"[]", b"\"x\"", b"{\"input\": 7}", b"\xff\xfe", b"", &[b'['; 4000]] {
+        for body in [&b"{"[..], b"[]", b"\"x\"", b"{\"input\": 7}", b"\xff\xfe", b"", &[b'['; 4000]]
+        {
             let answer = post(json, "/v1/embeddings", body);
             assert_eq!(answer.status, 400, "{}", answer.text());
             assert!(answer.json()["error"]["message"].is_string());

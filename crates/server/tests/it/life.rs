@@ -95,10 +95,8 @@ fn a_model_that_computes_batches_wrongly_is_not_served() {
 fn the_self_check_sees_every_bucket_alone_and_together() {
     within_a_minute(|| {
         let fake = Fake::default();
-        let server = Running::of(
-            vec![Model::embedder("fake", fake.clone(), &device(), queue())],
-            config(),
-        );
+        let server =
+            Running::of(vec![Model::embedder("fake", fake.clone(), &device(), queue())], config());
         server.wait_ready();
         let ran = fake.ran.lock().unwrap().clone();
         let buckets = |of: &dyn Fn(&[String]) -> bool| {
@@ -124,7 +122,12 @@ fn a_device_that_hangs_is_seen_and_ends_the_server() {
         let call = server.embed_beside(&["gate"], &[]);
         fake.gate.wait_for_arrivals(1);
         until("/ready fails", || server.get("/ready").status == 503);
-        assert!(server.get("/metrics").text().contains("onelane_health{model=\"fake\",state=\"stalled\"} 1"));
+        assert!(
+            server
+                .get("/metrics")
+                .text()
+                .contains("onelane_health{model=\"fake\",state=\"stalled\"} 1")
+        );
         let ended = server.ended();
         assert!(matches!(ended, Err(ServeError::Hung { .. })), "{ended:?}");
         fake.gate.open_for_good();

@@ -36,12 +36,18 @@ fn openai_embeds_as_floats_and_base64() {
         assert_eq!(unpacked(packed), vector(texts[0]));
         // Not made to be cut.
         let refused = ask(json!({"dimensions": 2}));
-        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("dimensions")));
+        assert_eq!(
+            (refused.status, &refused.json()["error"]["param"]),
+            (400, &json!("dimensions"))
+        );
         assert_eq!(ask(json!({"dimensions": 4})).status, 200);
         assert_eq!(ask(json!({"dimensions": 0})).status, 400);
         assert_eq!(ask(json!({"priority": "soon"})).status, 400);
         let unknown = ask(json!({"model": "other"}));
-        assert_eq!((unknown.status, &unknown.json()["error"]["code"]), (404, &json!("model_not_found")));
+        assert_eq!(
+            (unknown.status, &unknown.json()["error"]["code"]),
+            (404, &json!("model_not_found"))
+        );
         let ids = ask(json!({"input": [[1, 2]]}));
         assert!(ids.message().contains("check_embedding_ctx_length"), "{}", ids.message());
         assert_eq!(server.get("/v1/models").json()["data"][0]["id"], "fake");
@@ -68,7 +74,8 @@ fn unpacked(text: &str) -> Vec<f32> {
 #[test]
 fn cut_embeddings_have_length_one_and_cut_texts_are_told() {
     within_a_minute(|| {
-        let server = Running::with(&Fake::default(), queue(), config().matryoshka(true).max_texts(2));
+        let server =
+            Running::with(&Fake::default(), queue(), config().matryoshka(true).max_texts(2));
         let cut = server.post("/embed", json!({"inputs": "some text", "dimensions": 2}));
         let cut = floats(&cut.json()[0]);
         let full = vector("some text");
@@ -102,8 +109,14 @@ fn tei_routes_answer_in_tei_s_form() {
             assert!((scores[0] - 1.0).abs() < 1e-6 && scores[1] < 1.0, "{scores:?}");
         }
         let tokens = server.post("/tokenize", json!({"inputs": "ab cde"})).json();
-        assert_eq!(tokens[0][0], json!({"id": 0, "text": "[S]", "special": true, "start": null, "stop": null}));
-        assert_eq!(tokens[0][2], json!({"id": 3, "text": "cde", "special": false, "start": 3, "stop": 6}));
+        assert_eq!(
+            tokens[0][0],
+            json!({"id": 0, "text": "[S]", "special": true, "start": null, "stop": null})
+        );
+        assert_eq!(
+            tokens[0][2],
+            json!({"id": 3, "text": "cde", "special": false, "start": 3, "stop": 6})
+        );
         assert_eq!(server.post("/decode", json!({"ids": [1, 2]})).json(), json!(["x xx"]));
         assert_eq!(server.post("/decode", json!({"ids": [[1], [3]]})).json(), json!(["x", "xxx"]));
         let info = server.get("/info").json();
@@ -131,13 +144,15 @@ fn reranking_is_best_first_in_each_form() {
     within_a_minute(|| {
         let server = all_tasks();
         let texts = ["x y", "a b c", "a x"];
-        let tei = server.post("/rerank", json!({"query": "a b", "texts": texts, "return_text": true}));
+        let tei =
+            server.post("/rerank", json!({"query": "a b", "texts": texts, "return_text": true}));
         let tei = tei.json();
         let order: Vec<u64> = (0..3).map(|i| tei[i]["index"].as_u64().unwrap()).collect();
         assert_eq!(order, [1, 2, 0]);
         assert_eq!(tei[0]["text"], "a b c");
         assert!((tei[2]["score"].as_f64().unwrap() - 0.5).abs() < 1e-6, "sigmoid of 0");
-        let raw = server.post("/rerank", json!({"query": "a b", "texts": texts, "raw_scores": true}));
+        let raw =
+            server.post("/rerank", json!({"query": "a b", "texts": texts, "raw_scores": true}));
         assert_eq!(raw.json()[0]["score"], 2.0);
         let documents = json!(["x y", {"text": "a b c"}, "a x"]);
         for path in ["/v1/rerank", "/v2/rerank"] {
@@ -154,7 +169,8 @@ fn reranking_is_best_first_in_each_form() {
             assert_eq!(wrong.status, 400);
             assert_eq!(wrong.json()["message"], wrong.json()["detail"]);
         }
-        let voyage = json!({"query": "a", "documents": ["a"], "top_k": 1, "return_documents": true});
+        let voyage =
+            json!({"query": "a", "documents": ["a"], "top_k": 1, "return_documents": true});
         let voyage = server.post("/v1/rerank", voyage).json();
         assert_eq!(voyage["data"][0]["document"], "a");
         let wrong_model = json!({"model": "fake", "query": "a", "documents": ["a"]});
@@ -173,12 +189,14 @@ fn labels_come_best_first() {
         let sum: f64 = labels.iter().map(|label| label["score"].as_f64().unwrap()).sum();
         assert!((sum - 1.0).abs() < 1e-5, "{sum}");
         assert!(labels.windows(2).all(|two| two[0]["score"].as_f64() >= two[1]["score"].as_f64()));
-        let best = vector("some text").iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+        let best =
+            vector("some text").iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
         let names = ["north", "east", "south", "west"];
         assert_eq!(labels[0]["label"], names[best.unwrap().0]);
         let pair = server.post("/predict", json!({"inputs": ["some", "text"]})).json();
         assert_eq!(pair.as_array().unwrap().len(), 4);
-        let many = server.post("/predict", json!({"inputs": [["some text"], ["a", "pair"]]})).json();
+        let many =
+            server.post("/predict", json!({"inputs": [["some text"], ["a", "pair"]]})).json();
         assert_eq!((many.as_array().unwrap().len(), &many[0]), (2, &one));
         assert_eq!(server.post("/predict", json!({"inputs": [["a", "b", "c"]]})).status, 422);
     });
@@ -191,12 +209,18 @@ fn ollama_s_routes_embed() {
         let many = server.post("/api/embed", json!({"model": "fake:latest", "input": ["a", "b"]}));
         let many = many.json();
         assert_eq!(floats(&many["embeddings"][1]), vector("b"));
-        assert_eq!((&many["model"], &many["prompt_eval_count"]), (&json!("fake:latest"), &json!(2)));
+        assert_eq!(
+            (&many["model"], &many["prompt_eval_count"]),
+            (&json!("fake:latest"), &json!(2))
+        );
         let one = server.post("/api/embeddings", json!({"model": "fake", "prompt": "a"})).json();
         assert_eq!(floats(&one["embedding"]), vector("a"));
         assert_eq!(server.get("/api/tags").json()["models"][0]["name"], "fake");
         assert!(server.get("/api/version").json()["version"].is_string());
-        assert!(server.post("/api/embed", json!({"model": "x", "input": "a"})).json()["error"].is_string());
+        assert!(
+            server.post("/api/embed", json!({"model": "x", "input": "a"})).json()["error"]
+                .is_string()
+        );
     });
 }
 
@@ -204,7 +228,8 @@ fn ollama_s_routes_embed() {
 fn the_open_inference_protocol_speaks_json_and_binary() {
     within_a_minute(|| {
         let server = all_tasks();
-        let text = |data: Value| json!({"name": "text", "shape": [2], "datatype": "BYTES", "data": data});
+        let text =
+            |data: Value| json!({"name": "text", "shape": [2], "datatype": "BYTES", "data": data});
         let body = json!({"id": "7", "inputs": [text(json!(["a", "b c"]))]});
         for path in ["/v2/models/fake/infer", "/v2/models/fake/versions/1/infer"] {
             let answer = server.post(path, body.clone()).json();
@@ -216,18 +241,22 @@ fn the_open_inference_protocol_speaks_json_and_binary() {
         let raw = [&[1, 0, 0, 0][..], b"a", &[3, 0, 0, 0], b"b c"].concat();
         let head = json!({"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES",
             "parameters": {"binary_data_size": raw.len()}}],
-            "outputs": [{"name": "embedding", "parameters": {"binary_data": true}}]}).to_string();
+            "outputs": [{"name": "embedding", "parameters": {"binary_data": true}}]})
+        .to_string();
         let length = head.len().to_string();
         let headers = [("inference-header-content-length", length.as_str())];
         let whole = [head.as_bytes(), &raw].concat();
         let answer = client::call(server.at, "POST", "/v2/models/fake/infer", &headers, &whole);
         assert_eq!(answer.status, 200, "{}", answer.text());
-        let split: usize = answer.header("inference-header-content-length").unwrap().parse().unwrap();
+        let split: usize =
+            answer.header("inference-header-content-length").unwrap().parse().unwrap();
         let (head, numbers) = answer.body.split_at(split);
         let head: Value = serde_json::from_slice(head).unwrap();
         assert_eq!(head["outputs"][0]["parameters"]["binary_data_size"], numbers.len());
-        let numbers: Vec<f32> =
-            numbers.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect();
+        let numbers: Vec<f32> = numbers
+            .chunks_exact(4)
+            .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
+            .collect();
         assert_eq!(numbers, [vector("a"), vector("b c")].concat());
         // Query and texts.
         let rerank = json!({"inputs": [text(json!(["a x", "z"])),
@@ -273,7 +302,8 @@ fn a_key_is_wanted_where_there_is_one() {
         );
         server.wait_ready();
         let body = json!({"input": "a"});
-        let ask = |key: &str| server.post_with("/v1/embeddings", &[("authorization", key)], body.clone());
+        let ask =
+            |key: &str| server.post_with("/v1/embeddings", &[("authorization", key)], body.clone());
         assert_eq!(ask("Bearer secret").status, 200);
         for wrong in ["Bearer secre", "Bearer secret1", "Basic secret", "", "Bearer "] {
             let refused = ask(wrong);
@@ -310,7 +340,9 @@ fn metrics_pages_and_the_description_are_there() {
         }
         assert!(metrics.text().ends_with("# EOF\n"));
         let described = server.get("/openapi.json").json();
-        for path in ["/v1/embeddings", "/embed", "/v2/rerank", "/api/embed", "/v2/models/{model}/infer"] {
+        for path in
+            ["/v1/embeddings", "/embed", "/v2/rerank", "/api/embed", "/v2/models/{model}/infer"]
+        {
             assert!(described["paths"][path]["post"].is_object(), "{path}");
         }
         let width = &described["components"]["schemas"]["EmbedRequest"]["properties"]["dimensions"];
