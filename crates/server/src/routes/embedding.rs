@@ -1,7 +1,8 @@
 //! What the embedding routes of all protocols share: `dimensions`, and texts as a schema.
 
 use serde_json::json;
-use utoipa::openapi::{RefOr, Schema};
+use utoipa::openapi::extensions::ExtensionsBuilder;
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::failure::Failure;
@@ -48,9 +49,13 @@ pub(crate) fn cut(vectors: &mut [Vec<f32>], width: Option<usize>) {
     }
 }
 
+/// Where a schema written as JSON is kept until the document is JSON itself.
+pub(super) const VERBATIM: &str = "x-verbatim";
+
 /// A schema written as JSON.
 pub(crate) fn schema(value: serde_json::Value) -> RefOr<Schema> {
-    serde_json::from_value(value).expect("the schemas of this crate are schemas")
+    let kept = ExtensionsBuilder::new().add(VERBATIM, value).build();
+    ObjectBuilder::new().extensions(Some(kept)).into()
 }
 
 macro_rules! schemas {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_swagger_ui::SwaggerUi;
 
+use super::embedding::VERBATIM;
 use crate::server::App;
 
 /// The document without its routes.
@@ -21,6 +22,7 @@ pub(super) fn document() -> OpenApi {
 /// The document with the bounds of this server and its models.
 pub(super) fn fit(document: OpenApi, app: &App) -> Value {
     let mut document = serde_json::to_value(document).expect("the document is JSON");
+    unwrap_verbatim(&mut document);
     let widths = app.models.all().iter().filter_map(|model| {
         let full = model.info.dimensions?;
         Some((full, app.config.matryoshka || model.info.matryoshka))
@@ -37,6 +39,18 @@ pub(super) fn fit(document: OpenApi, app: &App) -> Value {
     }
     bound(&mut document, app.config.max_texts);
     document
+}
+
+/// Puts the schemas that are written as JSON in their places.
+fn unwrap_verbatim(value: &mut Value) {
+    if let Some(schema) = value.get_mut(VERBATIM).map(Value::take) {
+        *value = schema;
+    }
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(unwrap_verbatim),
+        Value::Array(values) => values.iter_mut().for_each(unwrap_verbatim),
+        _ => {}
+    }
 }
 
 /// No list of texts is longer than a call may be.
