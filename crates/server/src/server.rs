@@ -143,7 +143,11 @@ impl Server {
         tracing::info!("ready");
         tokio::select! {
             () = signals.next() => {}
-            model = watch_devices(&app) => return Err(ServeError::Hung { model }),
+            model = watch_devices(&app) => {
+                // Dropping the last handle to an executor waits for its worker, which hangs.
+                std::mem::forget(Arc::clone(&app));
+                return Err(ServeError::Hung { model });
+            }
         }
 
         app.phase.send_replace(Phase::Draining);

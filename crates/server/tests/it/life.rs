@@ -117,7 +117,7 @@ fn a_device_that_hangs_is_seen_and_ends_the_server() {
     within_a_minute(|| {
         let fake = Fake::default();
         let stalls = queue().stall_after(Duration::from_millis(20));
-        let long = Duration::from_secs(2);
+        let long = Duration::from_secs(4);
         let server = Running::with(&fake, stalls, config().stall_exit(Some(long)));
         let call = server.embed_beside(&["gate"], &[]);
         fake.gate.wait_for_arrivals(1);
