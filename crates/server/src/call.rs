@@ -7,6 +7,7 @@ use onelane::Priority;
 use serde_json::Value;
 
 use crate::failure::Failure;
+use crate::whole::whole;
 
 /// A call with more texts than this is bulk, if it does not say otherwise.
 const BULK: usize = 32;
@@ -84,13 +85,11 @@ impl Call {
             Some(Value::String(name)) => name
                 .parse::<Priority>()
                 .map_err(|error| Failure::malformed(error.to_string()).at("priority"))?,
-            Some(Value::Number(number)) if number.is_i64() || number.is_u64() => {
-                match number.as_i64() {
-                    Some(..=-1) => Priority::Interactive,
-                    Some(0) => Priority::Normal,
-                    _ => Priority::Bulk,
-                }
-            }
+            Some(Value::Number(number)) if whole(number).is_some() => match whole(number) {
+                Some(..=-1) => Priority::Interactive,
+                Some(0) => Priority::Normal,
+                _ => Priority::Bulk,
+            },
             Some(_) => {
                 let message = "must be interactive, normal, bulk or a whole number";
                 return Err(Failure::malformed(message).at("priority"));

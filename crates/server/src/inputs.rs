@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
+use crate::whole::whole;
 
 /// One text, or what stands for one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,13 +157,13 @@ fn count(texts: usize, field: &str, limits: InputLimits) -> Result<(), Failure> 
     }
     if texts > limits.max_texts {
         let message = format!("{texts} texts are more than the {} of a call", limits.max_texts);
-        return Err(Failure::new(Kind::TooLarge, message).at(field));
+        return Err(Failure::malformed(message).at(field));
     }
     Ok(())
 }
 
 fn ids(values: Vec<Value>, part: &str, limits: InputLimits) -> Result<Input, Failure> {
-    let number = |value: Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let number = |value: Value| u32::try_from(whole(value.as_number()?)?).ok();
     let ids: Option<Vec<u32>> = values.into_iter().map(number).collect();
     let ids = ids.ok_or_else(|| Failure::malformed("must be a string or token ids").at(part))?;
     if !limits.token_ids {

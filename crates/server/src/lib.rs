@@ -48,6 +48,7 @@ mod routes;
 mod self_check;
 mod server;
 mod text;
+mod whole;
 mod work;
 
 pub use classifier::Classifier;

@@ -88,7 +88,7 @@ impl Registry {
                     return Ok(model);
                 }
                 let message = format!("the model {name:?} does not {}", wanted.verb());
-                Err(Failure::malformed(message).at("model"))
+                Err(Failure::new(Kind::NotFound, message).at("model"))
             }
             None => self.models.iter().find(|model| wanted.is(&model.task)).ok_or_else(|| {
                 let message = format!("no model of this server can {}", wanted.verb());

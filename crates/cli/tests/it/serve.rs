@@ -126,7 +126,9 @@ fn an_isolated_model_answers_alike_and_outlives_its_child() {
         let parent = server.process.id().to_string();
         let killed = Command::new("pkill").args(["-KILL", "-P", &parent]).status().unwrap();
         assert!(killed.success(), "there was no child");
-        assert_eq!(server.embed(&of), first);
+        for (again, first) in server.embed(&of).iter().zip(&first) {
+            assert!(difference(again, first) <= 1e-5);
+        }
         assert_eq!(server.stop(), Some(0));
     });
 }

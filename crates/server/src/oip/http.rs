@@ -21,6 +21,7 @@ use crate::family::{Plain, Rejected};
 use crate::health;
 use crate::model::Model;
 use crate::server::App;
+use crate::whole::whole;
 
 /// Says where, in a body, the JSON ends and the tensors begin.
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -245,9 +246,11 @@ struct InferRequest {
 #[derive(Default, Deserialize, ToSchema)]
 struct InferParameters {
     /// 1 is the most urgent, 0 is unsaid.
+    #[serde(default, deserialize_with = "crate::whole::optional")]
     priority: Option<u64>,
     /// Microseconds until which the answer is wanted.
     #[schema(minimum = 60_000_000)]
+    #[serde(default, deserialize_with = "crate::whole::optional")]
     timeout: Option<u64>,
     /// Whether the outputs that say nothing of it are written in binary.
     binary_data_output: Option<bool>,
@@ -257,7 +260,7 @@ struct InferParameters {
 struct InputTensor {
     name: String,
     #[schema(value_type = Shape)]
-    shape: Vec<i64>,
+    shape: Vec<serde_json::Number>,
     #[schema(value_type = BytesType)]
     datatype: String,
     /// The elements, in lists as deep as the shape or in one.
@@ -412,7 +415,9 @@ fn read_tensor(tensor: InputTensor, binary: &mut &[u8]) -> Result<TextTensor, Fa
         }
         (None, None) => return Err(Failure::malformed("has no data").at(name)),
     };
-    let shape = elements(&tensor.shape, &name)?;
+    // What is no whole number is a size that no tensor has.
+    let shape: Vec<i64> = tensor.shape.iter().map(|size| whole(size).unwrap_or(-1)).collect();
+    let shape = elements(&shape, &name)?;
     if shape != texts.len() {
         let message = format!("has {} elements and a shape of {shape}", texts.len());
         return Err(Failure::malformed(message).at(name));

@@ -35,6 +35,7 @@ struct OllamaEmbedRequest {
     /// Whether texts beyond the model's limit are cut.
     truncate: Option<bool>,
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "crate::whole::optional")]
     dimensions: Option<u64>,
     #[schema(value_type = Option<PriorityField>)]
     priority: Option<Value>,

@@ -38,6 +38,7 @@ struct EmbeddingsRequest {
     encoding_format: Option<EncodingFormat>,
     /// Fewer dimensions than the model has: cut and scaled to length 1.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "crate::whole::optional")]
     dimensions: Option<u64>,
     /// How urgent the call is.
     #[schema(value_type = Option<PriorityField>)]

@@ -103,8 +103,10 @@ struct RankRequest {
     model: Option<String>,
     /// How many results are given back; `top_k` is Voyage's name for it.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "crate::whole::optional")]
     top_n: Option<u64>,
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "crate::whole::optional")]
     top_k: Option<u64>,
     /// Whether the documents are given back.
     return_documents: Option<bool>,

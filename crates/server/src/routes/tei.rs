@@ -88,6 +88,7 @@ struct EmbedRequest {
     prompt_name: Option<String>,
     /// Fewer dimensions than the model has: cut and scaled to length 1.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "crate::whole::optional")]
     dimensions: Option<u64>,
     #[schema(value_type = Option<PriorityField>)]
     priority: Option<Value>,

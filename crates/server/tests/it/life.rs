@@ -166,7 +166,8 @@ fn idle_connections_do_not_hold_a_drain_up() {
         let mut kept = TcpStream::connect(server.at).unwrap();
         client::write(&mut kept, "GET", "/live", &[], b"");
         server.stop.signal();
-        assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+        // Reset, if it had not been accepted yet.
+        assert!(matches!(silent.read(&mut [0]), Ok(0) | Err(_)));
         server.ended().unwrap();
     });
 }
