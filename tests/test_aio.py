@@ -27,7 +27,9 @@ def test_two_hundred_concurrent_infers(device, mlp):
 
 
 def test_infer_waits_for_room_without_blocking_the_loop(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, capacity=3, max_batch_size=2, collate="list")
+    queue = onelane.BatchQueue(
+        lambda xs: xs, device, capacity=3, max_batch_size=2, requests=onelane.Items()
+    )
 
     async def main():
         hold = Hold(device)
@@ -53,7 +55,7 @@ def test_infer_errors_deadlines_and_cancellation(device):
         ran.extend(xs)
         return [1 / x for x in xs]
 
-    queue = onelane.BatchQueue(model, device, collate="list")
+    queue = onelane.BatchQueue(model, device, requests=onelane.Items())
 
     async def main():
         with pytest.raises(ZeroDivisionError):
@@ -76,7 +78,7 @@ def test_infer_errors_deadlines_and_cancellation(device):
 
 
 def test_a_batch_tells_each_loop_once(device, monkeypatch):
-    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
     calls = []
 
     async def main():
@@ -93,3 +95,51 @@ def test_a_batch_tells_each_loop_once(device, monkeypatch):
     assert asyncio.run(main()) == list(range(32))
     assert queue.stats().batches == 1
     assert len(calls) == 1
+
+
+def test_modes_and_inputs_are_read_at_the_call(device):
+    queue = onelane.BatchQueue(lambda x: (x * 2, [torch.is_grad_enabled()] * len(x)), device)
+    x = torch.ones(1, 2)
+
+    async def main():
+        with torch.no_grad():
+            off = queue.infer(x)
+        on = queue.infer(x)
+        with pytest.raises(ValueError, match="without dimensions"):
+            # Where it is made, not where it is awaited.
+            queue.infer(torch.tensor(1.0))
+        # In the other order, and from tasks in whose contexts the modes are others.
+        with torch.inference_mode():
+            second = asyncio.create_task(on)
+            first = asyncio.create_task(off)
+        return (await first)[1], (await second)[1]
+
+    assert asyncio.run(main()) == ([False], [True])
+    # Made outside of any loop.
+    assert asyncio.run(queue.infer(x))[1] == [True]
+
+
+def test_a_holders_infer_has_the_modes_of_the_call(device):
+    queue = onelane.BatchQueue(lambda x: (x, [torch.is_grad_enabled()] * len(x)), device)
+
+    async def main():
+        async with device.hold():
+            with torch.no_grad():
+                pending = queue.infer(torch.ones(1, 1), timeout=30)
+            return (await pending)[1]
+
+    assert asyncio.run(main()) == [False]
+
+
+def test_a_timeout_counts_from_the_call(device):
+    queue = onelane.BatchQueue(lambda x: x, device)
+
+    async def main():
+        late = queue.infer(torch.ones(1, 1), timeout=0)
+        with pytest.raises(onelane.DeadlineExceeded):
+            await late
+        unused = queue.infer(torch.ones(1, 1))
+        unused.close()
+
+    asyncio.run(main())
+    assert queue.stats().submitted <= 1

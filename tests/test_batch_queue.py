@@ -72,10 +72,8 @@ def test_a_request_with_more_rows_than_a_batch_runs_alone_and_whole(device):
     [
         {"max_batch_size": 0},
         {"capacity": 0},
-        {"collate": "rows"},
-        {"output": "gpu"},
-        {"pad": onelane.Pad(), "batch": False},
-        {"max_wait_ms": -1},
+        {"max_batch_cost": 0},
+        {"max_wait": -1},
     ],
 )
 def test_bad_settings_are_named(device, mlp, settings):
@@ -116,7 +114,7 @@ def test_inputs_are_dropped_when_their_request_is_answered(device):
     class Thing:
         pass
 
-    queue = onelane.BatchQueue(lambda xs: [1] * len(xs), device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: [1] * len(xs), device, requests=onelane.Items())
     thing = Thing()
     ref = weakref.ref(thing)
     future = queue.submit(thing)
@@ -138,7 +136,7 @@ def test_modules_for_two_workers_are_two():
             return x
 
     with onelane.DeviceExecutor("cpu", workers=2) as device:
-        queue = onelane.BatchQueue(Model(), device, batch=False)
+        queue = onelane.BatchQueue(Model(), device, requests=onelane.Each())
         wait([queue.submit(torch.ones(1)) for _ in range(2)], timeout=30)
     assert len(seen) == 2
 
@@ -173,7 +171,7 @@ def test_modes_and_context_of_the_caller(device):
 
 def test_deadlines(device):
     ran = []
-    queue = onelane.BatchQueue(lambda xs: ran.extend(xs) or xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: ran.extend(xs) or xs, device, requests=onelane.Items())
     with Hold(device):
         late = queue.submit("late", timeout=0.0)
         with pytest.raises(onelane.DeadlineExceeded):
@@ -188,7 +186,7 @@ def test_deadlines(device):
 
 def test_a_call_does_not_wait_longer_than_its_timeout_for_a_batch_that_runs(device):
     release = threading.Event()
-    queue = onelane.BatchQueue(lambda xs: [release.wait(30)], device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: [release.wait(30)], device, requests=onelane.Items())
     with pytest.raises(onelane.DeadlineExceeded, match="running"):
         queue(1, timeout=0.05)
     release.set()
@@ -197,7 +195,9 @@ def test_a_call_does_not_wait_longer_than_its_timeout_for_a_batch_that_runs(devi
 
 def test_priorities(device):
     order = []
-    queue = onelane.BatchQueue(lambda xs: order.extend(xs) or xs, device, 1, collate="list")
+    queue = onelane.BatchQueue(
+        lambda xs: order.extend(xs) or xs, device, max_batch_size=1, requests=onelane.Items()
+    )
     with Hold(device):
         futures = [queue.submit(p, priority=p) for p in ("bulk", "normal", "interactive")]
     wait(futures, timeout=30)
@@ -205,7 +205,7 @@ def test_priorities(device):
 
 
 def test_a_full_queue_makes_callers_wait_and_refuses_at_the_deadline(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, capacity=2, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, capacity=2, requests=onelane.Items())
     with ThreadPoolExecutor(4) as pool:
         with Hold(device):
             futures = [queue.submit(i) for i in range(2)]
@@ -218,7 +218,7 @@ def test_a_full_queue_makes_callers_wait_and_refuses_at_the_deadline(device):
 
 
 def test_groups_are_accepted_whole(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, capacity=3, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, capacity=3, requests=onelane.Items())
     assert queue.submit_many([]) == []
     with Hold(device):
         queue.submit(0)
@@ -248,7 +248,7 @@ def test_map_keeps_order_and_does_not_read_ahead_of_its_window(device):
 
 
 def test_close_runs_what_was_accepted_and_refuses_the_rest(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
     with Hold(device):
         futures = [queue.submit(i) for i in range(20)]
         assert not queue.shutdown(wait=False)
@@ -263,7 +263,7 @@ def test_close_runs_what_was_accepted_and_refuses_the_rest(device):
 
 
 def test_giving_up_what_waits(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
     with ThreadPoolExecutor(1) as pool, Hold(device):
         futures = [queue.submit(i) for i in range(20)]
         blocked = pool.submit(queue, 1)
@@ -272,12 +272,12 @@ def test_giving_up_what_waits(device):
         queue.shutdown(wait=False, cancel_futures=True)
         for future in [*futures, blocked]:
             assert isinstance(future.exception(30), onelane.QueueClosed)
-    with onelane.BatchQueue(lambda xs: xs, device, collate="list") as other:
+    with onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items()) as other:
         assert other(1) == 1
 
 
 def test_a_dropped_queue_runs_what_was_accepted(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
     with Hold(device):
         futures = [queue.submit(i) for i in range(20)]
         del queue
@@ -287,7 +287,7 @@ def test_a_dropped_queue_runs_what_was_accepted(device):
 
 def test_shutting_the_executor_down_closes_its_queues():
     device = onelane.DeviceExecutor("cpu")
-    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
     device.shutdown()
     with pytest.raises(onelane.QueueClosed):
         queue(1)
@@ -297,9 +297,11 @@ def test_shutting_the_executor_down_closes_its_queues():
 
 
 def test_a_queue_used_from_a_model_of_the_same_device_runs_inline(device):
-    inner = onelane.BatchQueue(lambda xs: [x + 1 for x in xs], device, collate="list")
+    inner = onelane.BatchQueue(lambda xs: [x + 1 for x in xs], device, requests=onelane.Items())
     outer = onelane.BatchQueue(
-        lambda xs: [inner(x) + inner.submit(x).result(5) for x in xs], device, collate="list"
+        lambda xs: [inner(x) + inner.submit(x).result(5) for x in xs],
+        device,
+        requests=onelane.Items(),
     )
     assert outer(1) == 4
     assert device.call(inner, 5) == 6
@@ -311,14 +313,14 @@ def test_a_model_that_waits_for_itself_is_told_at_once(device):
     def model(xs):
         return [queue(x - 1) if x else 0 for x in xs]
 
-    queue = onelane.BatchQueue(model, device, collate="list")
+    queue = onelane.BatchQueue(model, device, requests=onelane.Items())
     with pytest.raises(onelane.WouldDeadlock):
         queue(1)
 
     def submitting(xs):
         return [again.submit(x - 1).result(5) if x else 0 for x in xs]
 
-    again = onelane.BatchQueue(submitting, device, collate="list")
+    again = onelane.BatchQueue(submitting, device, requests=onelane.Items())
     with pytest.raises(onelane.WouldDeadlock):
         again(1)
 
@@ -330,7 +332,11 @@ def test_who_waits_for_room_keeps_his_place(device):
     """The main thread looks for signals while it waits, and does not go behind who came later."""
     order, many = [], 12
     queue = onelane.BatchQueue(
-        lambda xs: order.extend(xs) or xs, device, 1, collate="list", capacity=1
+        lambda xs: order.extend(xs) or xs,
+        device,
+        max_batch_size=1,
+        requests=onelane.Items(),
+        capacity=1,
     )
     with Hold(device) as hold:
         futures = [queue.submit("first")]
@@ -360,7 +366,11 @@ def test_who_waits_for_room_keeps_his_place(device):
 def test_a_group_that_waits_for_room_keeps_its_place(device):
     order = []
     queue = onelane.BatchQueue(
-        lambda xs: order.extend(xs) or xs, device, 1, collate="list", capacity=3
+        lambda xs: order.extend(xs) or xs,
+        device,
+        max_batch_size=1,
+        requests=onelane.Items(),
+        capacity=3,
     )
     with Hold(device) as hold, ThreadPoolExecutor(8) as pool:
         first = queue.submit_many(["first"] * 3)
@@ -375,7 +385,9 @@ def test_a_group_that_waits_for_room_keeps_its_place(device):
 
 @pytest.mark.parametrize("end", ["closed", "stopped"])
 def test_a_task_whose_loop_is_gone_keeps_nobody_out(device, end):
-    queue = onelane.BatchQueue(lambda xs: xs, device, 1, collate="list", capacity=1)
+    queue = onelane.BatchQueue(
+        lambda xs: xs, device, max_batch_size=1, requests=onelane.Items(), capacity=1
+    )
     with Hold(device):
         waiting = queue.submit(1)
         loop = asyncio.new_event_loop()
@@ -397,7 +409,7 @@ def test_a_task_whose_loop_is_gone_keeps_nobody_out(device, end):
 
 
 def test_a_deadline_is_told_when_it_passes_and_its_room_is_free(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list", capacity=2)
+    queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items(), capacity=2)
     with Hold(device):
         futures = [queue.submit(i, timeout=0.05) for i in range(2)]
         # The worker is busy until this block ends.
@@ -436,7 +448,9 @@ def soon(is_so):
 
 
 def test_statistics_by_class_and_of_what_waits_for_room(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, 1, collate="list", capacity=3)
+    queue = onelane.BatchQueue(
+        lambda xs: xs, device, max_batch_size=1, requests=onelane.Items(), capacity=3
+    )
     with ThreadPoolExecutor(1) as pool, Hold(device):
         futures = [queue.submit(i, priority=p) for i, p in enumerate(("bulk", "bulk", "normal"))]
         late = pool.submit(queue, 3)
@@ -466,10 +480,38 @@ def test_statistics_tell_what_running_out_of_memory_has_taught(device):
             raise RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")
         return xs
 
-    queue = onelane.BatchQueue(model, device, 16, collate="list")
+    queue = onelane.BatchQueue(model, device, max_batch_size=16, requests=onelane.Items())
     with Hold(device):
         futures = queue.submit_many(range(16))
     assert [f.result(30) for f in futures] == list(range(16))
     stats = queue.stats()
     assert stats.memory_splits > 0
     assert (stats.ceilings, stats.lowest_ceiling) == (1, 4)
+
+
+def test_histograms_and_classes(device):
+    queue = onelane.BatchQueue(lambda xs: xs, device, onelane.Items(), max_batch_size=4)
+    with Hold(device):
+        futures = [queue.submit(i, priority="bulk" if i % 2 else "normal") for i in range(8)]
+        waiting = queue.stats().classes
+        assert (waiting["bulk"].waiting, waiting["normal"].waiting) == (4, 4)
+        assert waiting["bulk"].oldest_wait_s > 0
+    assert [future.result(30) for future in futures] == list(range(8))
+    stats = queue.stats()
+    histograms = stats.histograms
+    assert histograms.batch_size.count == stats.batches == 2
+    assert histograms.batch_size.sum == pytest.approx(8, rel=0.02)
+    assert dict(histograms.batch_size.buckets)[2.0] == 0
+    assert dict(histograms.batch_size.buckets)[4.0] == 2
+    assert histograms.batch_cost.sum == pytest.approx(8, rel=0.02)
+    assert histograms.service_s.count == 2
+    assert {name: one.count for name, one in histograms.wait_s.items()} == {
+        "interactive": 0, "normal": 4, "bulk": 4,
+    }  # fmt: skip
+    for one in (histograms.service_s, *histograms.wait_s.values()):
+        bounds, counts = zip(*one.buckets, strict=True)
+        assert list(bounds) == sorted(bounds)
+        assert list(counts) == sorted(counts)
+        assert counts[-1] == one.count
+    assert device.stats().histograms.service_s.count >= 1
+    assert "histograms" not in repr(stats)

@@ -57,7 +57,9 @@ def test_dicts_tuples_and_keywords(device):
     ):
         assert torch.equal(result["sum"], a + b)
         assert result["flag"] == "x"
-    whole = onelane.BatchQueue(lambda d: d["a"] + d["b"][0], device, unpack=False)
+    whole = onelane.BatchQueue(
+        lambda d: d["a"] + d["b"][0], device, requests=onelane.Tensors(unpack=False)
+    )
     assert torch.equal(whole({"a": a, "b": [b]}), a + b)
 
 
@@ -150,7 +152,7 @@ def test_views_share_one_copy_of_their_batch(device, wrap):
         buffer[: len(x)] = x
         return wrap(buffer[: len(x)])
 
-    queue = onelane.BatchQueue(model, device, copy_outputs=False)
+    queue = onelane.BatchQueue(model, device, requests=onelane.Tensors(copy=False))
     batches = []
     for first in (1.0, 10.0):
         inputs = [torch.full((n, 2), first + n) for n in (1, 2, 0, 3)]
@@ -216,8 +218,8 @@ def test_what_does_not_come_in_pieces_is_copied_as_well(shape):
 
 
 def test_a_write_to_one_view_is_nothing_to_the_others(device):
-    for collate, rows in (("tensor", lambda x: x), ("list", torch.stack)):
-        queue = onelane.BatchQueue(rows, device, collate=collate, copy_outputs=False)
+    for kind, rows in ((onelane.Tensors, lambda x: x), (onelane.Items, torch.stack)):
+        queue = onelane.BatchQueue(rows, device, requests=kind(copy=False))
         with Hold(device):
             futures = [queue.submit(torch.full((1, 2), float(i))) for i in range(3)]
         a, b, c = (future.result(30) for future in futures)
@@ -234,8 +236,8 @@ def test_a_write_to_one_view_is_nothing_to_the_others(device):
         assert not b.requires_grad
 
 
-@pytest.mark.parametrize("copy_outputs", [True, False])
-def test_arrays_and_padded_requests_are_views_only_if_asked_for(device, copy_outputs):
+@pytest.mark.parametrize("copy", [True, False])
+def test_arrays_and_padded_requests_are_views_only_if_asked_for(device, copy):
     buffer = torch.zeros(8, 4)
 
     def model(x):
@@ -244,7 +246,8 @@ def test_arrays_and_padded_requests_are_views_only_if_asked_for(device, copy_out
 
     pad = onelane.Pad(buckets=(4,), trim=True, rows=(8,))
     for settings in ({}, {"pad": pad}):
-        queue = onelane.BatchQueue(model, device, copy_outputs=copy_outputs, **settings)
+        requests = onelane.Tensors(copy=copy, **settings)
+        queue = onelane.BatchQueue(model, device, requests)
         widths = (1, 4, 3) if settings else (4, 4, 4)
         inputs = [torch.full((n, w), float(n)) for n, w in zip((1, 2, 3), widths, strict=True)]
         with Hold(device):
@@ -257,8 +260,8 @@ def test_arrays_and_padded_requests_are_views_only_if_asked_for(device, copy_out
             assert torch.equal(part, x)
         assert queue.stats().batches == 1
         low = [part.data_ptr() for part in parts]
-        assert (low == [low[0], low[0] + 16, low[0] + 48]) is not copy_outputs
-        assert len(storages(parts[:2])) == (2 if copy_outputs else 1)
+        assert (low == [low[0], low[0] + 16, low[0] + 48]) is not copy
+        assert len(storages(parts[:2])) == (2 if copy else 1)
         assert not storages(parts) & storages([buffer])
 
 
@@ -273,15 +276,19 @@ def test_an_empty_request(device, mlp):
 def test_lists(device):
     sizes = []
     queue = onelane.BatchQueue(
-        lambda texts: sizes.append(len(texts)) or [t.upper() for t in texts], device, collate="list"
+        lambda texts: sizes.append(len(texts)) or [t.upper() for t in texts],
+        device,
+        requests=onelane.Items(),
     )
     with Hold(device):
         futures = queue.submit_many(["a", "b", "c"])
     assert [f.result(30) for f in futures] == ["A", "B", "C"]
     assert sizes == [3]
-    rows = onelane.BatchQueue(lambda xs: torch.tensor(xs)[:, None], device, collate="list")
+    rows = onelane.BatchQueue(
+        lambda xs: torch.tensor(xs)[:, None], device, requests=onelane.Items()
+    )
     assert rows(5).tolist() == [5]
-    short = onelane.BatchQueue(lambda xs: [], device, collate="list")
+    short = onelane.BatchQueue(lambda xs: [], device, requests=onelane.Items())
     with pytest.raises(onelane.NotBatchable, match="0 results for 1 inputs"):
         short(1)
 
@@ -290,7 +297,7 @@ def test_a_collate_function(device):
     queue = onelane.BatchQueue(
         lambda batch: {"y": batch["x"] * 2},
         device,
-        collate=lambda xs: {"x": torch.stack(xs)},
+        onelane.Items(collate=lambda xs: {"x": torch.stack(xs)}),
     )
     with Hold(device):
         futures = [queue.submit(torch.full((3,), float(i))) for i in range(4)]
@@ -301,9 +308,9 @@ def test_a_collate_function(device):
 
 def test_a_model_that_cannot_be_batched_is_told_apart_and_told_what_to_do(device):
     for model in (torch.sum, lambda x: x[0], lambda x: (x, 1.5), lambda x: object()):
-        with pytest.raises(onelane.NotBatchable, match="batch=False"):
+        with pytest.raises(onelane.NotBatchable, match="onelane.Each"):
             onelane.BatchQueue(model, device, factory=False)(torch.ones(2, 3))
-    queue = onelane.BatchQueue(torch.sum, device, batch=False)
+    queue = onelane.BatchQueue(torch.sum, device, requests=onelane.Each())
     assert queue(torch.ones(2, 2)).item() == 4
     assert queue(torch.tensor(3.0)).item() == 3
     assert queue(np.ones(3)).item() == 3
@@ -313,8 +320,8 @@ def test_a_model_that_cannot_be_batched_is_told_apart_and_told_what_to_do(device
     ("bad", "error", "text"),
     [
         (lambda: (torch.ones(2, 3), torch.ones(4)), ValueError, r"\(2, 3\) torch.float32.*\(4,\)"),
-        (lambda: torch.tensor(1.0), ValueError, "batch=False"),
-        (lambda: "text", TypeError, "collate='list'"),
+        (lambda: torch.tensor(1.0), ValueError, r"onelane.Each\(\)"),
+        (lambda: "text", TypeError, r"onelane.Items\(\)"),
         (lambda: {"x": torch.ones(1), "y": {1, 2}}, TypeError, "'y' is of type set"),
     ],
 )
@@ -326,6 +333,6 @@ def test_a_wrong_input_is_refused_where_it_is_given(device, mlp, bad, error, tex
 
 
 @pytest.mark.parametrize("value", [None, 0, "no"])
-def test_what_is_said_of_copies_is_true_or_false(device, mlp, value):
-    with pytest.raises(TypeError, match=f"copy_outputs={value!r}"):
-        onelane.BatchQueue(mlp, device, copy_outputs=value)
+def test_what_is_said_of_copies_is_true_or_false(value):
+    with pytest.raises(TypeError, match=f"copy={value!r}"):
+        onelane.Tensors(copy=value)

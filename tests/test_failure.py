@@ -50,7 +50,7 @@ def test_what_must_not_run_twice_does_not(device):
         calls.append(list(xs))
         raise ValueError
 
-    queue = onelane.BatchQueue(model, device, collate="list", idempotent=False)
+    queue = onelane.BatchQueue(model, device, requests=onelane.Items(), idempotent=False)
     with Hold(device):
         futures = queue.submit_many([1, 2, 3])
     assert all(isinstance(f.exception(30), ValueError) for f in futures)
@@ -64,7 +64,7 @@ def test_no_exception_kills_the_worker(device, error):
             raise error
         return xs
 
-    queue = onelane.BatchQueue(model, device, collate="list")
+    queue = onelane.BatchQueue(model, device, requests=onelane.Items())
     with pytest.raises(error):
         queue(True)
     assert isinstance(queue.submit(True).exception(30), error)
@@ -97,7 +97,7 @@ def test_an_exception_storm(device):
             raise ValueError(xs)
         return xs
 
-    queue = onelane.BatchQueue(model, device, collate="list")
+    queue = onelane.BatchQueue(model, device, requests=onelane.Items())
     futures = [queue.submit(i) for i in range(900)]
     for i, future in enumerate(futures):
         if i % 3 == 0:
@@ -131,7 +131,7 @@ def test_a_lost_model_is_built_again_and_its_batch_runs_one_by_one(device):
                 raise onelane.EngineLost("the context is gone") from OSError(5, "EIO")
             return xs
 
-    queue = onelane.BatchQueue(Model, device, collate="list", factory=True)
+    queue = onelane.BatchQueue(Model, device, requests=onelane.Items(), factory=True)
     with Hold(device):
         futures = queue.submit_many(["a", "poison", "b"])
     assert [futures[0].result(30), futures[2].result(30)] == ["a", "b"]
@@ -152,7 +152,7 @@ def test_a_model_that_loses_another_is_not_lost_itself(device):
     def lose(xs):
         raise onelane.EngineLost("gone")
 
-    inner = onelane.BatchQueue(lose, device, collate="list")
+    inner = onelane.BatchQueue(lose, device, requests=onelane.Items())
 
     class Outer:
         def __init__(self):
@@ -161,7 +161,7 @@ def test_a_model_that_loses_another_is_not_lost_itself(device):
         def __call__(self, xs):
             return [inner(x) for x in xs]
 
-    outer = onelane.BatchQueue(Outer, device, collate="list", factory=True)
+    outer = onelane.BatchQueue(Outer, device, requests=onelane.Items(), factory=True)
     with pytest.raises(onelane.EngineLost, match="gone"):
         outer(1)
     assert built == [1]
@@ -183,7 +183,7 @@ def test_health_says_that_a_model_is_being_rebuilt_and_that_a_queue_is_closed(de
         def __call__(self, xs):
             raise onelane.EngineLost("gone")
 
-    queue = onelane.BatchQueue(Model, device, collate="list", factory=True)
+    queue = onelane.BatchQueue(Model, device, requests=onelane.Items(), factory=True)
     with pytest.raises(onelane.EngineLost):
         queue(1)
     assert told.wait(30)

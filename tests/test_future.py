@@ -19,14 +19,14 @@ pytestmark = pytest.mark.timeout(90)
 
 
 def test_submit_gives_a_real_future(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
     futures = [queue.submit(i) for i in range(50)]
     assert all(isinstance(f, Future) for f in futures)
     assert {f.result() for f in as_completed(futures, timeout=30)} == set(range(50))
 
 
 def test_futures_are_told_once_to_who_looks_while_they_are_resolved(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, 4, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, max_batch_size=4, requests=onelane.Items())
     for _ in range(60):
         futures = [queue.submit(i) for i in range(60)]
         assert {f.result() for f in as_completed(futures, timeout=30)} == set(range(60))
@@ -34,7 +34,7 @@ def test_futures_are_told_once_to_who_looks_while_they_are_resolved(device):
 
 def test_a_cancelled_future_leaves_the_queue(device):
     ran = []
-    queue = onelane.BatchQueue(lambda xs: ran.extend(xs) or xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: ran.extend(xs) or xs, device, requests=onelane.Items())
     with Hold(device):
         first, second = queue.submit(1), queue.submit(2)
         assert second.cancel()
@@ -58,7 +58,7 @@ def test_a_running_request_cannot_be_cancelled(device):
         release.wait(30)
         return xs
 
-    queue = onelane.BatchQueue(model, device, collate="list")
+    queue = onelane.BatchQueue(model, device, requests=onelane.Items())
     future = queue.submit(1)
     assert started.wait(30)
     assert future.running()
@@ -69,7 +69,7 @@ def test_a_running_request_cannot_be_cancelled(device):
 
 def test_a_forgotten_future_still_runs(device):
     ran = threading.Event()
-    queue = onelane.BatchQueue(lambda xs: [ran.set()], device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: [ran.set()], device, requests=onelane.Items())
     with Hold(device):
         queue.submit(1)
         gc.collect()
@@ -77,7 +77,7 @@ def test_a_forgotten_future_still_runs(device):
 
 
 def test_a_cancel_storm(device):
-    queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
     cancel_storm(queue.submit)
     assert queue(5) == 5
     stats = queue.stats()
@@ -89,7 +89,7 @@ def test_a_cancel_storm(device):
 
 @pytest.mark.parametrize("front", ["queue", "executor", "both"])
 def test_a_callback_that_submits_goes_on_for_thousands_of_links(device, front):
-    queue = onelane.BatchQueue(lambda xs: [x + 1 for x in xs], device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: [x + 1 for x in xs], device, requests=onelane.Items())
     ended, depths, problems = threading.Event(), set(), []
 
     def step(value):
@@ -138,7 +138,7 @@ def test_a_callback_that_submits_lets_others_have_their_turn(device):
 
 
 def test_a_callback_may_wait_for_what_it_has_submitted(device):
-    queue = onelane.BatchQueue(lambda xs: [x + 1 for x in xs], device, collate="list")
+    queue = onelane.BatchQueue(lambda xs: [x + 1 for x in xs], device, requests=onelane.Items())
     results = []
     ended = threading.Event()
 
@@ -160,7 +160,9 @@ def test_a_model_may_submit_to_its_own_queue_if_it_does_not_wait(device):
         later.extend(queue.submit(x - 1) for x in xs if x)
         return xs
 
-    queue = onelane.BatchQueue(model, device, 1, collate="list", capacity=1)
+    queue = onelane.BatchQueue(
+        model, device, max_batch_size=1, requests=onelane.Items(), capacity=1
+    )
     assert queue(3) == 3
     for value in (2, 1, 0):
         assert later[2 - value].result(30) == value

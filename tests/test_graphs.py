@@ -85,7 +85,7 @@ def together(queue, device, requests):
 
 @pytest.mark.parametrize("copy_outputs", [True, False])
 def test_a_replayed_batch_gives_what_each_request_gets_alone(device, mlp, recorder, copy_outputs):
-    queue = onelane.BatchQueue(mlp, device, max_batch_size=64, copy_outputs=copy_outputs)
+    queue = onelane.BatchQueue(mlp, device, onelane.Tensors(copy=copy_outputs), max_batch_size=64)
     kept = []
     for sizes in ([1], [3, 2, 4], [1] * 33, [40], [1] * 9, [3, 2, 4]):
         requests = rows_of(*sizes)
@@ -135,7 +135,7 @@ def test_structures_keywords_and_padding(device, recorder):
         return {"sum": real.sum(1, keepdim=True) * scale, "ids": real, "name": "x"}
 
     pad = onelane.Pad(buckets=(4, 8), mask="mask")
-    queue = onelane.BatchQueue(model, device, pad=pad)
+    queue = onelane.BatchQueue(model, device, onelane.Tensors(pad=pad))
     for _ in range(2):
         requests = [torch.arange(1, n + 1)[None] for n in (3, 4, 7, 2)]
         with Hold(device):
@@ -288,19 +288,19 @@ def test_the_model_dies_with_its_queue_on_the_worker(device, recorder):
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])
-def test_the_setting_is_true_or_false(device, mlp, value):
+def test_the_setting_is_true_or_false(value):
     with pytest.raises(TypeError, match=f"cuda_graphs={value!r}"):
-        onelane.BatchQueue(mlp, device, cuda_graphs=value)
+        onelane.Tensors(cuda_graphs=value)
 
 
-@pytest.mark.parametrize("settings", [{"collate": "list"}, {"batch": False}, {"output": "device"}])
-def test_what_does_not_go_with_it_is_refused(device, mlp, settings):
-    with pytest.raises(ValueError, match="cuda_graphs=True is for batches of tensors"):
-        onelane.BatchQueue(mlp, device, cuda_graphs=True, **settings)
+def test_what_does_not_go_with_it_is_refused(device, mlp):
+    with pytest.raises(ValueError, match="results that leave the device: use output='cpu'"):
+        onelane.Tensors(cuda_graphs=True, output="device")
+    graphs = onelane.Tensors(cuda_graphs=True)
     with pytest.raises(ValueError, match="does not go with idempotent=False"):
-        onelane.BatchQueue(mlp, device, cuda_graphs=True, idempotent=False)
+        onelane.BatchQueue(mlp, device, graphs, idempotent=False)
     with pytest.raises(ValueError, match="the device is 'cpu', which has none"):
-        onelane.BatchQueue(mlp, device, cuda_graphs=True)
+        onelane.BatchQueue(mlp, device, graphs)
 
 
 # On a device.
@@ -329,7 +329,7 @@ def test_threads_get_what_they_get_alone():
     with torch.no_grad():
         expected = [model.layers(x) for x in requests]
     off = [0.0] * len(requests)
-    with onelane.BatchQueue(model, "cuda", cuda_graphs=True) as queue:
+    with onelane.BatchQueue(model, "cuda", onelane.Tensors(cuda_graphs=True)) as queue:
 
         def client(number):
             for _ in range(50):
@@ -358,7 +358,7 @@ def test_weights_that_change_in_place_are_seen():
             model.weight.mul_(2)
             return model.weight.cpu(), model.bias.cpu()
 
-    with onelane.BatchQueue(model, "cuda", cuda_graphs=True) as queue:
+    with onelane.BatchQueue(model, "cuda", onelane.Tensors(cuda_graphs=True)) as queue:
         before = queue(x)
         weight, bias = queue.executor.call(double)
         after = queue(x)
@@ -372,14 +372,14 @@ def test_a_model_that_waits_for_the_device_runs_without():
     def model(x):
         return x * (2 if x.sum().item() > 0 else 3)
 
-    with onelane.BatchQueue(model, "cuda", cuda_graphs=True) as queue:
+    with onelane.BatchQueue(model, "cuda", onelane.Tensors(cuda_graphs=True)) as queue:
         with pytest.warns(RuntimeWarning, match="cannot be recorded"):
             assert torch.equal(queue(torch.ones(1, 2)), 2 * torch.ones(1, 2))
         assert torch.equal(queue(-torch.ones(1, 2)), -3 * torch.ones(1, 2))
     # The device is as it was.
     with (
         warnings.catch_warnings(),
-        onelane.BatchQueue(lambda x: x + 1, "cuda", cuda_graphs=True) as queue,
+        onelane.BatchQueue(lambda x: x + 1, "cuda", onelane.Tensors(cuda_graphs=True)) as queue,
     ):
         warnings.simplefilter("error")
         for _ in range(3):
@@ -405,7 +405,7 @@ def test_other_threads_may_use_the_device_meanwhile():
             expected = layer(x)
         with (
             warnings.catch_warnings(),
-            onelane.BatchQueue(layer, "cuda", cuda_graphs=True) as queue,
+            onelane.BatchQueue(layer, "cuda", onelane.Tensors(cuda_graphs=True)) as queue,
         ):
             warnings.simplefilter("error")
             for rows in range(1, 33):

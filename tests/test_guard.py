@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import onelane
+from common import Hold
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
@@ -220,3 +221,45 @@ def test_without_a_device_nothing_is_guarded_where_nothing_needs_it():
 def test_a_factory_that_fails(device):
     with pytest.raises(ZeroDivisionError):
         onelane.guard(lambda: 1 / 0, device)
+
+
+@pytest.mark.parametrize("name", ["forward", "__call__"])
+def test_a_modules_forward_is_told_of_the_batch_queue(device, name):
+    with pytest.raises(TypeError, match=r"onelane.BatchQueue\(model, 'cpu', max_batch_size=8\)"):
+        onelane.guard(torch.nn.Linear(2, 2), device, batch={name: 8})
+
+
+def test_statistics_of_a_guarded_object(device):
+    class Encoder:
+        def encode(self, xs):
+            return [x + "!" for x in xs]
+
+        def count(self):
+            return 3
+
+    guarded = onelane.guard(Encoder, device, batch={"encode": 8})
+    assert guarded.encode("a") == "a!"
+    before = onelane.stats(guarded)
+    assert guarded.count() == 3
+    with ThreadPoolExecutor(4) as pool, Hold(device):
+        answers = [pool.submit(guarded.encode, text) for text in "abcd"]
+        # The worker is held all the while: this does not wait for it.
+        while guarded.stats().batched["encode"].waiting < 4:
+            pass
+    assert [answer.result(30) for answer in answers] == ["a!", "b!", "c!", "d!"]
+    after = guarded.stats()
+    assert after.calls.completed > before.calls.completed
+    assert after.batched["encode"].completed == 5
+    assert after.batched["encode"].batches == 2
+    with pytest.raises(TypeError, match=r"what guard\(\) returned"):
+        onelane.stats({})
+
+
+def test_an_objects_own_stats_are_its_own(device):
+    class Counter:
+        def stats(self):
+            return "mine"
+
+    guarded = onelane.guard(Counter, device)
+    assert guarded.stats() == "mine"
+    assert onelane.stats(guarded).batched == {}

@@ -93,7 +93,9 @@ def test_outputs_that_are_not_dense(device):
     results, batches = together(device, queue, [PLAIN, PLAIN * 2])
     assert batches == 1
     assert [r.to_dense().tolist() for r in results] == [[[1.0] * 4], [[2.0] * 4]]
-    assert onelane.BatchQueue(lambda x: x.to_sparse(), device, batch=False)(PLAIN).is_sparse
+    assert onelane.BatchQueue(lambda x: x.to_sparse(), device, requests=onelane.Each())(
+        PLAIN
+    ).is_sparse
 
 
 def test_conjugated_and_negated_views(device):
@@ -185,11 +187,13 @@ def test_equality_that_is_no_bool_is_no_equality(device):
 
 def test_a_masked_array_is_refused_and_not_unmasked(device, mlp):
     masked = np.ma.masked_array(np.ones((1, 64), np.float32), mask=True)
-    for settings in ({}, {"batch": False}):
-        queue = onelane.BatchQueue(mlp, device, **settings)
+    for requests in (onelane.Tensors(), onelane.Each()):
+        queue = onelane.BatchQueue(mlp, device, requests)
         with pytest.raises(TypeError, match="mask"):
             queue(masked)
-    lists = onelane.BatchQueue(lambda xs: [int(x.mask.sum()) for x in xs], device, collate="list")
+    lists = onelane.BatchQueue(
+        lambda xs: [int(x.mask.sum()) for x in xs], device, requests=onelane.Items()
+    )
     assert lists(masked) == 64
 
 
@@ -209,27 +213,28 @@ def in_place(x):
 
 
 @pytest.mark.parametrize(
-    ("settings", "model"),
+    ("requests", "model"),
     [
-        ({}, in_place),
-        ({"unpack": False}, lambda d: in_place(d["x"])),
-        ({"batch": False}, in_place),
-        ({"collate": "list"}, lambda xs: [in_place(x) for x in xs]),
-        ({"collate": torch.stack}, in_place),
+        (onelane.Tensors(), in_place),
+        (onelane.Tensors(unpack=False), lambda d: in_place(d["x"])),
+        (onelane.Each(), in_place),
+        (onelane.Items(), lambda xs: [in_place(x) for x in xs]),
+        (onelane.Items(collate=torch.stack), in_place),
     ],
     ids=["tensor", "dict", "single", "list", "function"],
 )
-def test_a_model_that_works_in_place_leaves_the_callers_tensors_alone(device, settings, model):
-    queue = onelane.BatchQueue(model, device, **settings)
+def test_a_model_that_works_in_place_leaves_the_callers_tensors_alone(device, requests, model):
+    queue = onelane.BatchQueue(model, device, requests)
+    unpack = getattr(requests, "unpack", True)
     given = [torch.zeros(1, 2) for _ in range(3)]
-    wrapped = [{"x": x} for x in given] if "unpack" in settings else given
+    wrapped = [{"x": x} for x in given] if not unpack else given
     results = [queue(wrapped[0]), *together(device, queue, wrapped)[0]]
     assert all(x.abs().sum() == 0 for x in given)
     assert all((r == 1).all() for r in results)
-    if "unpack" not in settings:
+    if unpack:
         array = np.zeros((1, 2), np.float32)
-        if settings.get("collate") != torch.stack:
-            queue(array) if settings.get("collate") != "list" else None
+        if not isinstance(requests, onelane.Items):
+            queue(array)
         assert array.sum() == 0
 
 
@@ -240,7 +245,7 @@ def test_a_batch_that_is_run_again_has_what_the_callers_gave(device):
             raise ValueError("too many")
         return results
 
-    queue = onelane.BatchQueue(model, device, collate="list")
+    queue = onelane.BatchQueue(model, device, requests=onelane.Items())
     results, _ = together(device, queue, [torch.zeros(1) for _ in range(4)])
     assert [float(r) for r in results] == [1.0] * 4
 
@@ -249,7 +254,7 @@ def test_a_batch_that_is_run_again_has_what_the_callers_gave(device):
 
 
 def test_a_dict_whose_keys_are_no_names(device):
-    with pytest.raises(TypeError, match="unpack=False"):
+    with pytest.raises(TypeError, match=r"onelane.Tensors\(unpack=False\)"):
         onelane.BatchQueue(lambda **x: x, device, factory=False)({1: PLAIN})
 
 
@@ -275,7 +280,9 @@ def test_a_batch_costs_no_more_than_is_said(device):
         return ids.sum(1)
 
     pad = onelane.Pad(buckets=(16, 512))
-    queue = onelane.BatchQueue(model, device, pad=pad, max_batch_cost=2048)
+    queue = onelane.BatchQueue(
+        model, device, requests=onelane.Tensors(pad=pad), max_batch_cost=2048
+    )
     requests = [torch.ones(1, n, dtype=torch.long) for n in [9] * 32 + [512] * 8]
     results, _ = together(device, queue, requests)
     assert [int(r) for r in results] == [9] * 32 + [512] * 8
@@ -292,21 +299,24 @@ def test_costs_by_a_function(device):
         sizes.append(len(texts))
         return texts
 
-    queue = onelane.BatchQueue(model, device, collate="list", max_batch_cost=6, cost=len)
+    queue = onelane.BatchQueue(model, device, requests=onelane.Items(cost=len), max_batch_cost=6)
     together(device, queue, ["ab"] * 6 + [""] * 3)
     assert sizes[:2] == [3, 3]
     for wrong in (lambda x: "much", lambda x: -1, lambda x: float("nan")):
-        queue = onelane.BatchQueue(model, device, collate="list", max_batch_cost=6, cost=wrong)
+        queue = onelane.BatchQueue(
+            model, device, requests=onelane.Items(cost=wrong), max_batch_cost=6
+        )
         with pytest.raises(ValueError, match="cost= returned"):
             queue("x")
         assert queue.stats().submitted == 0
     for settings, text in (
-        ({"cost": len}, "max_batch_cost"),
-        ({"max_batch_cost": 8}, "cost="),
-        ({"max_batch_cost": 0, "cost": len}, "max_batch_cost=0"),
+        ({"requests": onelane.Items(cost=len)}, "max_batch_cost"),
+        ({"requests": onelane.Items(), "max_batch_cost": 8}, "cost="),
+        ({"requests": onelane.Items(cost=len), "max_batch_cost": 0}, "max_batch_cost=0"),
+        ({"requests": onelane.Each(), "max_batch_cost": 8}, "each alone"),
     ):
         with pytest.raises(ValueError, match=text):
-            onelane.BatchQueue(model, device, collate="list", **settings)
+            onelane.BatchQueue(model, device, **settings)
 
 
 # One item or several
@@ -373,7 +383,7 @@ def test_a_pair_in_either_form_shares_a_batch(device):
 )  # fmt: skip
 def test_anything_is_one_item(device, item):
     guarded = onelane.guard(Texts, device, batch={"shapes": 8})
-    queue = onelane.BatchQueue(Texts().shapes, device, collate="list")
+    queue = onelane.BatchQueue(Texts().shapes, device, requests=onelane.Items())
     assert guarded.shapes(item) == queue(item) == Texts().shapes([item])[0]
     assert onelane._proxy.lane_of(guarded).batched["shapes"].queue.stats().completed == 1
 

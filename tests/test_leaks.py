@@ -20,7 +20,7 @@ import onelane
 
 torch = pytest.importorskip("torch")
 
-COUNT = int(os.environ.get("ONELANE_LEAK_REQUESTS", "4000"))
+COUNT = int(os.environ.get("ONELANE_LEAK_REQUESTS", "5000"))
 pytestmark = [
     pytest.mark.timeout(max(120, COUNT // 100)),
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc"),
@@ -37,7 +37,18 @@ def resident():
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def fronts(device, queue, lists):
+class Model:
+    def note(self, x):
+        return x
+
+    def encode(self, texts):
+        return [text + "!" for text in texts]
+
+    def stream(self, n):
+        yield from range(n)
+
+
+def fronts(device, queue, lists, guarded):
     x = torch.zeros(1, 1024)
 
     def call(n):
@@ -102,6 +113,45 @@ def fronts(device, queue, lists):
 
         asyncio.run(main())
 
+    def try_submit(n):
+        for _ in range(n // 100):
+            wait([queue.try_submit(x) for _ in range(100)], timeout=60)
+
+    def guard_call(n):
+        for _ in range(n):
+            guarded.note(x)
+
+    def guard_acall(n):
+        async def main():
+            for _ in range(n // 100):
+                await asyncio.gather(*(guarded.note.acall(x) for _ in range(100)))
+
+        asyncio.run(main())
+
+    def guard_options(n):
+        note = guarded.note.options(timeout=60, priority="bulk")
+        for _ in range(n):
+            note(x)
+
+    def guard_batch(n):
+        for _ in range(n // 2):
+            guarded.encode("a text")
+        for _ in range(n // 40):
+            guarded.encode(["a text"] * 20)
+
+    def guard_stream(n):
+        for _ in range(n // 50):
+            assert len(list(guarded.stream(50))) == 50
+
+    def guard_astream(n):
+        async def main():
+            for _ in range(n // 50):
+                async for i in guarded.stream(1000):
+                    if i == 49:
+                        break
+
+        asyncio.run(main())
+
     def keys(n):
         # Each its own batch key.
         for i in range(n):
@@ -111,10 +161,11 @@ def fronts(device, queue, lists):
     return {name: run for name, run in found.items() if callable(run) and name not in SHARED}
 
 
-SHARED = ("device", "queue", "lists", "x")
+SHARED = ("device", "guarded", "queue", "lists", "x")
 NAMES = [
     "call", "submit", "cancel", "groups", "infer", "infer_cancelled", "errors", "expired",
-    "executor_call", "executor_submit", "executor_acall", "keys",
+    "executor_call", "executor_submit", "executor_acall", "keys", "try_submit", "guard_call",
+    "guard_acall", "guard_options", "guard_batch", "guard_stream", "guard_astream",
 ]  # fmt: skip
 
 
@@ -122,8 +173,10 @@ NAMES = [
 def test_memory_stays_where_it_is(name):
     with onelane.DeviceExecutor("cpu") as device:
         queue = onelane.BatchQueue(lambda x, n=0: x + 1, device)
-        lists = onelane.BatchQueue(lambda xs: [1 / x for x in xs], device, collate="list")
-        run = fronts(device, queue, lists)[name]
+        lists = onelane.BatchQueue(lambda xs: [1 / x for x in xs], device, requests=onelane.Items())
+        guarded = onelane.guard(Model, device, batch={"encode": 8})
+        guarded.encode(["one", "two", "three"])
+        run = fronts(device, queue, lists, guarded)[name]
         run(max(COUNT // 4, 1000))
         before = resident()
         objects = len(gc.get_objects())
@@ -140,7 +193,7 @@ def test_memory_stays_where_it_is(name):
 def test_making_and_dropping_queues_leaves_nothing():
     def once():
         with onelane.DeviceExecutor("cpu") as device:
-            queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+            queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
             queue(1)
 
     for _ in range(20):
@@ -154,7 +207,7 @@ def test_making_and_dropping_queues_leaves_nothing():
 
 
 def test_references_to_inputs_and_results_go():
-    queue = onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")
+    queue = onelane.BatchQueue(lambda xs: xs, "cpu", requests=onelane.Items())
     thing = object()
     before = sys.getrefcount(thing)
     for _ in range(100):

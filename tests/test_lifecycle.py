@@ -57,7 +57,7 @@ def test_ctrl_c_ends_a_wait(front):
             release.wait(30)
             return xs
         device = onelane.DeviceExecutor("cpu")
-        queue = onelane.BatchQueue(slow, device, collate="list", factory=False)
+        queue = onelane.BatchQueue(slow, device, requests=onelane.Items(), factory=False)
         try:
             {front}
         except KeyboardInterrupt:
@@ -76,7 +76,8 @@ def test_ctrl_c_cancels_the_request():
         import threading, onelane
         release, ran = threading.Event(), []
         device = onelane.DeviceExecutor("cpu")
-        queue = onelane.BatchQueue(lambda xs: ran.extend(xs) or xs, device, collate="list")
+        items = onelane.Items()
+        queue = onelane.BatchQueue(lambda xs: ran.extend(xs) or xs, device, items)
         started = threading.Event()
         device.submit(lambda: (started.set(), release.wait(30)))
         started.wait(30)
@@ -114,7 +115,7 @@ def test_exit_with_requests_in_flight():
     out, err = run(
         """
         import onelane, threading
-        queue = onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")
+        queue = onelane.BatchQueue(lambda xs: xs, "cpu", requests=onelane.Items())
         for i in range(500):
             queue.submit(i).add_done_callback(lambda f, i=i: i == 499 and print(f.result()))
         """
@@ -128,7 +129,7 @@ def test_exit_with_daemon_threads_that_wait_and_submit():
         """
         import onelane, threading
         device = onelane.DeviceExecutor("cpu")
-        queue = onelane.BatchQueue(lambda xs: xs, device, collate="list")
+        queue = onelane.BatchQueue(lambda xs: xs, device, requests=onelane.Items())
         barrier = threading.Barrier(9)
         def spin():
             barrier.wait()
@@ -152,7 +153,7 @@ def test_exit_while_a_thread_pool_still_uses_the_queue():
         """
         import onelane
         from concurrent.futures import ThreadPoolExecutor
-        queue = onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")
+        queue = onelane.BatchQueue(lambda xs: xs, "cpu", requests=onelane.Items())
         pool = ThreadPoolExecutor(4)
         futures = [pool.submit(queue, i) for i in range(200)]
         futures[-1].add_done_callback(lambda f: print(f.result()))
@@ -182,11 +183,11 @@ def test_fork_gives_fresh_shared_executors_and_clear_errors():
         import gc, os, threading, onelane
         shared = onelane.executor("cpu")
         own = onelane.DeviceExecutor("cpu")
-        queue = onelane.BatchQueue(lambda xs: xs, shared, collate="list")
+        queue = onelane.BatchQueue(lambda xs: xs, shared, requests=onelane.Items())
         hold, held = threading.Event(), threading.Event()
         own.submit(lambda: (held.set(), hold.wait(30)))
         held.wait(30)
-        slow = onelane.BatchQueue(lambda xs: xs, shared, collate="list")
+        slow = onelane.BatchQueue(lambda xs: xs, shared, requests=onelane.Items())
         shared_hold = shared.submit(hold.wait, 30)
         pending = slow.submit(1)
         many = [threading.Thread(target=slow, args=(i,)) for i in range(4)]
@@ -207,7 +208,7 @@ def test_fork_gives_fresh_shared_executors_and_clear_errors():
             fresh = onelane.executor("cpu")
             assert fresh is not shared
             assert fresh.call(os.getpid) == os.getpid()
-            assert onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")("x") == "x"
+            assert onelane.BatchQueue(lambda xs: xs, "cpu", requests=onelane.Items())("x") == "x"
             del own, queue, slow, pending, shared
             gc.collect()
             print("child fine", flush=True)
@@ -231,7 +232,7 @@ def test_no_lock_is_found_taken_after_a_fork():
         import asyncio, gc, os, signal, threading, onelane
         shared = onelane.executor("cpu")
         own = onelane.DeviceExecutor("cpu")
-        queues = [onelane.BatchQueue(lambda xs: xs, e, collate="list", capacity=4)
+        queues = [onelane.BatchQueue(lambda xs: xs, e, requests=onelane.Items(), capacity=4)
                   for e in (shared, own)]
         stop = threading.Event()
         kept = []
@@ -283,7 +284,7 @@ def test_no_lock_is_found_taken_after_a_fork():
                 queues.clear()
                 gc.collect()
                 fresh = onelane.executor("cpu")
-                again = onelane.BatchQueue(lambda xs: xs, fresh, collate="list")
+                again = onelane.BatchQueue(lambda xs: xs, fresh, requests=onelane.Items())
                 if again(5) != 5: os._exit(4)
                 # The timer's thread is a new one, too.
                 begun, go_on = threading.Event(), threading.Event()
@@ -322,7 +323,7 @@ def test_a_sub_interpreter_that_used_the_package_ends():
                 try:
                     import onelane
                     onelane.executor("cpu").call(int)
-                    onelane.BatchQueue(lambda xs: xs, "cpu", collate="list")(1)
+                    onelane.BatchQueue(lambda xs: xs, "cpu", requests=onelane.Items())(1)
                 except ImportError:
                     pass  # Said at once is fine, too.
                 ''')
@@ -364,7 +365,7 @@ def test_lists_and_calls_need_no_torch():
         import sys
         sys.modules["torch"] = None
         import onelane
-        queue = onelane.BatchQueue(lambda xs: [x * 2 for x in xs], "mlx", collate="list")
+        queue = onelane.BatchQueue(lambda xs: [x * 2 for x in xs], "mlx", requests=onelane.Items())
         print(queue(21), onelane.executor("mlx").call(int))
         print(len(onelane.guard(dict, "mlx")))
         """

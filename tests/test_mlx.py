@@ -45,7 +45,7 @@ def test_a_model_with_its_stream_behind_a_list_queue():
             mx.eval(y)
             return y.tolist()
 
-    queue = onelane.BatchQueue.from_factory(Model, "mlx", collate="list")
+    queue = onelane.BatchQueue.from_factory(Model, "mlx", requests=onelane.Items())
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(queue, range(100))) == [2 * i for i in range(100)]
 

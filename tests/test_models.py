@@ -62,7 +62,7 @@ def test_a_guarded_sentence_transformer(minilm, alone, batch):
 
 
 def test_a_sentence_transformer_behind_a_list_queue(minilm, alone):
-    queue = onelane.BatchQueue(load(minilm).encode, "cpu", collate="list")
+    queue = onelane.BatchQueue(load(minilm).encode, "cpu", requests=onelane.Items())
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(queue, TEXTS))
     for result, expected in zip(results, alone, strict=True):
@@ -84,7 +84,7 @@ def test_tokens_with_attention_masks_of_mixed_lengths(minilm):
     pad = onelane.Pad(
         dim=1, buckets=(8, 16, 32, 64), mask="attention_mask", trim=("last_hidden_state",)
     )
-    queue = onelane.BatchQueue(model, "cpu", pad=pad)
+    queue = onelane.BatchQueue(model, "cpu", requests=onelane.Tensors(pad=pad))
     tokens = [tokenizer(text, return_tensors="pt") for text in TEXTS[:32]]
 
     def ask(encoding):

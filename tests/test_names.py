@@ -53,7 +53,7 @@ def test_a_device_that_is_none(name, text):
         onelane.DeviceExecutor,
         lambda name: onelane.BatchQueue(lambda x: x, name),
         lambda name: onelane.guard(dict, name),
-        lambda name: onelane.MPSBatchQueue(device=name),
+        lambda name: onelane.compat.MPSBatchQueue(device=name),
         onelane.audit,
     ):
         with pytest.raises(ValueError, match=text):
@@ -63,7 +63,7 @@ def test_a_device_that_is_none(name, text):
 def test_another_runtime_is_named_once():
     with onelane.executor("tensorrt-test", custom=True) as device:
         assert onelane.executor("tensorrt-test") is device
-        queue = onelane.BatchQueue(lambda xs: xs, "tensorrt-test", collate="list")
+        queue = onelane.BatchQueue(lambda xs: xs, "tensorrt-test", requests=onelane.Items())
         assert queue(1) == 1
 
 
@@ -80,7 +80,13 @@ def test_another_runtime_is_named_once():
         (lambda: onelane.executor("cpu", worker=1), "workers"),
         (lambda: onelane.DeviceExecutor("cpu", worker=1), "workers"),
         (lambda: onelane.Pad(bucket=(1,)), "buckets"),
+        (lambda: onelane.Tensors(cuda_graph=True), "cuda_graphs"),
+        (lambda: onelane.Items(colate=list), "collate"),
+        (lambda: onelane.Each(unpacked=True), "unpack"),
+        (lambda: onelane.BatchQueue(len, "cpu", request=onelane.Each()), "requests"),
+        (lambda: onelane.BatchQueue(len, "cpu", onelane.Each), r"onelane.Each\(...\)"),
         (lambda: onelane.guard(dict, "cpu", batch={"item": 3}), "'items'"),
+        (lambda: onelane.guard(dict, "cpu", batch=["items"]), r"\{'encode': 32\}"),
         (lambda: onelane.guard(dict, "cpu", methods=["item"]), "'items'"),
         (lambda: onelane.guard(dict, "cpu", exclusive=["item"]), "'items'"),
     ],
@@ -91,10 +97,9 @@ def test_a_misspelt_setting(make, text):
 
 
 def test_misspelt_values_and_names():
-    with pytest.raises(ValueError, match="Did you mean 'tensor'"):
-        onelane.BatchQueue(len, "cpu", collate="tensors")
-    with pytest.raises(ValueError, match="Did you mean 'device'"):
-        onelane.BatchQueue(len, "cpu", output="devise")
+    for kind in (onelane.Tensors, onelane.Items, onelane.Each):
+        with pytest.raises(ValueError, match="Did you mean 'device'"):
+            kind(output="devise")
     with pytest.raises(AttributeError, match="Did you mean 'BatchQueue'"):
         _ = onelane.BatchQeue
     assert not hasattr(onelane, "__wrapped__")

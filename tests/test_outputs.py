@@ -110,8 +110,10 @@ WRAPS = {
 def fronts(device, function):
     """The ways in which `function(x)` gives its result to a caller."""
     guarded = onelane.guard(lambda: types.SimpleNamespace(run=function), device)
-    single = onelane.BatchQueue(function, device, batch=False, factory=False)
-    lists = onelane.BatchQueue(lambda xs: [function(x) for x in xs], device, collate="list")
+    single = onelane.BatchQueue(function, device, requests=onelane.Each(), factory=False)
+    lists = onelane.BatchQueue(
+        lambda xs: [function(x) for x in xs], device, requests=onelane.Items()
+    )
 
     class Encoder:
         def encode(self, xs):
@@ -243,7 +245,7 @@ def test_caches_of_a_model_are_copies_or_proxies(device):
     again = guarded(input_ids=ids[:, :1], past_key_values=first.past_key_values)
     assert again.logits.shape == (1, 1, 10)
     assert first.past_key_values.get_seq_length() == 4
-    single = onelane.BatchQueue(model, device, batch=False)
+    single = onelane.BatchQueue(model, device, requests=onelane.Each())
     assert single(input_ids=ids).past_key_values.get_seq_length() == 3
 
 
@@ -385,7 +387,7 @@ def test_garbage_of_a_batch_is_collected_on_the_worker_of_a_device_that_needs_it
             worker = device.call(threading.get_ident)
             device.call(model, 1)
             queue = onelane.BatchQueue(
-                lambda xs: [model(x) for x in xs], device, collate="list", output="device"
+                lambda xs: [model(x) for x in xs], device, requests=onelane.Items(output="device")
             )
             queue(1)
             assert where == [worker] * 2

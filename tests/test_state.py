@@ -333,6 +333,15 @@ class Reads(torch.nn.Module):
         return x * 2 if self.training else x
 
 
+class Encoder(torch.nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def encode(self, xs):
+        return [self.part(x) for x in xs]
+
+
 MIXING = {
     "dropout": lambda: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)),
     "batch norm": lambda: torch.nn.BatchNorm1d(2),
@@ -348,13 +357,13 @@ def test_a_batched_module_in_training_mode_is_warned_of(device, make):
     with pytest.warns(UserWarning, match=r"\.eval\(\)"):
         onelane.BatchQueue(make, device, factory=True)(torch.ones(2, 2))
     with pytest.warns(UserWarning, match=r"\.eval\(\)"):
-        onelane.guard(make, device, batch={"__call__": 4})
+        onelane.guard(lambda: Encoder(make()), device, batch={"encode": 4})
     model = make().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         queue = onelane.BatchQueue(model, device)
         queue(torch.ones(2, 2))
-        onelane.BatchQueue(make(), device, batch=False)
+        onelane.BatchQueue(make(), device, requests=onelane.Each())
         onelane.BatchQueue(torch.nn.Linear(2, 2), device)(torch.ones(1, 2))
     model.train()
     with pytest.warns(UserWarning, match=r"\.eval\(\)"):
@@ -415,8 +424,8 @@ def test_requests_of_different_contexts_do_not_share_what_a_model_can_see(device
         call = guarded.encode
     else:
         model = (lambda x: x * TENANT.get()) if front == "tensor" else Encoder().encode
-        settings = {} if front == "tensor" else {"collate": "list"}
-        call = queue = onelane.BatchQueue(model, device, context=context, **settings)
+        requests = onelane.Tensors() if front == "tensor" else onelane.Items()
+        call = queue = onelane.BatchQueue(model, device, requests, context=context)
     assert asked(device, Asked(call, queue), x) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert queue.stats().batches == (8 if context == "key" else 4)
     with pytest.raises(ValueError, match="context='tenant'"):
@@ -488,3 +497,50 @@ def test_async_methods_and_generators_of_the_object(device):
         )
 
     assert asyncio.run(main()) == (wanted, wanted, wanted, 9)
+
+
+# Profiler and threads: what docs/python.md says of them
+
+
+def test_a_profiler_that_is_started_on_the_worker_sees_it(device):
+    queue = onelane.BatchQueue(torch.nn.Linear(4, 4).eval(), device)
+    profiler = torch.profiler.profile()
+    device.call(profiler.start)
+    for _ in range(3):
+        queue(torch.ones(1, 4))
+    device.call(profiler.stop)
+    assert {e.key: e.count for e in profiler.key_averages()}["aten::linear"] == 3
+
+
+def test_the_number_of_threads_is_set_on_the_worker(device):
+    mine = torch.get_num_threads()
+    device.call(torch.set_num_threads, mine + 1)
+    assert device.call(torch.get_num_threads) == mine + 1
+    device.call(torch.set_num_threads, mine)
+
+
+def test_a_mode_around_an_await_leaks_and_one_around_the_call_does_not(device):
+    """Why docs/python.md says not to: PyTorch keeps modes by thread, not by task."""
+    queue = onelane.BatchQueue(lambda x: (x, [torch.is_inference_mode_enabled()] * len(x)), device)
+    x = torch.ones(1, 1)
+
+    async def around_the_await(inside, done):
+        with torch.inference_mode():
+            inside.set()
+            await done.wait()
+
+    async def around_the_call():
+        with torch.inference_mode():
+            answer = queue.infer(x)
+        return (await answer)[1]
+
+    async def main():
+        inside, done = asyncio.Event(), asyncio.Event()
+        leaking = asyncio.create_task(around_the_await(inside, done))
+        await inside.wait()
+        leaked = (await queue.infer(x))[1]
+        done.set()
+        await leaking
+        return leaked, await around_the_call(), (await queue.infer(x))[1]
+
+    assert asyncio.run(main()) == ([True], [True], [False])

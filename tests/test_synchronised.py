@@ -48,7 +48,8 @@ def model(x):
 @pytest.mark.parametrize("group", [False, True], ids=["alone", "in a group"])
 def test_a_response_on_the_device_is_complete(device, group, copies):
     x = torch.full((1, COUNT), 1.0)
-    with onelane.BatchQueue(model, "mps", output="device", copy_outputs=copies) as queue:
+    requests = onelane.Tensors(output="device", copy=copies)
+    with onelane.BatchQueue(model, "mps", requests) as queue:
         ys = [f.result(WITHIN_S) for f in queue.submit_many([x, x])] if group else [queue(x)]
         overwrite()
         for y in ys:

@@ -10,6 +10,7 @@ PROOFS ?= target/proofs
 ifeq ($(VERIFY),full)
 LOOM_MORE := 1
 CHAOS_SECONDS := 600
+ISOLATED_SECONDS := 600
 OVERLOAD_SECONDS := 60
 CASES := 20000
 MUTANTS_PART :=
@@ -18,6 +19,7 @@ MIRI_CASES := 8
 else
 LOOM_MORE := 0
 CHAOS_SECONDS := 30
+ISOLATED_SECONDS := 15
 OVERLOAD_SECONDS := 20
 CASES := 1000
 MUTANTS_PART = --sharding round-robin --shard $(MUTANTS_SHARD)
@@ -37,6 +39,8 @@ verify: loom fuzz tsan miri chaos mutants ## every proof
 loom: ## model checks of the real core: every interleaving up to a bound
 	RUSTFLAGS="--cfg loom" LOOM_MORE=$(LOOM_MORE) RUST_BACKTRACE=0 CARGO_TARGET_DIR=$(PROOFS)/loom \
 	    cargo test -p onelane --release --lib --locked loom_tests -- --nocapture --test-threads=2
+	RUSTFLAGS="--cfg loom" LOOM_MORE=$(LOOM_MORE) RUST_BACKTRACE=0 CARGO_TARGET_DIR=$(PROOFS)/loom \
+	    cargo test -p onelane-isolate --release --lib --locked models -- --nocapture --test-threads=2
 
 # Miri and ThreadSanitizer need a nightly compiler. CI may run where none can be fetched: then they
 # say so and pass. `$(call with_nightly,COMPONENTS,COMMAND)`
@@ -65,12 +69,16 @@ TSAN = RUSTFLAGS="-Zsanitizer=thread" RUST_BACKTRACE=0 PROPTEST_CASES=16 CARGO_T
 tsan: ## the core's tests under ThreadSanitizer
 	$(call with_nightly,rust-src,$(TSAN))
 
+# As the tests of the workspace build it: alone it would have other features, and all be built once more.
+ONELANE_BENCH = cargo test --release --workspace --locked -q --no-run && target/release/onelane-bench
+
 chaos: ## real threads and tasks, random faults, shutdowns and restarts; nothing may be lost
-	cargo run --release --locked -q -p onelane-bench -- chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
-	cargo run --release --locked -q -p onelane-bench -- chaos --seconds 10 --seed $(SEED) --workers 2
+	$(ONELANE_BENCH) chaos --seconds $(CHAOS_SECONDS) --seed $(SEED)
+	$(ONELANE_BENCH) chaos --seconds 10 --seed $(SEED) --workers 2
+	$(ONELANE_BENCH) chaos --isolate --seconds $(ISOLATED_SECONDS) --seed $(SEED)
 
 overload: ## goodput, refusals and latency at 0.5 to 4 times the capacity; draws docs/overload.svg
-	cargo run --release --locked -q -p onelane-bench -- chaos --overload --seconds $(OVERLOAD_SECONDS) \
+	$(ONELANE_BENCH) chaos --overload --seconds $(OVERLOAD_SECONDS) \
 	    --csv docs/overload.csv --svg docs/overload.svg
 
 # It needs CPython's debug build and, for CPython's own tests of executors, its test package: Debian's
@@ -92,5 +100,6 @@ mutants: $(MUTANTS) ## small changes of the core's decisions: each is noticed by
 	    $(MUTANTS) mutants --package onelane -j1 --output $(PROOFS) $(MUTANTS_PART) $(MUTANTS_FLAGS) || test $$? -eq 3
 
 fuzz: ## random workloads against a reference, random text against everything that parses
-	PROPTEST_CASES=$(CASES) cargo test -p onelane --release --locked --test it -- simulation:: parsing::
-	CASES=$(CASES) RUST_BACKTRACE=0 cargo test -p onelane-engines --release --locked --test it random_damage::
+	PROPTEST_CASES=$(CASES) cargo test --workspace --release --locked --test it simulation::
+	PROPTEST_CASES=$(CASES) cargo test --workspace --release --locked --test it parsing::
+	CASES=$(CASES) RUST_BACKTRACE=0 cargo test --workspace --release --locked --test it random_damage::

@@ -106,7 +106,7 @@ def main() -> int:
     device = onelane.executor("cuda")
     engine = device.call(GraphEngine)
     results["executor"] = run(lambda x: device.call(engine, x), args.threads, args.iterations)
-    with onelane.BatchQueue(GraphEngine, "cuda", batch=False, factory=True) as queue:
+    with onelane.BatchQueue(GraphEngine, "cuda", requests=onelane.Each(), factory=True) as queue:
         results["batch queue"] = run(queue, args.threads, args.iterations)
     where = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.threads} threads"
     if args.json:

@@ -25,7 +25,8 @@ def measure(cuda_graphs: bool) -> tuple[list[float], list[float]]:
     layers = [torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 1024)]
     model = torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.Linear(1024, 512))
     first, then = [], []
-    with onelane.BatchQueue(model, "cuda", max_batch_size=256, cuda_graphs=cuda_graphs) as queue:
+    requests = onelane.Tensors(cuda_graphs=cuda_graphs)
+    with onelane.BatchQueue(model, "cuda", requests, max_batch_size=256) as queue:
         queue(torch.zeros(1, 512))
         for rows in ROWS:
             x = torch.randn(rows, 512)

@@ -19,8 +19,8 @@ Strategies:
     handwritten a queue and one consumer: takes what waits (up to 256), torch.cat, split, futures
     batched     the package `batched`, where it is installed
     onelane     onelane.BatchQueue, max_batch_size=256
-    onelane-views  the same, copy_outputs=False: responses are views, as those of `handwritten`
-    onelane-graphs, onelane-graphs-views  these, cuda_graphs=True; on CUDA only
+    onelane-views  the same, Tensors(copy=False): responses are views, as those of `handwritten`
+    onelane-graphs, onelane-graphs-views  these, Tensors(cuda_graphs=True); on CUDA only
     offline     the limit: one thread, whole batches of 64 and 256, no queue
 
 All strategies take turns in one process, in another order each round. The figure to trust is the
@@ -215,16 +215,15 @@ class Batched(Direct):
 class Onelane:
     """The batch queue."""
 
-    copy_outputs = True
+    copy = True
     cuda_graphs = False
 
     def __init__(self, model: str, device: str) -> None:
         self.queue = onelane.BatchQueue(
             Model(model).eval(),
             device,
+            onelane.Tensors(copy=self.copy, cuda_graphs=self.cuda_graphs),
             max_batch_size=LIMIT,
-            copy_outputs=self.copy_outputs,
-            cuda_graphs=self.cuda_graphs,
         )
         self.ask = self.queue
         self.ask_async = self.queue.infer
@@ -242,7 +241,7 @@ class Onelane:
 class OnelaneViews(Onelane):
     """The batch queue, whose responses are views of one copy."""
 
-    copy_outputs = False
+    copy = False
 
 
 class OnelaneGraphs(Onelane):
@@ -254,7 +253,7 @@ class OnelaneGraphs(Onelane):
 class OnelaneGraphsViews(OnelaneGraphs):
     """Both."""
 
-    copy_outputs = False
+    copy = False
 
 
 STRATEGIES: dict[str, Callable[[str, str], Any]] = {

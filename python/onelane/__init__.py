@@ -19,18 +19,32 @@ if TYPE_CHECKING:
     from onelane._batch_queue import BatchQueue
     from onelane._executor import DeviceExecutor, executor
     from onelane._guard import guard
-    from onelane._mps_batch_queue import (
-        MPSBatchQueue,
-        configure_mps_batch_queue,
-        get_mps_batch_queue,
-    )
+    from onelane._hygiene import hygiene
+    from onelane._include import get_include
+    from onelane._install import Installed, UnknownVersion, install, installed, uninstall
+    from onelane._isolation import Isolation
+    from onelane._memory import Memory
     from onelane._pad import Pad
+    from onelane._proxy import aclose, aget, close, health, stats
+    from onelane._requests import Each, Items, Tensors
     from onelane._session import session
-    from onelane._stats import Health, QueueStats, Summary
+    from onelane._stats import (
+        ClassStats,
+        GuardStats,
+        Health,
+        Histogram,
+        IsolationStats,
+        QueueHistograms,
+        QueueStats,
+        Summary,
+    )
     from onelane.errors import (
         DeadlineExceeded,
+        EngineCrashed,
+        EngineHung,
         EngineLost,
         ForkedProcess,
+        ModelError,
         NotBatchable,
         OnelaneError,
         QueueClosed,
@@ -44,60 +58,118 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BatchQueue": "_batch_queue",
+    "ClassStats": "_stats",
     "DeadlineExceeded": "errors",
     "DeviceExecutor": "_executor",
+    "Each": "_requests",
+    "EngineCrashed": "errors",
+    "EngineHung": "errors",
     "EngineLost": "errors",
     "ForkedProcess": "errors",
+    "GuardStats": "_stats",
     "Health": "_stats",
-    "MPSBatchQueue": "_mps_batch_queue",
+    "Histogram": "_stats",
+    "Installed": "_install",
+    "Isolation": "_isolation",
+    "IsolationStats": "_stats",
+    "Items": "_requests",
+    "Memory": "_memory",
+    "ModelError": "errors",
     "NotBatchable": "errors",
     "OffWorker": "_audit",
     "OnelaneError": "errors",
     "Pad": "_pad",
     "QueueClosed": "errors",
     "QueueFull": "errors",
+    "QueueHistograms": "_stats",
     "QueueStats": "_stats",
     "RequestCancelled": "errors",
     "RequestTooLarge": "errors",
     "Summary": "_stats",
+    "Tensors": "_requests",
+    "UnknownVersion": "_install",
     "WouldDeadlock": "errors",
+    "aclose": "_proxy",
+    "aget": "_proxy",
     "audit": "_audit",
-    "configure_mps_batch_queue": "_mps_batch_queue",
+    "close": "_proxy",
     "executor": "_executor",
-    "get_mps_batch_queue": "_mps_batch_queue",
+    "get_include": "_include",
     "guard": "_guard",
+    "health": "_proxy",
+    "hygiene": "_hygiene",
+    "install": "_install",
+    "installed": "_install",
     "session": "_session",
+    "stats": "_proxy",
+    "uninstall": "_install",
 }
+
+# What has moved to `onelane.compat`.
+_MOVED = ("MPSBatchQueue", "configure_mps_batch_queue", "get_mps_batch_queue")
 
 __all__ = [
     "BatchQueue",
+    "ClassStats",
     "DeadlineExceeded",
     "DeviceExecutor",
+    "Each",
+    "EngineCrashed",
+    "EngineHung",
     "EngineLost",
     "ForkedProcess",
+    "GuardStats",
     "Health",
-    "MPSBatchQueue",
+    "Histogram",
+    "Installed",
+    "Isolation",
+    "IsolationStats",
+    "Items",
+    "Memory",
+    "ModelError",
     "NotBatchable",
     "OffWorker",
     "OnelaneError",
     "Pad",
     "QueueClosed",
     "QueueFull",
+    "QueueHistograms",
     "QueueStats",
     "RequestCancelled",
     "RequestTooLarge",
     "Summary",
+    "Tensors",
+    "UnknownVersion",
     "WouldDeadlock",
+    "aclose",
+    "aget",
     "audit",
-    "configure_mps_batch_queue",
+    "close",
     "executor",
-    "get_mps_batch_queue",
+    "get_include",
     "guard",
+    "health",
+    "hygiene",
+    "install",
+    "installed",
     "session",
+    "stats",
+    "uninstall",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "compat":
+        return _imported("onelane.compat")
+    if name in _MOVED:
+        import warnings
+
+        warnings.warn(
+            f"onelane.{name} is the old spelling. Write: from onelane.compat import {name}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(_imported("onelane.compat"), name)
     home = _HOME.get(name)
     if home is None:
         said = ""
@@ -106,11 +178,40 @@ def __getattr__(name: str) -> Any:
 
             said = nearest(name, __all__)
         raise AttributeError(f"module 'onelane' has no attribute {name!r}{said}")
-    import importlib
-
-    value = getattr(importlib.import_module(f"onelane.{home}"), name)
+    value = getattr(_imported(f"onelane.{home}"), name)
     globals()[name] = value
     return value
+
+
+def _imported(module: str) -> Any:
+    """Import a module, so that a signal handler may do the same in the middle of it.
+
+    A handler runs on the main thread, inside of whatever is there: an import of its own would find
+    modules half made. So the main thread has another import, and both wait for that one.
+    """
+    import importlib
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        return importlib.import_module(module)
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            importlib.import_module(module)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=load, name="onelane import", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # No thread can be had; the interpreter is ending, say.
+        return importlib.import_module(module)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return importlib.import_module(module)
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from onelane import _devices
+from onelane import _devices, _onelane
 from onelane.errors import OnelaneError
 
 _LOG = logging.getLogger("onelane.audit")
@@ -208,7 +208,7 @@ class Audit:
         return value.index is None or (value.index or 0) == (self._torch_device.index or 0)
 
     def _is_worker(self) -> bool:
-        return any(e.is_worker for e in _devices.executors_of(self.device))
+        return _onelane.worker_device() == self.device
 
     def _used(self, action: str) -> None:
         """The calling thread uses the device."""

@@ -5,25 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-import math
 import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from onelane import _devices, _factory, _model, _modes, _names, _onelane, _training
+from onelane import (
+    _devices,
+    _factory,
+    _isolation,
+    _lifecycle,
+    _model,
+    _modes,
+    _names,
+    _old_settings,
+    _onelane,
+    _requests,
+    _training,
+)
 from onelane._budget import Budget
-from onelane._calls import CallCollator
-from onelane._collate import Collator, ListCollator, SingleCollator, TensorCollator
+from onelane._collate import Collator
 from onelane._executor import DeviceExecutor, executor
 from onelane._keys import ALONE, Keys, of_context
-from onelane._pad import Pad
-from onelane._proxy import lane_on
+from onelane._requests import Requests
 from onelane._stats import Health, QueueStats
+from onelane._tensor_collator import TensorCollator
+from onelane._wrap import lane_on
 from onelane.errors import DeadlineExceeded, QueueFull
 
 Priority = Literal["interactive", "normal", "bulk"]
@@ -46,134 +57,120 @@ class BatchQueue(_onelane.Front):
     device: a name (`"mps"`, `"cuda:1"`, `"cpu"`), a `torch.device`, or a `DeviceExecutor`. The
         queues of one device share its one worker. Default: `mps` where there is one, else `cuda`,
         else `cpu`.
-    max_batch_size: the most rows in a batch; requests with `collate="list"`. A single request with
-        more rows runs alone and whole.
-    max_batch_cost: the most cost in a batch, beside its rows, as `cost` counts it: tokens, pixels
-        or bytes. A single request of more runs alone. With a `Pad` and no `cost` it is the rows
-        times their padded length.
-    cost: a function of a request's inputs, as they are given, that returns its cost: a number of at
-        least 0. Called where the request is made.
-    max_wait_ms: how long an idle worker may wait for a batch to fill; 0 never waits.
+    requests: what a request is, and what becomes of its result: `onelane.Tensors(...)`, the
+        default, `onelane.Items(...)` or `onelane.Each(...)`.
+    max_batch_size: the most rows in a batch; requests with `Items`. A single request with more
+        rows runs alone and whole.
+    max_batch_cost: the most cost in a batch, beside its rows, as the `cost` of `requests` counts
+        it: tokens, pixels or bytes. A single request of more runs alone.
+    max_wait: seconds that an idle worker may wait for a batch to fill; 0 never waits.
     capacity: the most requests that may wait; then calls wait for room.
-    collate: `"tensor"`: a request is a tensor or NumPy array whose first dimension is the batch's,
-        of any size, or a dict or tuple of such. Requests share a batch when dtypes, trailing
-        shapes, structure and plain values agree. `"list"`: a request is any object; the model gets
-        a list and returns one result an item. A function: makes the batch from the list.
-    pad: a `Pad`, for a dimension that varies.
-    output: `"cpu"`: results are CPU tensors of their own, detached. `"device"`: they stay on the
-        device, complete; touching or freeing them off the worker is then your risk.
-    copy_outputs: False copies the output of a batch once, as a whole, and responses are views of
-        that copy: cheaper where rows are many and small. A response that is kept then keeps the
-        memory of its whole batch, and `torch.save` of it writes all of that.
-    cuda_graphs: True records what the model does for a batch of some shape, as a CUDA graph, and
-        replays it: one launch, where a small model's batch is more launches than work. Rows are
-        filled up, to a quarter more at most, with copies of the last one. What the model does must
-        depend on its inputs' shapes alone and on weights that stay where they are; one that waits
-        for the device (`.item()`) runs without, with a warning. For `collate="tensor"`,
-        `output="cpu"` and CUDA. The first batch of a shape takes longer, and each shape takes
-        memory.
-    batch: False runs each request by itself, with any shapes in and out.
-    unpack: whether a dict given alone becomes keyword arguments of the model, and a tuple
-        positional ones.
     context: whose context variables a batch runs with. `"first"`: those of its first request, so a
         model must not look at what differs between callers. `"key"`: only requests whose variables
         are all equal share a batch. A function of a `contextvars.Context`: what it returns must be
         equal, such as `lambda context: context.get(tenant)`.
     idempotent: False if a failed batch must not be run again in parts. Otherwise a request that
         makes its batch fail fails alone.
+    factory: whether `model` makes the model, where that is in doubt.
+    name: in logs and errors; default: the model's.
+    isolation: `"process"` or an `Isolation`: the model runs in a child process, and what crashes,
+        hangs, poisons its device or only grows costs the requests at fault, and nobody else. The
+        model is then a function of a module, or `"package.module:name"`, that makes it; or what
+        can be pickled. Default: as the executor that is given.
 
     A call runs with the caller's grad, inference and autocast modes, and with the context variables
     of the first request of the batch. Do not change an input before its result is there.
     """
 
+    @_old_settings.understood
     @_names.settings
     def __init__(
         self,
         model: Any,
         device: Any = None,
-        max_batch_size: int = 32,
-        max_wait_ms: float = 0,
-        capacity: int = 1024,
-        workers: int = 1,
-        collate: Literal["tensor", "list"] | Callable[[list[Any]], Any] | CallCollator = "tensor",
-        pad: Pad | None = None,
-        output: Literal["cpu", "device"] = "cpu",
+        requests: Requests | None = None,
         *,
-        copy_outputs: bool = True,
-        cuda_graphs: bool = False,
-        batch: bool = True,
-        factory: bool | None = None,
-        unpack: bool = True,
-        idempotent: bool = True,
-        name: str | None = None,
+        max_batch_size: int = 32,
         max_batch_cost: int | None = None,
-        cost: Callable[..., float] | None = None,
+        max_wait: float = 0.0,
+        capacity: int = 1024,
         context: Literal["first", "key"] | Callable[[contextvars.Context], Any] = "first",
+        idempotent: bool = True,
+        factory: bool | None = None,
+        name: str | None = None,
+        isolation: _isolation.Setting = None,
     ) -> None:
+        kind = _requests.checked(requests)
+        isolated = _isolation.of(isolation, device)
+        if isolated is not None:
+            model, factory = _isolation.named(model, factory)
+            device = _isolation.default_device() if device is None else device
         is_factory = _factory.is_factory(model, factory)
         if not callable(model):
             raise TypeError(f"the model, a {type(model).__name__}, cannot be called")
-        if output not in ("cpu", "device"):
-            said = _names.nearest(str(output), ("cpu", "device"))
-            raise ValueError(f"output={output!r}: use 'cpu' or 'device'{said}")
-        if not isinstance(copy_outputs, bool):
-            raise TypeError(f"copy_outputs={copy_outputs!r}: use True or False")
-        if not isinstance(cuda_graphs, bool):
-            raise TypeError(f"cuda_graphs={cuda_graphs!r}: use True or False")
-        if cuda_graphs and (collate != "tensor" or not batch or output != "cpu"):
-            raise ValueError(
-                "cuda_graphs=True is for batches of tensors whose results leave the device: use "
-                "collate='tensor', batch=True and output='cpu' with it"
-            )
-        if cuda_graphs and not idempotent:
+        if kind.cuda_graphs and not idempotent:
             raise ValueError(
                 "cuda_graphs=True runs the model more than once to record what it does: that does "
                 "not go with idempotent=False"
             )
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size}: use at least 1")
-        self._budget = Budget.of(max_batch_cost, cost, pad, max_batch_size)
+        self._budget = Budget.of(max_batch_cost, kind, max_batch_size)
         if isinstance(device, DeviceExecutor):
             self._executor = device
         else:
-            self._executor = executor(_devices.default() if device is None else device, workers)
-        if cuda_graphs and not self._executor.device.startswith("cuda"):
+            self._executor = executor(_devices.default() if device is None else device)
+        if kind.cuda_graphs and not self._executor.device.startswith("cuda"):
             raise ValueError(
                 f"cuda_graphs=True: the device is {self._executor.device!r}, which has none"
             )
-        self._collator = _collator(collate, pad, batch, unpack)
+        self._supervisor: _onelane.Supervisor | None = None
+        self._collator = kind.collator() if isolated is None else _isolation.collator(kind)
         self._max_rows = max_batch_size
         self._keys = Keys()
         self._context_key = _context_key(context)
-        if batch and _training.is_module(model):
+        if kind.shared and _training.is_module(model):
             warning = _training.warning(model)
             if warning is not None:
-                # Past the check of the settings' names.
-                warnings.warn(warning, stacklevel=3)
+                warnings.warn(warning, stacklevel=_names.level_outside())
         self._autocast = _devices.autocast_types(self._executor.device)
-        build = _model.Build(
-            model,
-            factory=is_factory,
-            device=self._executor.device,
-            collator=self._collator,
-            to_cpu=output == "cpu",
-            copy_outputs=copy_outputs,
-            cuda_graphs=cuda_graphs,
-            costed=self._budget is not None,
-            wrap=_wrapper(self._executor),
-        )
+        elements = None if kind.pad is None or isolated is not None else _onelane.Elements()
+        settings: dict[str, Any] = {
+            "to_cpu": kind.output == "cpu",
+            "copy_outputs": kind.copy,
+            "cuda_graphs": kind.cuda_graphs,
+            "costed": self._budget is not None,
+        }
+        build: Any
+        if isolated is None:
+            build = _model.Build(
+                model,
+                factory=is_factory,
+                device=self._executor.device,
+                collator=self._collator,
+                elements=elements,
+                wrap=_wrapper(self._executor),
+                **settings,
+            )
+        else:
+            spec = _isolation.Spec(
+                model, is_factory, self._executor.device, kind, settings, idempotent
+            )
+            build = self._supervisor = _isolation.supervisor(isolated, spec)
         self._core = _onelane.Queue(
             self._executor._core,
             build,
             name=name or getattr(model, "__name__", None) or type(model).__name__,
-            max_batch_size=max_batch_size if batch else 1,
+            max_batch_size=max_batch_size if kind.shared else 1,
             max_batch_cost=max_batch_size if self._budget is None else self._budget.most,
-            max_wait_ms=float(max_wait_ms),
+            max_wait=float(max_wait),
             capacity=capacity,
             idempotent=idempotent,
+            elements=elements,
         )
+        # A process that has no PyTorch does not load it to read requests.
         tensors = isinstance(self._collator, TensorCollator)
-        plain = tensors and pad is None and self._budget is None and context == "first"
+        plain = tensors and kind.pad is None and self._budget is None and context == "first"
         reading = _reading(self._collator, self._keys, self._autocast) if plain else None
         self._open(self._core, max_batch_size, reading)
 
@@ -252,6 +249,25 @@ class BatchQueue(_onelane.Front):
         future: Future[Any] = self._submit(inputs, named, timeout, deadline, priority)
         return future
 
+    def try_submit(
+        self,
+        *inputs: Any,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        priority: Priority = "normal",
+        **named: Any,
+    ) -> Future[Any]:
+        """Do what `submit` does if there is room now, and never block.
+
+        Raises `QueueFull` if there is none; what was accepted before is not touched. timeout,
+        deadline: as in `submit`.
+        """
+        if self._executor.is_held_here():
+            terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
+            return self._executor.try_submit(self, *inputs, **terms, **named)
+        future: Future[Any] = self._submit(inputs, named, timeout, deadline, priority, False)
+        return future
+
     def submit_many(
         self,
         inputs: Iterable[Any],
@@ -266,29 +282,41 @@ class BatchQueue(_onelane.Front):
             return [self.submit(x, **terms) for x in inputs]
         return self._submit_many(inputs, timeout, deadline, priority)
 
-    async def infer(
+    def infer(
         self,
         *inputs: Any,
         timeout: float | None = None,
         deadline: float | None = None,
         priority: Priority = "normal",
         **named: Any,
-    ) -> Any:
-        """Await the model's response to one request; never blocks the event loop.
+    ) -> Coroutine[Any, Any, Any]:
+        """Return what is awaited for the model's response to one request; never blocks the loop.
 
-        timeout, deadline: as in a call. Cancelling the task cancels the request.
+        The input and the caller's modes are read here, at the call, and a wrong input is refused
+        here; the request is submitted when this is awaited. timeout, deadline: as in a call,
+        counted from the call. Cancelling the task cancels the request.
         """
+        end = _end(timeout, deadline)
         if self._executor.is_held_here():
-            terms: Any = {"timeout": timeout, "deadline": deadline, "priority": priority}
-            return await self._executor.acall(self, *inputs, **terms, **named)
-        future, ticket = self._infer(inputs, named, timeout, deadline, priority)
-        if timeout is None and deadline is None:
+            modes = _modes.capture(self._autocast)
+            return self._infer_held(modes, inputs, {**named, "deadline": end, "priority": priority})
+        return self._answer(self._read(inputs, named, None, end, priority), end)
+
+    async def _infer_held(
+        self, modes: _modes.Modes, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        return await self._executor.acall(_modes.call, modes, self, inputs, named)
+
+    async def _answer(self, reading: _onelane.Reading, end: float | None) -> Any:
+        """Submit a request that was read, and await its response until `end`."""
+        future, ticket = self._infer(reading)
+        if end is None:
             try:
                 return await future
             finally:
                 if not future.done() or future.cancelled():
                     ticket.abandon()
-        left = _left(timeout, deadline)
+        left = end - time.monotonic()
         timer = asyncio.get_running_loop().call_later(left, _expire, ticket, future)
         try:
             return await future
@@ -344,7 +372,10 @@ class BatchQueue(_onelane.Front):
 
     def stats(self) -> QueueStats:
         """Return a snapshot of the counters; the last one when the queue has been closed."""
-        return QueueStats._of(self._core.stats())
+        stats = QueueStats._of(self._core.stats(), self._executor.device)
+        if self._supervisor is None:
+            return stats
+        return _isolation.with_children(stats, self._supervisor)
 
     def health(self) -> Health:
         """Return whether the queue works, is being rebuilt, stalls, has failed or was closed."""
@@ -352,7 +383,7 @@ class BatchQueue(_onelane.Front):
 
     def close(self) -> None:
         """Refuse new requests, run what was accepted, drop the model on its worker, and wait."""
-        self._core.shutdown(False, None)
+        self.shutdown()
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
@@ -360,9 +391,14 @@ class BatchQueue(_onelane.Front):
         """Refuse new requests; run what was accepted, or give it up with `cancel_futures`.
 
         timeout: seconds to wait. Returns whether everything has ended; if not, it goes on.
-        Requests that are given up raise `QueueClosed`.
+        Requests that are given up raise `QueueClosed`. A signal handler that raises, as Ctrl-C
+        does, ends the wait: then what has not started is given up.
         """
-        return self._core.shutdown(cancel_futures, timeout if wait else 0.0)
+        try:
+            return self._core.shutdown(cancel_futures, timeout if wait else 0.0)
+        except BaseException:
+            _lifecycle.give_up(self._core)
+            raise
 
     def __enter__(self) -> BatchQueue:
         return self
@@ -377,23 +413,6 @@ class BatchQueue(_onelane.Front):
 
     def __repr__(self) -> str:
         return f"BatchQueue(device={self._executor.device!r}, max_batch_size={self._max_rows})"
-
-
-def _collator(collate: Any, pad: Pad | None, batch: bool, unpack: bool) -> Collator:
-    if pad is not None and (collate != "tensor" or not batch):
-        raise ValueError("pad= is for tensors that are batched: use collate='tensor' with it")
-    if isinstance(collate, CallCollator):
-        return collate
-    if not batch:
-        return SingleCollator(unpack)
-    if collate == "tensor":
-        return TensorCollator(pad, unpack)
-    if collate == "list":
-        return ListCollator(None)
-    if callable(collate):
-        return ListCollator(collate)
-    said = _names.nearest(str(collate), ("tensor", "list"))
-    raise ValueError(f"collate={collate!r}: use 'tensor', 'list' or a function of a list{said}")
 
 
 def _reading(collator: Collator, keys: Keys, autocast: tuple[str, ...]) -> tuple[Any, ...] | None:
@@ -451,9 +470,12 @@ def _wrapper(home: DeviceExecutor) -> Callable[[Any, Any], Any]:
     return wrap
 
 
-def _left(timeout: float | None, deadline: float | None) -> float:
-    left = math.inf if deadline is None else deadline - time.monotonic()
-    return left if timeout is None else min(left, timeout)
+def _end(timeout: float | None, deadline: float | None) -> float | None:
+    """Return when a request must have been answered, in terms of `time.monotonic()`."""
+    if timeout is None:
+        return deadline
+    end = time.monotonic() + timeout
+    return end if deadline is None else min(end, deadline)
 
 
 def _expire(ticket: _onelane.Ticket, future: asyncio.Future[Any]) -> None:

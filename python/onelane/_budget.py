@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onelane._collate import Input
-    from onelane._pad import Pad
+    from onelane._requests import Requests
 
 
 class Budget:
@@ -22,24 +22,23 @@ class Budget:
         self.most, self._cost, self._most_rows = most, cost, most_rows
 
     @classmethod
-    def of(
-        cls, most: Any, cost: Callable[..., float] | None, pad: Pad | None, most_rows: int
-    ) -> Budget | None:
+    def of(cls, most: Any, requests: Requests, most_rows: int) -> Budget | None:
         """Read the settings of a queue; None if it has no budget."""
+        cost = requests.cost
         if most is None:
             if cost is not None:
                 raise ValueError("cost= is of use with max_batch_cost= alone: give it, too")
             return None
         if isinstance(most, bool) or not isinstance(most, int) or most < 1:
             raise ValueError(f"max_batch_cost={most!r}: use a whole number of at least 1")
-        if cost is None and pad is None:
+        if not requests.shared:
+            raise ValueError("max_batch_cost= is for batches, and these requests run each alone")
+        if cost is None and requests.pad is None:
             raise ValueError(
-                f"max_batch_cost={most}: say what a request costs: cost=a function of its inputs "
-                f"(for tokens: cost=lambda ids: ids.numel()), or pad=Pad(...), whose padded "
-                f"lengths are counted"
+                f"max_batch_cost={most}: say what a request costs: Tensors(cost=a function of its "
+                f"inputs) (for tokens: cost=lambda ids: ids.numel()), or Tensors(pad=Pad(...)), "
+                f"whose padded lengths are counted"
             )
-        if cost is not None and not callable(cost):
-            raise TypeError(f"cost={cost!r}: give a function of a request's inputs")
         return cls(most, cost, most_rows)
 
     def of_request(self, request: Input, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
-from onelane import _collate, _keys, _tensors, _tree
-from onelane._collate import Input, Target
+from onelane import _keys, _responses, _tensors, _tree
+from onelane._collate import Collator, Defaults, Input, Target
 from onelane._lane import Lane
 from onelane.errors import NotBatchable
 
@@ -132,7 +133,7 @@ class CallCollator:
                 responses = [
                     part if request.spec[1] else _only(part)
                     for part, request in zip(
-                        _collate.split(target, output, bounds, len(items)), inputs, strict=True
+                        _responses.split(target, output, bounds, len(items)), inputs, strict=True
                     )
                 ]
             except NotBatchable as error:
@@ -141,6 +142,17 @@ class CallCollator:
                     f"{text}, so its calls cannot be batched: leave it out of guard(..., batch=...)"
                 ) from None
         return responses, len(items)
+
+
+@dataclass(frozen=True)
+class Calls(Defaults):
+    """What the requests of a batched method's queue are; see `_requests.Requests`."""
+
+    lane: Lane
+
+    def collator(self) -> Collator:
+        """See `_requests.Requests`."""
+        return CallCollator(self.lane)
 
 
 def _is_results(output: Any, count: int) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,20 +13,6 @@ from onelane import _names
 
 # Device types for which autocast exists. A model on mps may run parts on the CPU.
 _AUTOCAST = ("cuda", "mps", "xpu", "cpu")
-
-# All executors that there are, for `audit`.
-executors: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def executors_of(name: str) -> list[Any]:
-    """Return the executors of a device, private ones too."""
-    while True:
-        try:
-            return [executor for executor in executors if executor.device == name]
-        except RuntimeError:
-            # One was made meanwhile.
-            continue
-
 
 # Types that PyTorch has, and whether there can be several devices of one.
 _TYPES = {
@@ -132,15 +117,24 @@ def collector(name: str) -> Callable[[], object]:
     On a device whose memory only the worker may free, it has the interpreter collect young garbage
     there: cycles that hold activations would else be freed by whichever thread allocates next.
     """
-    return _collect_young if name.partition(":")[0] == "mps" else _nothing
+    watching = after_work(name)
+    collects = name.partition(":")[0] == "mps"
+
+    def collect() -> None:
+        if collects:
+            gc.collect(1)
+        for watch in watching:
+            watch()
+
+    return collect
 
 
-def _collect_young() -> None:
-    gc.collect(1)
+def after_work(name: str) -> list[Callable[[], object]]:
+    """Return what else is called there, on the worker, after each batch or call of a device."""
+    return _after_work.setdefault(name, [])
 
 
-def _nothing() -> None:
-    pass
+_after_work: dict[str, list[Callable[[], object]]] = {}
 
 
 @contextlib.contextmanager

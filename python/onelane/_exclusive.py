@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -21,9 +23,10 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from onelane.errors import WouldDeadlock
+from onelane.errors import DeadlineExceeded, WouldDeadlock
 
 _LOG = logging.getLogger("onelane.guard")
+_COLLECT_AFTER_S = 1.0
 _TELL_AFTER_S = 30.0
 
 
@@ -155,31 +158,45 @@ class Exclusive:
 
     # --- Waiting ------------------------------------------------------------------------------
 
-    def wait(self, future: Future[Hold | None] | None) -> Hold | None:
-        """Wait on a thread."""
+    def wait(
+        self, future: Future[Hold | None] | None, deadline: float | None = None
+    ) -> Hold | None:
+        """Wait on a thread; `DeadlineExceeded` at an instant of `time.monotonic()`."""
         if future is None:
             return None
+        if future.done():
+            return future.result()
         self._check(future)
-        told = False
+        begun = time.monotonic()
+        steps = [(begun + _COLLECT_AFTER_S, _collect), (begun + _TELL_AFTER_S, self._tell)]
         try:
             while True:
+                until = min(
+                    [at for at, _ in steps] + ([] if deadline is None else [deadline]), default=None
+                )
                 try:
-                    return future.result(None if told else _TELL_AFTER_S)
+                    left = None if until is None else max(0.0, until - time.monotonic())
+                    return future.result(left)
                 except FutureTimeout:
-                    self._tell()
-                    told = True
+                    if deadline is not None and deadline <= time.monotonic():
+                        raise self._late() from None
+                    steps.pop(0)[1]()
         except BaseException:
             self.withdraw(future)
             raise
 
-    async def wait_async(self, future: Future[Hold | None] | None) -> Hold | None:
-        """Wait in an event loop."""
+    async def wait_async(
+        self, future: Future[Hold | None] | None, deadline: float | None = None
+    ) -> Hold | None:
+        """Wait in an event loop; as `wait`."""
         if future is None:
             return None
         if future.done():
             return future.result()
         self._check(future)
         loop = asyncio.get_running_loop()
+        timers = [loop.call_later(_COLLECT_AFTER_S, _collect)]
+        timers.append(loop.call_later(_TELL_AFTER_S, self._tell))
         admitted: asyncio.Future[None] = loop.create_future()
 
         def wake(_: object) -> None:
@@ -189,13 +206,28 @@ class Exclusive:
                 # The loop is closed: nobody waits any more.
                 self.withdraw(future)
 
+        if deadline is not None:
+            late = max(0.0, deadline - time.monotonic())
+            timers.append(loop.call_later(late, _fail, admitted, self._late))
         future.add_done_callback(wake)
         try:
             await admitted
         except BaseException:
             self.withdraw(future)
             raise
+        finally:
+            for timer in timers:
+                timer.cancel()
         return future.result()
+
+    def waiting(self) -> int:
+        """Return how many wait for their turn."""
+        return len(self._waiting)
+
+    def _late(self) -> DeadlineExceeded:
+        hold = self._hold
+        what = "another call" if hold is None else hold.what
+        return DeadlineExceeded(f"the deadline passed while {what} was open")
 
     def _check(self, future: Future[Hold | None]) -> None:
         if not future.done() and self._holds_device():
@@ -219,6 +251,16 @@ class Exclusive:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _fail(future: asyncio.Future[None], error: Callable[[], Exception]) -> None:
+    if not future.done():
+        future.set_exception(error())
+
+
+def _collect() -> None:
+    # A stream that its consumer has left in a reference cycle has the object until it is collected.
+    gc.collect()
 
 
 def _done(hold: Hold) -> Future[Hold | None]:

@@ -6,17 +6,30 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import inspect
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from onelane import _aio, _devices, _failure, _lifecycle, _modes, _names, _onelane
+from onelane import (
+    _aio,
+    _devices,
+    _failure,
+    _isolation,
+    _lifecycle,
+    _modes,
+    _names,
+    _onelane,
+    _worker_loop,
+)
 from onelane._future import CallFuture
 from onelane._hold import DeviceHold
-from onelane._proxy import lane_on
+from onelane._isolated_calls import Calls
 from onelane._stats import Health, QueueStats
-from onelane.errors import ForkedProcess
+from onelane._wrap import lane_on
+from onelane.errors import EngineLost, ForkedProcess, QueueFull, is_device_poisoned
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +38,7 @@ T = TypeVar("T")
 class _Call:
     """A function with its arguments, the caller's context variables and its PyTorch modes."""
 
-    __slots__ = ("args", "collect", "context", "fn", "kwargs", "modes")
+    __slots__ = ("args", "awaits", "collect", "context", "failed", "fn", "kwargs", "modes")
 
     def __init__(
         self,
@@ -34,15 +47,20 @@ class _Call:
         kwargs: dict[str, Any],
         modes: _modes.Modes,
         collect: Callable[[], object],
+        failed: Callable[[BaseException], object],
     ) -> None:
         self.fn, self.args, self.kwargs, self.modes = fn, args, kwargs, modes
+        self.failed = failed
         self.context, self.collect = contextvars.copy_context(), collect
+        # Whether a coroutine that it returns is run to its end.
+        self.awaits = False
 
     def __call__(self) -> Any:
         collect = self.collect
         try:
             return self.context.run(self._run)
         except BaseException as error:
+            self.failed(error)
             # This frame goes with the exception.
             del self
             _failure.leave(error)
@@ -52,9 +70,15 @@ class _Call:
 
     def _run(self) -> Any:
         if self.modes is None:
-            return self.fn(*self.args, **self.kwargs)
+            return self._result()
         with _modes.applied(self.modes):
-            return self.fn(*self.args, **self.kwargs)
+            return self._result()
+
+    def _result(self) -> Any:
+        result = self.fn(*self.args, **self.kwargs)
+        if self.awaits and inspect.iscoroutine(result):
+            return _worker_loop.run(result)
+        return result
 
 
 class _ThreadItem:
@@ -128,6 +152,9 @@ class DeviceExecutor(Executor):
 
     stack_size: of a worker, in bytes; by default what `threading.stack_size()` says, or 16 MiB.
 
+    isolation: `"process"` or an `Isolation`: calls, and the models of queues and guarded objects,
+    run in child processes, each in one of its own, and this process never touches the device.
+
     A call runs in a copy of the caller's context variables, with the caller's grad, inference and
     autocast modes and default device. Results are returned as they are: bring tensors to the host
     inside the call, or use `host_results`.
@@ -141,18 +168,26 @@ class DeviceExecutor(Executor):
         *,
         custom: bool = False,
         stack_size: int | None = None,
+        isolation: _isolation.Setting = None,
     ) -> None:
+        isolated = _isolation.of(isolation)
         name = _devices.canonical(device, custom)
-        self._begin(name, _onelane.Executor(name, workers, False, _stack(stack_size)))
+        self._begin(name, _onelane.Executor(name, workers, False, _stack(stack_size)), isolated)
 
-    def _begin(self, name: str, core: _onelane.Executor) -> None:
+    def _begin(
+        self, name: str, core: _onelane.Executor, isolated: _isolation.Isolation | None
+    ) -> None:
+        self._isolation = isolated
+        self._calls = None if isolated is None else Calls(self)
         self._device, self._core = name, core
         self._workers = core.workers
         self._autocast = _devices.autocast_types(self._device)
         self._shut_down = False
         self._hold: DeviceHold | None = None
         self._collect = _devices.collector(self._device)
-        _devices.executors.add(self)
+        # Why it refuses calls: its device answers nothing but errors.
+        self._poisoned: str | None = None
+        self._note = _noting(self)
 
     @property
     def device(self) -> str:
@@ -170,7 +205,14 @@ class DeviceExecutor(Executor):
         return self._core.is_worker()
 
     def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        return _Call(fn, args, kwargs, _modes.capture(self._autocast), self._collect)
+        if self._poisoned is not None:
+            raise EngineLost(self._poisoned)
+        modes = _modes.capture(self._autocast)
+        return _Call(fn, args, kwargs, modes, self._collect, self._note)
+
+    def packed(self, fn: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a call of `fn` in the present context and modes, to be made on the worker."""
+        return self._call(fn, (), {})
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on the worker; on the worker itself, before this returns.
@@ -178,23 +220,43 @@ class DeviceExecutor(Executor):
         Called on the worker by a future's done-callback, it is run later. Blocks while 16,384 calls
         wait. Raises `QueueClosed`, a `RuntimeError`, after `shutdown`.
         """
+        if self._calls is not None:
+            return self._calls.submit(fn, args, kwargs)
         future = CallFuture(self._core)
-        self._send(_ThreadItem(self._call(fn, args, kwargs), future))
+        item = _ThreadItem(self._call(fn, args, kwargs), future)
+        if not self._put(item):
+            self._core.submit(item)
         return future
 
-    def _send(self, item: _ThreadItem | _LoopItem, wait: bool = True) -> bool:
-        """Have an item run; says whether there was room for it, if it does not wait for that."""
+    def try_submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Do what `submit` does if there is room now, and never block.
+
+        Raises `QueueFull` if there is none.
+        """
+        if self._calls is not None:
+            return self._calls.submit(fn, args, kwargs, wait=False)
+        future = CallFuture(self._core)
+        item = _ThreadItem(self._call(fn, args, kwargs), future)
+        if not self._put(item) and not self._core.submit(item, False):
+            raise QueueFull("as many calls wait for the worker as may")
+        return future
+
+    def _put(self, item: _ThreadItem | _LoopItem) -> bool:
+        """Give an item of the holder's to the worker that is held."""
         hold = self._hold
-        if hold is not None and hold.is_mine():
-            hold.put(item)
-            return True
-        return self._core.submit(item, wait)
+        if hold is None or not hold.is_mine():
+            return False
+        hold.put(item)
+        return True
 
     def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `fn(*args, **kwargs)` on the worker and return what it returns; no future is made.
 
         On the worker itself this is a plain call.
         """
+        if self._calls is not None:
+            isolated: T = self._calls.call(fn, args, kwargs)
+            return isolated
         if self._core.is_worker():
             return fn(*args, **kwargs)
         if self.is_held_here():
@@ -202,17 +264,27 @@ class DeviceExecutor(Executor):
         result: T = self._core.call(self._call(fn, args, kwargs))
         return result
 
-    async def acall(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def acall(
+        self, fn: Callable[P, T | Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Run `fn(*args, **kwargs)` on the worker and await what it returns.
 
-        Cancelling the task cancels the call if it has not started.
+        Never blocks the loop: a call that finds no room waits for it by itself. An async `fn` runs
+        to its end on the worker, in a loop of the worker's own. Cancelling the task cancels the
+        call if it has not started.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        item = _LoopItem(self._call(fn, args, kwargs), future)
-        if not self._send(item, wait=False):
-            # A thread waits for room.
-            await loop.run_in_executor(None, self._core.submit, item)
+        if self._calls is not None:
+            isolated: T = await self._calls.acall(fn, args, kwargs)
+            return isolated
+        if self._core.is_worker():
+            here = fn(*args, **kwargs)
+            return await here if isinstance(here, Awaitable) else here
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        call = self._call(fn, args, kwargs)
+        call.awaits = True
+        item = _LoopItem(call, future)
+        if not self._put(item):
+            self._core.enter(item)
         return await future
 
     def hold(self) -> DeviceHold:
@@ -232,6 +304,8 @@ class DeviceExecutor(Executor):
             raise ValueError(
                 f"hold() needs an executor with one worker, and {self!r} has {self._workers}"
             )
+        if self._calls is not None:
+            raise ValueError(f"hold() is for calls in this process, and {self!r} is isolated")
         return DeviceHold(self)
 
     def is_held_here(self) -> bool:
@@ -248,6 +322,9 @@ class DeviceExecutor(Executor):
         As `guard` returns them: tensors as host copies, arrays copied, at any depth; objects that
         belong to the device as proxies. Without this, results come back as they are.
         """
+        if self._calls is not None:
+            # They come from another process.
+            return fn
 
         @functools.wraps(fn)
         def hosted(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -260,22 +337,49 @@ class DeviceExecutor(Executor):
         """Refuse new work; run what was accepted, or cancel it with `cancel_futures`.
 
         Queues of this executor are closed with it. Waits until the worker has ended unless `wait`
-        is false or this is the worker.
+        is false or this is the worker. A signal handler that raises, as Ctrl-C does, ends the wait:
+        then what has not started is given up.
         """
         self._shut_down = True
-        if self._core.shutdown(cancel_futures, None if wait else 0.0):
+        try:
+            ended = self._core.shutdown(cancel_futures, None if wait else 0.0)
+        except BaseException:
+            # Ctrl-C, say: who asked waits no more, and neither does the end of the process.
+            _lifecycle.give_up(self._core)
+            raise
+        if ended:
             _shared.pop(self._core.id, None)
 
     def stats(self) -> QueueStats:
         """Return the statistics of the calls."""
-        return QueueStats._of(self._core.stats())
+        calls = None if self._calls is None else self._calls.present()
+        if calls is not None:
+            return calls.stats()
+        return QueueStats._of(self._core.stats(), self._device)
 
     def health(self) -> Health:
         """Return the worst health of this executor and its queues."""
+        if self._poisoned is not None:
+            return Health("failed", self._poisoned)
         return Health(*self._core.health())
 
     def __repr__(self) -> str:
-        return f"DeviceExecutor({self._device!r}, workers={self._workers})"
+        isolated = "" if self._isolation is None else ", isolated"
+        return f"DeviceExecutor({self._device!r}, workers={self._workers}{isolated})"
+
+
+def _noting(home: DeviceExecutor) -> Callable[[BaseException], None]:
+    """Return what looks at what calls raise; calls that wait do not keep their executor."""
+    executor_of = weakref.ref(home)
+
+    def note(error: BaseException) -> None:
+        home = executor_of()
+        if home is None or home._device == "cpu" or home._poisoned is not None:
+            return
+        if is_device_poisoned(error):
+            home._poisoned = _isolation.poisoned(home._device, error)
+
+    return note
 
 
 def _stack(size: int | None) -> int | None:
@@ -289,18 +393,25 @@ _shared: dict[int, DeviceExecutor] = {}
 
 @_names.settings
 def executor(
-    device: Any = "mps", workers: int = 1, *, custom: bool = False, stack_size: int | None = None
+    device: Any = "mps",
+    workers: int = 1,
+    *,
+    custom: bool = False,
+    stack_size: int | None = None,
+    isolation: _isolation.Setting = None,
 ) -> DeviceExecutor:
     """Return the process-wide executor of a device, made on first use.
 
     `mps`, `MPS` and `mps:0` are one device. custom: any name will do, for runtimes other than
     PyTorch's; said once, it need not be said again. After it has been shut down, and in the child
     of a fork, a new one is made. stack_size: as in `DeviceExecutor`, if it is made now.
+    isolation: as there; who does not say gets the executor as it is.
 
     Waits for the worker of one that is being shut down, so that a device never has two owners. On
     that very worker it raises `QueueClosed`. Raises `ValueError` if the name is not known, with the
     nearest one, or if the device has an executor with another number of workers.
     """
+    isolated = _isolation.of(isolation)
     name = _devices.canonical(device, custom)
     # CORRECTNESS: no lock: a signal handler or a destructor may come here in the middle of this.
     for ending in list(_shared.values()):
@@ -311,7 +422,7 @@ def executor(
     present = _shared.get(core.id)
     if present is None:
         made = DeviceExecutor.__new__(DeviceExecutor)
-        made._begin(name, core)
+        made._begin(name, core, isolated)
         present = _shared.setdefault(core.id, made)
     if present.workers != workers:
         raise ValueError(
@@ -319,6 +430,12 @@ def executor(
             f"executor for {name!r} with {present.workers} worker(s). Ask for that "
             f"number, shut it down first, or make a private one with "
             f"DeviceExecutor({name!r}, workers={workers})"
+        )
+    if isolated is not None and present._isolation != isolated:
+        raise ValueError(
+            f"executor({name!r}, isolation=...): the process already has an executor for {name!r} "
+            f"with isolation={present._isolation!r}. Shut it down first, give isolation= to the "
+            f"queues instead, or make a private one with DeviceExecutor({name!r}, isolation=...)"
         )
     return present
 

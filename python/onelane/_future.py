@@ -25,7 +25,20 @@ _MADE_WHEN_NEEDED: dict[str, Any] = {
 }
 
 
-class RequestFuture(Future[Any]):
+class _Unique(Future[Any]):
+    """A future that stands for one request: a copy of it is itself."""
+
+    def __copy__(self) -> _Unique:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> _Unique:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a future cannot be pickled: it belongs to this process's worker thread")
+
+
+class RequestFuture(_Unique):
     """A `concurrent.futures.Future` whose `cancel` takes the request out of its queue.
 
     What somebody needs to look at it from outside (a condition, lists of waiters and callbacks) is
@@ -151,7 +164,7 @@ class RequestFuture(Future[Any]):
             self._ticket.help(timeout)
 
 
-class CallFuture(Future[Any]):
+class CallFuture(_Unique):
     """The future of a call on an executor; on the worker itself, who waits for it runs it."""
 
     # What runs the call; whoever takes it out runs it.

@@ -5,115 +5,19 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from onelane import _devices, _factory, _names, _training
+from onelane import _devices, _factory, _isolated_guard, _isolation, _names, _training
 from onelane._batch_queue import BatchQueue
-from onelane._calls import AS_IT_IS, ITEM, UNKNOWN, CallCollator, Forms
-from onelane._exclusive import Exclusive
+from onelane._batching import Batching
+from onelane._call_queue import CallQueue
+from onelane._calls import Calls
 from onelane._executor import DeviceExecutor, executor
 from onelane._lane import Cell, Lane
-from onelane._proxy import Guarded, GuardedIterator, cell_of, lane_on, proxy
-
-
-class _Batching:
-    """The queue of a batched method, and how its calls are read."""
-
-    def __init__(self, queue: BatchQueue, first: str | None) -> None:
-        self.queue, self.forms, self._first = queue, Forms(), first
-
-    def read(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any], str]:
-        """Return the arguments, the first one by position, and what that is."""
-        if not args and self._first in kwargs:
-            kwargs = dict(kwargs)
-            args = (kwargs.pop(self._first),)
-        if not CallCollator.can_batch(args, kwargs):
-            return args, kwargs, AS_IT_IS
-        return args, kwargs, self.forms.of(args[0])
-
-    def call(
-        self,
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        turns: Exclusive | None = None,
-    ) -> Any:
-        """Make a call, batched if it can be; `call` makes it by itself."""
-        args, kwargs, form = self.read(args, kwargs)
-        if form == AS_IT_IS:
-            return call(*args, **kwargs)
-        if form != UNKNOWN:
-            result = self._batched(args, kwargs, form, turns)
-            if form == ITEM:
-                self.forms.note_item(args[0])
-            return result
-        try:
-            result = call(*args, **kwargs)
-        except Exception as error:
-            if not isinstance(args[0], tuple):
-                raise
-            try:
-                result = self._batched(args, kwargs, ITEM, turns)
-            except Exception:
-                raise error from None
-            self.forms.note_refused(args[0])
-            return result
-        self.forms.note_call(args[0], result)
-        return result
-
-    def _batched(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], form: str, turns: Exclusive | None
-    ) -> Any:
-        request = CallCollator.request(args, kwargs, form)
-        if turns is None:
-            return self.queue(request)
-        hold = turns.wait(turns.share())
-        try:
-            return self.queue(request)
-        finally:
-            turns.leave(hold)
-
-    async def acall(
-        self,
-        call: Callable[..., Awaitable[Any]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        turns: Exclusive,
-    ) -> Any:
-        """Make a call from an event loop."""
-        args, kwargs, form = self.read(args, kwargs)
-        if form == AS_IT_IS:
-            return await call(*args, **kwargs)
-        if form != UNKNOWN:
-            result = await self._abatched(args, kwargs, form, turns)
-            if form == ITEM:
-                self.forms.note_item(args[0])
-            return result
-        try:
-            result = await call(*args, **kwargs)
-        except Exception as error:
-            if not isinstance(args[0], tuple):
-                raise
-            try:
-                result = await self._abatched(args, kwargs, ITEM, turns)
-            except Exception:
-                raise error from None
-            self.forms.note_refused(args[0])
-            return result
-        self.forms.note_call(args[0], result)
-        return result
-
-    async def _abatched(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], form: str, turns: Exclusive
-    ) -> Any:
-        hold = await turns.wait_async(turns.share())
-        try:
-            return await self.queue.infer(CallCollator.request(args, kwargs, form))
-        finally:
-            turns.leave(hold)
+from onelane._proxy import Guarded, cell_of, kind_of, proxy
+from onelane._stream import GuardedIterator
+from onelane._wrap import lane_on
 
 
 @_names.settings
@@ -126,6 +30,8 @@ def guard(
     exclusive: Iterable[str] | bool | None = None,
     context: Any = "first",
     factory: bool | None = None,
+    isolation: _isolation.Setting = None,
+    capacity: int = 1024,
 ) -> Any:
     """Return a proxy of an object that lives on a device's worker thread.
 
@@ -155,18 +61,45 @@ def guard(
         this object are safe. `with onelane.session(proxy):` keeps several calls together.
     context: for batched methods; as for `BatchQueue`.
     factory: whether `obj_or_factory` makes the object, where that is in doubt.
+    isolation: as for `BatchQueue`: the object lives in a child process. Its methods, attributes and
+        streams work, with results that can be sent: tensors, arrays, plain values and containers
+        of them. `obj_or_factory` may be `"package.module:name"`.
+    capacity: the most calls that may wait for the worker, of batched methods for each; then calls
+        wait for room, or raise `QueueFull` with `options(wait=False)`.
+
+    `proxy.method.options(timeout=, deadline=, priority=, wait=)(...)` sets terms for a call, and
+    `await proxy.method.acall(...)` makes one from an event loop. `with guard(...) as proxy:`, or
+    `onelane.close(proxy)`, ends it: calls that wait are run, the object is dropped on the worker.
 
     Results: tensors as CPU copies, nested ones too; plain values, arrays and containers as they
     are; other objects, nested modules and methods for example, as further proxies. A generator is
     streamed item by item and closed on the worker when it is dropped. `x.to(...)`, or whatever else
     returns the object itself, returns the proxy.
     """
+    isolated = _isolation.of(isolation, device)
+    if isolated is not None:
+        obj_or_factory, factory = _isolation.named(obj_or_factory, factory)
     is_factory = _factory.is_factory_of_object(obj_or_factory, factory)
+    if isolated is not None:
+        if methods is not None:
+            raise ValueError(
+                "methods= says what runs on the worker while the rest is read in this process; "
+                "with isolation= nothing of the object is in this process"
+            )
+        if isinstance(exclusive, str):
+            raise TypeError(f"exclusive={exclusive!r}: give a tuple of names: ({exclusive!r},)")
+        device = _isolation.default_device() if device is None else device
+        settings = (batch, exclusive, context, is_factory)
+        return _isolated_guard.guard(obj_or_factory, isolated, device, *settings)
     if device is None:
         device = _devices.default()
         if device != "mps" and not batch:
             return obj_or_factory() if is_factory else obj_or_factory
     home = device if isinstance(device, DeviceExecutor) else executor(device)
+    if batch is not None and not isinstance(batch, Mapping):
+        raise TypeError(
+            f"batch={batch!r}: give the most items in a batch of each method: {{'encode': 32}}"
+        )
     if isinstance(exclusive, str):
         raise TypeError(f"exclusive={exclusive!r}: give a tuple of names: ({exclusive!r},)")
     lane = lane_on(home, methods, exclusive)
@@ -186,13 +119,15 @@ def guard(
         return root
 
     root = home.call(build)
+    kind = kind_of(root)
+    lane.calls = CallQueue(home, f"guard {kind.__module__}.{kind.__qualname__}", capacity)
     names = {"methods": lane.methods, "exclusive": lane.exclusive}
     for setting, given in names.items():
         home.call(_check_names, cell_of(root), setting, given or ())
     # A queue must not keep the object alive: it looks it up through the cell.
     cell = cell_of(root)
     for name, size in (batch or {}).items():
-        lane.batched[name] = _batched(lane, cell, name, size, context)
+        lane.batched[name] = _batched(lane, cell, name, size, context, capacity)
     return root
 
 
@@ -203,7 +138,7 @@ def _check_names(cell: Cell, setting: str, names: Iterable[str]) -> None:
             raise TypeError(f"{setting}: there is no method {name!r}{said}")
 
 
-def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Batching:
+def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any, capacity: int) -> Batching:
     home = lane.executor
 
     def method() -> Any:
@@ -214,6 +149,13 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Bat
 
     def first_parameter() -> str | None:
         if _training.is_module(cell.value):
+            if name in ("forward", "__call__"):
+                raise TypeError(
+                    f"batch={{{name!r}: {size}}}: a {type(cell.value).__name__} takes tensors by "
+                    f"rows, not a list of them: give the module itself to "
+                    f"onelane.BatchQueue(model, {home.device!r}, max_batch_size={size}), and call "
+                    f"queue(x)"
+                )
             said = _training.warning(cell.value)
             if said is not None:
                 warnings.warn(said, stacklevel=2)
@@ -233,13 +175,14 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any) -> _Bat
     queue = BatchQueue(
         call,
         home,
+        Calls(lane),
         max_batch_size=size,
-        collate=CallCollator(lane),
+        capacity=capacity,
         factory=False,
         name=name,
         context=context,
     )
-    return _Batching(queue, first)
+    return Batching(queue, first, size)
 
 
 __all__ = ["Guarded", "GuardedIterator", "guard"]

@@ -11,22 +11,33 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from onelane import _onelane
 from onelane._exclusive import here
-
-if TYPE_CHECKING:
-    from onelane._executor import DeviceExecutor
 
 # How often the worker looks whether the holder is still there.
 _LOOK_S = 1.0
 
 
+class Holdable(Protocol):
+    """The executor that is held, as `DeviceHold` sees it."""
+
+    _core: _onelane.Executor
+    _hold: DeviceHold | None
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether the calling thread is a worker of it."""
+
+    def _ending(self) -> bool:
+        """Whether it, or the interpreter, ends."""
+
+
 class DeviceHold:
     """A context manager, also an asynchronous one. Made by `DeviceExecutor.hold`."""
 
-    def __init__(self, home: DeviceExecutor) -> None:
+    def __init__(self, home: Holdable) -> None:
         self._home = home
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._asker: Any = None

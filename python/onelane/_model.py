@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from onelane import _devices, _failure, _leave, _modes, _training
-from onelane._collate import Collator, Input, SingleCollator, Staging, TensorCollator
+from onelane import _devices, _failure, _leave, _modes, _onelane, _shapes, _training, _worker_loop
+from onelane._collate import Collator, Input
+from onelane._each_collator import EachCollator
 from onelane._graphs import CudaRecorder, Graphs
+from onelane._staging import Staging
+from onelane._tensor_collator import TensorCollator
 
 
 class Payload(NamedTuple):
@@ -29,10 +33,12 @@ class Runner:
         self._model, self._collator = model, build.collator
         self.device, self.to_cpu = build.device, build.to_cpu
         self.copy_outputs, self._costed = build.copy_outputs, build.costed
-        self._wrap = build.wrap
+        self._wrap, self._elements = build.wrap, build.elements
         self._collect = _devices.collector(build.device)
         self.torch_device = build.torch_device
         self.modes: _modes.Modes = None
+        # Where each shape costs memory, they are counted.
+        self._counts_shapes = build.device.partition(":")[0] == "mps"
         self._batches = build.batches and _training.is_module(model)
         # A module that was given has been looked at where it was.
         self._was_training = build.given_module and bool(getattr(model, "training", False))
@@ -48,6 +54,8 @@ class Runner:
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model in the modes of the requests."""
+        if self._counts_shapes:
+            _shapes.note_inputs(self.device, id(self), (args, kwargs))
         if self.graphs is not None:
             return self.graphs(self.modes, args, kwargs)
         return _modes.call(self.modes, self._model, args, kwargs)
@@ -92,6 +100,9 @@ class Runner:
         self.modes = first.modes
         inputs = [payload.input for payload in payloads]
         responses, padded = first.context.run(self._collator.run, self, inputs)
+        if self._elements is not None:
+            elements = sum(request.rows * request.length for request in inputs)
+            self._elements.add(elements, padded * inputs[0].bucket)
         if self._costed:
             rows = sum(request.rows for request in inputs)
             cost = sum(request.cost for request in inputs)
@@ -152,14 +163,20 @@ class Build:
         copy_outputs: bool,
         cuda_graphs: bool,
         costed: bool = False,
+        elements: _onelane.Elements | None = None,
         wrap: Callable[[_leave.Departure, Any], Any] | None = None,
     ) -> None:
+        if inspect.isasyncgenfunction(model):
+            raise TypeError(
+                f"{model.__name__} is an async generator, and a queue's model gives one answer: "
+                f"guard() an object with such a method to stream from it"
+            )
         self._model, self._factory = model, factory
         self.device, self.collator = device, collator
         self.to_cpu, self.copy_outputs, self.cuda_graphs = to_cpu, copy_outputs, cuda_graphs
-        self.costed, self.wrap = costed, wrap
+        self.costed, self.wrap, self.elements = costed, wrap, elements
         self.torch_device = _devices.torch_device(device)
-        self.batches = not isinstance(collator, SingleCollator)
+        self.batches = not isinstance(collator, EachCollator)
         self.given_module = _training.is_module(model) and not factory
         self._used = False
 
@@ -187,4 +204,6 @@ class Build:
         self._used = True
         if _training.is_module(model) and self.torch_device is not None:
             model = model.to(self.torch_device)
+        if _worker_loop.is_async(model):
+            model = _worker_loop.blocking(model)
         return Runner(model, self)

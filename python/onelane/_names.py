@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
@@ -38,4 +39,16 @@ def settings(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-__all__ = ["nearest", "settings"]
+def level_outside() -> int:
+    """Return the `stacklevel` of the first frame outside of the package, for the caller to warn."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "onelane"
+
+
+__all__ = ["level_outside", "nearest", "settings"]

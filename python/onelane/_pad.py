@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,33 @@ class Pad:
             f"dimension {self.dim} is {length} long, and the largest bucket is "
             f"{self.buckets[-1]}: cut the input, or give Pad a larger bucket"
         )
+
+    def length(self, inputs: Iterable[tuple[str, Sequence[int]]]) -> tuple[int, int]:
+        """Return the length of a request of inputs by name and shape, and its bucket."""
+        lengths = {
+            name: shape[self.dim]
+            for name, shape in inputs
+            if self.pads(name) and len(shape) > self.dim
+        }
+        if not lengths:
+            raise ValueError(
+                f"there is nothing to pad: no input has a dimension {self.dim}"
+                + (f" among {list(self.names)}" if self.names is not None else "")
+            )
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"the inputs of one request disagree about dimension {self.dim}: {lengths}. Name "
+                f"those that are to be padded: Pad(names=...)"
+            )
+        length = next(iter(lengths.values()))
+        return length, self.bucket(length)
+
+    def row_shape(self, shape: Sequence[int], name: str, bucket: int) -> tuple[int, ...]:
+        """Return the shape of a row of the input of that name, padded."""
+        padded = list(shape)
+        if self.pads(name) and len(padded) > self.dim:
+            padded[self.dim] = bucket
+        return tuple(padded[1:])
 
     def row_count(self, rows: int) -> int:
         """Return the number of rows that a batch of `rows` is padded to."""

@@ -12,16 +12,12 @@ import inspect
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
-from onelane._exclusive import Hold, here
 from onelane._lane import END, Cell, Lane
-from onelane._leave import Departure
-
-if TYPE_CHECKING:
-    from onelane._executor import DeviceExecutor
+from onelane._session import session
+from onelane._stats import GuardStats, Health
 
 _UNARY = (
     *("neg", "pos", "abs", "invert", "int", "float", "complex", "index", "round", "trunc", "floor"),
@@ -50,6 +46,7 @@ class Guarded:
     __slots__ = ("__weakref__", "_onelane_cell", "_onelane_kind", "_onelane_lane")
 
     _onelane_is_proxy = True
+    _onelane_facts: ClassVar[dict[str, Facts]] = {}
     _onelane_cell: Cell
     _onelane_lane: Lane
     _onelane_kind: type
@@ -63,46 +60,69 @@ class Guarded:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return _kind(self)
+        return kind_of(self)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        call = inspect.getattr_static(_kind(self), "__call__", None)
+        call = inspect.getattr_static(kind_of(self), "__call__", None)
         if not callable(call):
             raise AttributeError("__signature__")
-        return _without_self(call)
+        return without_self(call)
 
     def __getattr__(self, name: str) -> Any:
+        found, read = self._onelane_find(name)
+        return found if read is None else lane_of(self).call(read)
+
+    def _onelane_find(self, name: str) -> tuple[Any, Callable[[], Any] | None]:
+        """Return an attribute, or what reads it on the worker."""
         lane, cell = lane_of(self), cell_of(self)
         batching = lane.batching(self, name)
         if batching is not None:
-            return BatchedMethod(self, name, batching)
+            return lane.make.batched_method(self, name, batching), None
         if lane.methods is not None and name not in lane.methods:
-            return getattr(cell.value, name)
-        static = inspect.getattr_static(_kind(self), name, None)
-        if isinstance(static, (types.FunctionType, functools.partialmethod)):
-            return Method(self, name)
-        if name == "session" and static is None:
-            return self._onelane_session()
-        return lane.call(lambda: getattr(cell.value, name))
+            return getattr(cell.present(), name), None
+        facts = facts_of(self, name)
+        if facts.is_method:
+            return lane.make.method(self, name), None
+        own = OWN.get(name) if facts.static is None else None
+        if own is None or not _is_root(self):
+            return None, lambda: getattr(cell.present(), name)
+        ours = functools.partial(own, self)
+        says_itself = hasattr(kind_of(self), "__getattr__")
+        if not says_itself and inspect.getattr_static(cell.value, name, _MISSING) is _MISSING:
+            # Told without the object's code: this does not wait for the worker.
+            return ours, None
 
-    def _onelane_session(self) -> Any:
-        """Return the object's own `session`, or what begins one of the proxy."""
-        from onelane._session import session
+        def read() -> Any:
+            theirs = getattr(cell.present(), name, _MISSING)
+            return _OURS if theirs is _MISSING else theirs
 
-        cell, missing = cell_of(self), object()
-        found = lane_of(self).executor.call(lambda: getattr(cell.value, "session", missing))
-        if found is missing:
-            return functools.partial(session, self)
-        return lane_of(self).call(lambda: cell.value.session)
+        if lane.closed:
+            return ours, None
+        found = lane.call(read)
+        return ours if found is _OURS else found, None
+
+    def __enter__(self) -> Any:
+        _check_root(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        close(self)
+
+    async def __aenter__(self) -> Any:
+        _check_root(self)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await aclose(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         lane, cell = lane_of(self), cell_of(self)
-        lane.call(lambda: setattr(cell.value, name, lane.enter(value)))
+        lane.call(lambda: setattr(cell.present(), name, lane.enter(value)))
 
     def __delattr__(self, name: str) -> None:
         cell = cell_of(self)
-        lane_of(self).call(lambda: delattr(cell.value, name))
+        lane_of(self).call(lambda: delattr(cell.present(), name))
 
     def __eq__(self, other: object) -> Any:
         mine = cell_of(self).value
@@ -113,7 +133,7 @@ class Guarded:
         return object.__hash__(cell_of(self).value)
 
     def __repr__(self) -> str:
-        kind = _kind(self)
+        kind = kind_of(self)
         device = lane_of(self).executor.device
         return f"<guarded {kind.__module__}.{kind.__qualname__} on {device!r}>"
 
@@ -137,7 +157,7 @@ class Guarded:
 
     def __dir__(self) -> list[str]:
         cell = cell_of(self)
-        return list(lane_of(self).call(lambda: dir(cell.value)))
+        return list(lane_of(self).call(lambda: dir(cell.present())))
 
 
 def _applied(proxy: Guarded, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -145,7 +165,7 @@ def _applied(proxy: Guarded, name: str, *args: Any, **kwargs: Any) -> Any:
     lane, cell = lane_of(proxy), cell_of(proxy)
 
     def apply() -> Any:
-        value = cell.value
+        value = cell.present()
         return lane.invoke(functools.partial(getattr(type(value), name), value), args, kwargs)
 
     return lane.call(apply)
@@ -159,12 +179,20 @@ def _forwarded(name: str) -> Callable[..., Any]:
     return method
 
 
-def _call(self: Guarded, *args: Any, **kwargs: Any) -> Any:
-    batching = lane_of(self).batching(self, "__call__")
-    if batching is not None:
-        return BatchedMethod(self, "__call__", batching)(*args, **kwargs)
-    lane, cell = lane_of(self), cell_of(self)
-    return lane.call(lambda: lane.invoke(cell.value, args, kwargs))
+class _Call:
+    """`__call__` of a proxy: a method like any other, with `acall` and `options`."""
+
+    def __get__(self, proxy: Guarded | None, kind: type) -> Any:
+        if proxy is None:
+            return self
+        lane = lane_of(proxy)
+        batching = lane.batching(proxy, "__call__")
+        if batching is not None:
+            return lane.make.batched_method(proxy, "__call__", batching)
+        return lane.make.method(proxy, "__call__")
+
+    def __call__(self, proxy: Guarded, *args: Any, **kwargs: Any) -> Any:
+        return self.__get__(proxy, type(proxy))(*args, **kwargs)
 
 
 def _next(self: Guarded) -> Any:
@@ -195,6 +223,7 @@ def _made_for(kind: type) -> type[Guarded]:
         "__slots__": (),
         "__doc__": kind.__doc__,
         "__module__": kind.__module__,
+        "_onelane_facts": {},
     }
     for name in _FORWARDED:
         theirs = getattr(kind, name, None) if name != "__call__" else _called(kind)
@@ -203,7 +232,7 @@ def _made_for(kind: type) -> type[Guarded]:
     if "__eq__" in members:
         members["__hash__"] = None if kind.__hash__ is None else _forwarded("__hash__")
     if "__call__" in members:
-        members["__call__"] = _call
+        members["__call__"] = _Call()
     if getattr(kind, "__next__", None) is not None:
         members["__next__"] = _next
     made = type(kind.__name__, (Guarded,), members)
@@ -227,282 +256,149 @@ def lane_of(proxy: Guarded) -> Lane:
     return lane
 
 
-def _kind(proxy: Guarded) -> type:
+def kind_of(proxy: Guarded) -> type:
+    """Return the class of what a proxy stands for."""
     kind: type = object.__getattribute__(proxy, "_onelane_kind")
     return kind
 
 
-class GuardedIterator(Guarded):
-    """An iterator or generator on the worker: each item is one visit there.
+class Facts(NamedTuple):
+    """What a class says of one of its attributes."""
 
-    `close()`, `await aclose()`, or the end of this proxy, closes a generator on the worker. Also an
-    asynchronous iterator; a cancelled `anext` loses no item: the next one returns it.
-    """
-
-    __slots__ = ("_onelane_ahead", "_onelane_begun", "_onelane_hold")
-
-    _onelane_ahead: Future[Any] | None
-    _onelane_begun: bool
-    _onelane_hold: Hold | None
-
-    def __init__(
-        self,
-        lane: Lane,
-        value: Any,
-        make: Callable[[], Any] | None = None,
-        hold: Hold | None = None,
-    ) -> None:
-        super().__init__(lane, value, make)
-        object.__setattr__(self, "_onelane_ahead", None)
-        object.__setattr__(self, "_onelane_begun", False)
-        object.__setattr__(self, "_onelane_hold", hold)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return GuardedIterator
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        lane = lane_of(self)
-        if not lane.executor.is_worker:
-            hold = self._onelane_begin()
-            if hold is not False:
-                self._onelane_held(lane.turns.wait(hold))
-        ahead = self._onelane_take()
-        return self._onelane_item(self._onelane_step() if ahead is None else ahead.result())
-
-    def close(self) -> None:
-        """Close the generator on the worker."""
-        lane = lane_of(self)
-        lane.executor.call(lane.empty, cell_of(self))
-
-    def __aiter__(self) -> GuardedIterator:
-        return self
-
-    async def __anext__(self) -> Any:
-        lane = lane_of(self)
-        hold = self._onelane_begin()
-        if hold is not False:
-            self._onelane_held(await lane.turns.wait_async(hold))
-        ahead = self._onelane_ahead
-        if ahead is None or ahead.cancelled():
-            ahead = lane.executor.submit(self._onelane_on_worker())
-            object.__setattr__(self, "_onelane_ahead", ahead)
-        # If this is cancelled, the item stays for the next one who asks.
-        item = await asyncio.shield(asyncio.wrap_future(ahead))
-        object.__setattr__(self, "_onelane_ahead", None)
-        try:
-            return self._onelane_item(item)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-    async def aclose(self) -> None:
-        """Close the generator on the worker, from an event loop."""
-        lane = lane_of(self)
-        await lane.executor.acall(lane.empty, cell_of(self))
-
-    def _onelane_begin(self) -> Any:
-        """Return what has to be waited for before the next item; False: nothing."""
-        hold, lane = self._onelane_hold, lane_of(self)
-        if hold is None:
-            return False
-        hold.asker = here() if self._onelane_begun else None
-        if self._onelane_begun:
-            return False
-        object.__setattr__(self, "_onelane_begun", True)
-        return lane.turns.take(hold)
-
-    def _onelane_held(self, hold: Hold | None) -> None:
-        """It has the object alone from now on."""
-        object.__setattr__(self, "_onelane_hold", hold)
-        lane = lane_of(self)
-        cell_of(self).releases.append(lambda: lane.turns.leave(hold))
-
-    def _onelane_take(self) -> Future[Any] | None:
-        ahead = self._onelane_ahead
-        object.__setattr__(self, "_onelane_ahead", None)
-        return None if ahead is None or ahead.cancelled() else ahead
-
-    def _onelane_item(self, item: Any) -> Any:
-        if item is END:
-            raise StopIteration
-        return item
-
-    def _onelane_step(self) -> Any:
-        lane, step = lane_of(self), self._onelane_on_worker()
-        if self._onelane_hold is not None or lane.executor.is_worker:
-            return lane.executor.call(step)
-        hold = lane.turns.wait(lane.turns.share())
-        try:
-            return lane.executor.call(step)
-        finally:
-            lane.turns.leave(hold)
-
-    def _onelane_on_worker(self) -> Callable[[], Any]:
-        # Not a method: what waits on the worker must not keep the proxy from being dropped.
-        lane, cell = lane_of(self), cell_of(self)
-
-        def step() -> Any:
-            try:
-                iterator = cell.get()
-                if isinstance(iterator, types.AsyncGeneratorType):
-                    try:
-                        return lane.leave(lane.run(iterator.__anext__()))
-                    except StopAsyncIteration:
-                        item = END
-                else:
-                    item = END if iterator is None else next(iterator, END)
-            except BaseException:
-                cell.release()
-                raise
-            if item is END:
-                cell.release()
-            return lane.leave(item)
-
-        return step
+    static: Any
+    qualname: str
+    module: Any
+    doc: str | None
+    is_method: bool
+    is_async: bool
+    is_stream: bool
 
 
-class Method:
-    """A method of a guarded object: looked up and called in one visit to the worker."""
-
-    def __init__(self, proxy: Guarded, name: str) -> None:
-        self._proxy, self._name = proxy, name
-        self._static: Any = inspect.getattr_static(_kind(proxy), name, None)
-        self.__name__ = name
-        self.__qualname__ = getattr(self._static, "__qualname__", name)
-        self.__module__ = getattr(self._static, "__module__", None)  # type: ignore[assignment]
-        self.__doc__ = getattr(self._static, "__doc__", None)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return _without_self(self._static)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if inspect.iscoroutinefunction(self._static):
-            return self.acall(*args, **kwargs)
-        stream = self._stream(args, kwargs)
-        if stream is not None:
-            return stream
-        lane, function = lane_of(self._proxy), self._on_worker(args, kwargs)
-        hold = self._own_hold()
-        if hold is None or lane.executor.is_worker:
-            return lane.call(function)
-        held = lane.turns.wait(lane.turns.take(hold))
-        try:
-            result = lane.executor.call(lambda: lane.leave(function()))
-        except BaseException:
-            lane.turns.leave(held)
-            raise
-        return self._begun(result, held)
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method from an event loop."""
-        stream = self._stream(args, kwargs)
-        if stream is not None:
-            return stream
-        lane, function = lane_of(self._proxy), self._on_worker(args, kwargs)
-        hold = self._own_hold()
-        if hold is None:
-            return await lane.acall(function)
-        held = await lane.turns.wait_async(lane.turns.take(hold))
-        try:
-            result = await lane.executor.acall(lambda: lane.leave(function()))
-        except BaseException:
-            lane.turns.leave(held)
-            raise
-        return self._begun(result, held)
-
-    def _on_worker(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
-        lane, cell, name = lane_of(self._proxy), cell_of(self._proxy), self._name
-        return lambda: lane.invoke(getattr(cell.value, name), args, kwargs)
-
-    def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the stream of a generator function: nothing of it runs before the first item."""
-        static = self._static
-        if not (inspect.isgeneratorfunction(static) or inspect.isasyncgenfunction(static)):
-            return None
-        _without_self(static).bind(*args, **kwargs)
-        lane = lane_of(self._proxy)
-        hold = lane.hold_of(self._name, generator=True)
-        # The stream keeps the object's proxy, and with it the object.
-        proxy, function = self._proxy, self._on_worker(args, kwargs)
-
-        def make(_proxy: Guarded = proxy) -> Any:
-            return function()
-
-        return GuardedIterator(lane, None, make, hold)
-
-    def _own_hold(self) -> Hold | None:
-        """Return the hold of a method that was said to be exclusive."""
-        return lane_of(self._proxy).hold_of(self._name, generator=False)
-
-    def _begun(self, result: Any, held: Hold | None) -> Any:
-        """A stream that an exclusive method has returned keeps the object to itself."""
-        if type(result) is GuardedIterator:
-            object.__setattr__(result, "_onelane_begun", True)
-            result._onelane_held(held)
-        else:
-            lane_of(self._proxy).turns.leave(held)
-        return result
-
-    def __repr__(self) -> str:
-        return f"<method {self._name!r} of {self._proxy!r}>"
+def facts_of(proxy: Guarded, name: str) -> Facts:
+    """Return what the class of an object says of an attribute; looked up once for each class."""
+    known: dict[str, Facts] = type(proxy)._onelane_facts
+    facts = known.get(name)
+    if facts is None:
+        static = inspect.getattr_static(kind_of(proxy), name, None)
+        facts = Facts(
+            static,
+            getattr(static, "__qualname__", name),
+            getattr(static, "__module__", None),
+            getattr(static, "__doc__", None),
+            isinstance(static, (types.FunctionType, functools.partialmethod)),
+            inspect.iscoroutinefunction(static),
+            inspect.isgeneratorfunction(static) or inspect.isasyncgenfunction(static),
+        )
+        # Of a class that is patched with another kind of function later, this is not right.
+        if "_onelane_facts" in vars(type(proxy)) and (facts.is_method or name == "__call__"):
+            known[name] = facts
+    return facts
 
 
-class BatchedMethod(Method):
-    """A method whose calls from many threads become one call."""
-
-    def __init__(self, proxy: Guarded, name: str, batching: Any) -> None:
-        super().__init__(proxy, name)
-        self._batching = batching
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        lane = lane_of(self._proxy)
-        if lane.executor.is_worker:
-            return self._batching.call(super().__call__, args, kwargs)
-        return self._batching.call(super().__call__, args, kwargs, lane.turns)
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method from an event loop."""
-        lane = lane_of(self._proxy)
-        return await self._batching.acall(super().acall, args, kwargs, lane.turns)
-
-
-def wrap(lane: Lane, departure: Departure, value: Any) -> Any:
-    """Return a proxy of an object that cannot leave the worker; made there."""
-    if inspect.iscoroutine(value):
-        return departure(lane.run(value))
-    if isinstance(value, (Iterator, types.AsyncGeneratorType)):
-        return GuardedIterator(lane, value)
-    return proxy(lane, value)
-
-
-def lane_on(
-    home: DeviceExecutor,
-    methods: Iterable[str] | None = None,
-    exclusive: Iterable[str] | bool | None = None,
-) -> Lane:
-    """Return the lane of an object on a device."""
-    return Lane(home, wrap, methods, exclusive)
-
-
-def _without_self(function: Any) -> inspect.Signature:
+def without_self(function: Any) -> inspect.Signature:
+    """Return the signature of a method as its callers see it."""
     signature = inspect.signature(function)
     if isinstance(function, staticmethod):
         return signature
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
+class _Ours:
+    """Says that an object has no attribute of that name, so that it is the proxy's."""
+
+    _onelane_is_proxy = True
+
+
+_OURS, _MISSING = _Ours(), object()
+
+
+def _is_root(proxy: Guarded) -> bool:
+    root = lane_of(proxy).root
+    return root is not None and root() is proxy
+
+
+def _check_root(proxy: Any) -> Lane:
+    if not hasattr(type(proxy), "_onelane_is_proxy") or not _is_root(proxy):
+        raise TypeError(f"this is for what guard() returned, and not for {proxy!r}")
+    return lane_of(proxy)
+
+
+def close(proxy: Any, timeout: float | None = None) -> bool:
+    """Close what `guard` returned: refuse new calls, run those that wait, drop the object, wait.
+
+    The object is dropped on the worker; parts of it that other proxies stand for live on until
+    those go. Later calls, and the next items of its streams, raise `QueueClosed`. `proxy.close()`
+    and the end of `with proxy:` are the same, unless the object has a `close`, or an `__enter__`,
+    of its own. timeout: seconds to wait. Returns whether it has ended; if not, it goes on.
+    """
+    return _check_root(proxy).close(timeout, cell_of(proxy))
+
+
+async def aclose(proxy: Any, timeout: float | None = None) -> bool:
+    """Do what `close` does, from an event loop; `async with proxy:`."""
+    lane = _check_root(proxy)
+    return await asyncio.get_running_loop().run_in_executor(
+        None, lane.close, timeout, cell_of(proxy)
+    )
+
+
+async def aget(proxy: Any, name: str) -> Any:
+    """Await an attribute of a guarded object; `proxy.name` waits, and an event loop with it."""
+    if not hasattr(type(proxy), "_onelane_is_proxy"):
+        return getattr(proxy, name)
+    own = getattr(type(proxy), "_onelane_aget", None)
+    if own is not None:
+        return await own(proxy, name)
+    found, read = proxy._onelane_find(name)
+    return found if read is None else await lane_of(proxy).acall(read)
+
+
+def stats(proxy: Any) -> GuardStats:
+    """Return the statistics of a guarded object's calls.
+
+    `proxy.stats()` is the same, unless the object has a `stats` of its own.
+    """
+    lane = _check_root(proxy)
+    assert lane.calls is not None
+    batched = {name: batching.queue.stats() for name, batching in lane.batched.items()}
+    return GuardStats(lane.calls.stats(), batched)
+
+
+def health(proxy: Any) -> Health:
+    """Return whether a guarded object's calls are answered: its worst health, batches included."""
+    lane = _check_root(proxy)
+    assert lane.calls is not None
+    order = ("closed", "failed", "stalled", "rebuilding", "ready")
+    queues = [lane.calls, *(batching.queue for batching in lane.batched.values())]
+    found: list[Health] = [queue.health() for queue in queues]
+    return min(found, key=lambda one: order.index(one.state))
+
+
+def _session(proxy: Any) -> Any:
+    return session(proxy)
+
+
+# What a proxy has that its object has not, unless that has one of its own.
+OWN: dict[str, Callable[..., Any]] = {
+    "session": _session,
+    "close": close,
+    "aclose": aclose,
+    "stats": stats,
+}
+
 __all__ = [
-    "BatchedMethod",
+    "OWN",
+    "Facts",
     "Guarded",
-    "GuardedIterator",
-    "Method",
+    "aclose",
+    "aget",
     "cell_of",
+    "close",
+    "facts_of",
+    "health",
+    "kind_of",
     "lane_of",
-    "lane_on",
     "proxy",
-    "wrap",
+    "stats",
+    "without_self",
 ]

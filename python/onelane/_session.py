@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from onelane._exclusive import Hold
-from onelane._proxy import Guarded, lane_of
+from onelane._exclusive import Exclusive, Hold
 
 
 class Session:
     """A context manager, also an asynchronous one: the thread or task has the object alone."""
 
-    def __init__(self, guarded: Guarded) -> None:
-        self._guarded = guarded
+    def __init__(self, guarded: Any, turns: Exclusive) -> None:
+        self._guarded, self._turns = guarded, turns
         self._held: list[Hold | None] = []
 
     def __enter__(self) -> Any:
-        turns = lane_of(self._guarded).turns
-        self._held.append(turns.wait(turns.take(Hold("a session"))))
+        self._held.append(self._turns.wait(self._turns.take(Hold("a session"))))
         return self._guarded
 
     def __exit__(self, *error: object) -> None:
-        lane_of(self._guarded).turns.leave(self._held.pop())
+        self._turns.leave(self._held.pop())
 
     async def __aenter__(self) -> Any:
-        turns = lane_of(self._guarded).turns
-        self._held.append(await turns.wait_async(turns.take(Hold("a session"))))
+        self._held.append(await self._turns.wait_async(self._turns.take(Hold("a session"))))
         return self._guarded
 
     async def __aexit__(self, *error: object) -> None:
-        lane_of(self._guarded).turns.leave(self._held.pop())
+        self._turns.leave(self._held.pop())
 
 
 def session(guarded: Any) -> Session:
@@ -45,11 +42,11 @@ def session(guarded: Any) -> Session:
     of another's before it begins. Also `async with`. `pipe.session()` is the same, unless the
     object has a `session` of its own.
     """
-    if not issubclass(type(guarded), Guarded):
+    if not hasattr(type(guarded), "_onelane_is_proxy"):
         raise TypeError(
             f"session() is for what guard() returns, and this is a {type(guarded).__name__}"
         )
-    return Session(guarded)
+    return Session(guarded, object.__getattribute__(guarded, "_onelane_lane").turns)
 
 
 __all__ = ["Session", "session"]

@@ -60,7 +60,7 @@ def from_numpy(torch: Any, array: Any) -> Any:
         )  # fmt: skip
         raise TypeError(
             f"a {type(array).__name__} cannot become a tensor, because {cure}, or use "
-            f"collate='list'"
+            f"requests=onelane.Items()"
         )
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -72,7 +72,8 @@ def from_numpy(torch: Any, array: Any) -> Any:
         return torch.from_numpy(array)
     except TypeError:
         raise TypeError(
-            f"an array of dtype {array.dtype} has no tensor type: convert it, or use collate='list'"
+            f"an array of dtype {array.dtype} has no tensor type: convert it, or use "
+            f"requests=onelane.Items()"
         ) from None
 
 

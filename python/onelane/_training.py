@@ -51,7 +51,7 @@ def warning(module: Any) -> str | None:
         return None
     return (
         f"{type(module).__name__} is in training mode ({part}): in a batch, what a request gets "
-        f"depends on the others. Call .eval() on it first, or use batch=False"
+        f"depends on the others. Call .eval() on it first, or use requests=onelane.Each()"
     )
 
 

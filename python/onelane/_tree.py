@@ -51,7 +51,7 @@ def flatten(value: Any, leaves: list[Any], names: list[str], name: str = "") -> 
         raise TypeError(
             f"input {name or 'x'!r} is of type {type(value).__name__}, which can be neither "
             f"batched nor compared: give tensors, arrays, plain values, or containers of them; or "
-            f"use collate='list', or batch=False"
+            f"use requests=onelane.Items(), or requests=onelane.Each()"
         ) from None
     return ("value", value)
 
@@ -239,7 +239,7 @@ class Split:
         return NotBatchable(
             f"the model returned {what}{where} for a batch of {self.rows} {unit}: the first "
             f"dimension of each output has to be the batch's. If this model cannot be batched, "
-            f"use BatchQueue(..., batch=False)"
+            f"use requests=onelane.Each()"
         )
 
 

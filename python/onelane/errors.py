@@ -4,8 +4,11 @@ from __future__ import annotations
 
 __all__ = [
     "DeadlineExceeded",
+    "EngineCrashed",
+    "EngineHung",
     "EngineLost",
     "ForkedProcess",
+    "ModelError",
     "NotBatchable",
     "OnelaneError",
     "QueueClosed",
@@ -13,6 +16,7 @@ __all__ = [
     "RequestCancelled",
     "RequestTooLarge",
     "WouldDeadlock",
+    "is_device_poisoned",
     "is_engine_lost",
     "is_out_of_memory",
 ]
@@ -57,6 +61,39 @@ class EngineLost(OnelaneError, RuntimeError):
     _told = False
 
 
+class EngineCrashed(EngineLost):
+    """The isolated worker's process ended while it ran the request, which took it along.
+
+    The text says how it ended, what it was doing, and the last that it wrote: Python's stacks, if
+    it was a signal.
+
+    signal: the number of the signal that ended it, or None. exit_status: what it exited with, or
+    None. stderr: the last of what it wrote, at most 8 KiB.
+    """
+
+    signal: int | None = None
+    exit_status: int | None = None
+    stderr = ""
+
+
+class EngineHung(EngineLost):
+    """The isolated worker did not answer the request within `hang_s` and was killed.
+
+    stderr: the last of what it wrote, at most 8 KiB: Python's stacks.
+    """
+
+    stderr = ""
+
+
+class ModelError(OnelaneError, RuntimeError):
+    """What a model raised in an isolated worker, where its own type cannot be made here.
+
+    type_name: the name of that type, with its module.
+    """
+
+    type_name = ""
+
+
 class NotBatchable(OnelaneError, ValueError):
     """What the model returned cannot be split into one response for each request."""
 
@@ -68,6 +105,20 @@ class ForkedProcess(OnelaneError, RuntimeError):
 def is_engine_lost(error: BaseException) -> bool:
     """Whether an exception says that the model itself is gone; it is built again."""
     return isinstance(error, EngineLost) and not error._told
+
+
+def is_device_poisoned(error: BaseException) -> bool:
+    """Whether an exception says that the device answers nothing but errors from now on.
+
+    CUDA after a device-side assert or an illegal access, MPS after a fault of a command buffer:
+    only a new process can use the device again. The texts are in one table, `sticky.rs` of
+    onelane-isolate.
+    """
+    if isinstance(error, (OnelaneError, OSError, ValueError, TypeError, LookupError)):
+        return False
+    from onelane import _onelane
+
+    return _onelane.is_sticky_error(str(error))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -54,7 +54,10 @@ def batch_queue(
     # With one worker, the executor that all of the process shares.
     executor = onelane.executor(name) if workers == 1 else onelane.DeviceExecutor(name, workers)
     # Matrix products bring a right operand each: such requests cannot share a batch.
-    settings = {"max_batch_size": rows_in_a_batch(plan.case), "batch": plan.case.stacks}
+    settings = {
+        "max_batch_size": rows_in_a_batch(plan.case),
+        "requests": onelane.Tensors() if plan.case.stacks else onelane.Each(),
+    }
     hung = False
     try:
         golden = wait(executor.submit(golden_results, plan.case, device, samples), plan.stall_after)

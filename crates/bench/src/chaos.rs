@@ -8,6 +8,8 @@
 
 mod args;
 mod client;
+#[cfg(target_os = "linux")]
+pub mod isolated;
 mod overload;
 mod plot;
 mod point;
@@ -59,6 +61,12 @@ struct Report {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.overload {
         return overload::run(&args);
+    }
+    if args.isolate {
+        #[cfg(target_os = "linux")]
+        return isolated::run(&args);
+        #[cfg(not(target_os = "linux"))]
+        anyhow::bail!("--isolate reads /proc: it is for Linux");
     }
     anyhow::ensure!(args.threads + args.tasks > 0, "--threads and --tasks are both 0: nobody asks");
     world::silence_expected_panics();

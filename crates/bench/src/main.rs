@@ -33,6 +33,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    chaos::isolated::play_part();
     let cli = Cli::parse();
     // What fails in a chaos run is meant to.
     let default = match cli.command {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use onelane::ExecutorConfig;
 use onelane_suite::{CandleDevice, Case, Mode, SimMps, SuiteConfig, TEN, run_suite, test_named};
-use onelane_terminal::{DeviceArg, OutputFile, at_least_one};
+use onelane_terminal::{DeviceArg, OutputFile, at_least_one, thread_count, times};
 
 use crate::progress::SuiteBar;
 use crate::table;
@@ -48,7 +48,7 @@ pub struct Args {
 
     /// How many threads; several numbers, separated by commas, run the tests once for each.
     #[arg(long, value_name = "N,...", default_value = "8", value_delimiter = ',')]
-    #[arg(value_parser = at_least_one, requires = "parallel")]
+    #[arg(value_parser = thread_count, requires = "parallel")]
     threads: Vec<usize>,
 
     /// Submits to a batch queue, whose worker alone calls the device.
@@ -62,7 +62,7 @@ pub struct Args {
     workers: usize,
 
     /// How often each thread runs each test.
-    #[arg(long, value_name = "N", default_value = "10", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "10", value_parser = times)]
     iterations: usize,
 
     /// Runs only these tests.
@@ -79,7 +79,7 @@ pub struct Args {
     json: bool,
 
     /// Fails a test as hung when no thread makes progress for this many seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = at_least_one)]
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = times)]
     stall_after_s: usize,
 }
 

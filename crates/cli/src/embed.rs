@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Priority, QueueStats, Shutdown};
-use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel};
-use onelane_terminal::{at_least_one, is_broken_pipe};
+use onelane::{
+    BatchConfig, BatchQueue, DeviceExecutor, ExecutorConfig, Priority, QueueStats, Shutdown,
+};
+use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel, autorelease_pool};
+use onelane_terminal::{at_least_one, causes, is_broken_pipe, thread_count};
 
 use crew::{Client, Crew, Done};
 use lines::Input;
@@ -28,8 +30,8 @@ const BATCHES_UNDER_WAY: usize = 16;
 /// Embeds texts with a BERT sentence model: one text a line in, one JSON object a line out.
 ///
 /// FILE holds one text a line, in UTF-8; - reads standard input. Line N of the output belongs to
-/// line N of the input: {"index": N, "embedding": [...]}, counted from 0, each embedding the mean
-/// over the text's tokens scaled to length 1. An empty line is an empty text and gets an embedding
+/// line N of the input: {"index": N, "embedding": [...]}, counted from 0, pooled and scaled as the
+/// model's directory says. An empty line is an empty text and gets an embedding
 /// too. A line that is not UTF-8, or that the engine refuses, gets {"index": N, "error": "..."}
 /// instead, the others are not affected, and the exit code is 1. A text beyond the model's limit
 /// loses its end, as the model's files say; the first one is named on stderr.
@@ -50,7 +52,7 @@ pub struct Args {
     device: DeviceName,
 
     /// Client threads, which tokenise and submit
-    #[arg(long, value_name = "N", default_value = "8", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "8", value_parser = thread_count)]
     threads: usize,
 
     /// The most texts that run together
@@ -86,7 +88,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .max(args.threads.saturating_mul(2));
     let config =
         BatchConfig::default().name("embed").max_batch_size(args.max_batch_size).capacity(window);
-    let device = DeviceExecutor::shared(&args.device.to_string())?;
+    let device = ExecutorConfig::new(args.device.to_string()).around(autorelease_pool);
+    let device = DeviceExecutor::shared_with(device)?;
     let factory = model.clone();
     let queue = BatchQueue::new(&device, config, move || Ok(factory.load()?))
         .with_context(|| format!("cannot start on {}", args.device))?;
@@ -105,7 +108,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         if is_broken_pipe(&error) {
             return Err(error);
         }
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", causes(&error));
         return Ok(ExitCode::from(1));
     }
     eprintln!("{}", progress.summary(&stats, &model));

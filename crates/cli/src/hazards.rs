@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use onelane_sim::Profile;
-use onelane_terminal::{OutputFile, at_least_one, bar};
+use onelane_terminal::{OutputFile, bar, times};
 
 use report::Report;
 
@@ -36,11 +36,11 @@ pub struct Args {
     profile: Profile,
 
     /// How many seeds, from 0 on: each is another order in which the threads run.
-    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = times)]
     seeds: usize,
 
     /// Iterations of each cell and seed.
-    #[arg(long, value_name = "N", default_value = "30", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "30", value_parser = times)]
     iterations: usize,
 
     /// Writes a page with the same, and the corrupting order of steps drawn, to this file.

@@ -15,7 +15,7 @@ use onelane_suite::race::{RACE_CONTIGUOUS, RACE_TOLERANCE, RACE_VIEWS};
 use onelane_suite::{
     CandleDevice, Device, DeviceKind, Outcome, Plan, SimMps, run_batched, run_direct,
 };
-use onelane_terminal::{DeviceArg, OutputFile, at_least_one};
+use onelane_terminal::{DeviceArg, OutputFile, thread_count, times};
 use serde::Serialize;
 
 /// Bytes of results that the threads of a run keep for each other.
@@ -40,11 +40,11 @@ pub struct Args {
     device: DeviceArg,
 
     /// How many threads.
-    #[arg(long, value_name = "N", default_value = "8", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "8", value_parser = thread_count)]
     threads: usize,
 
     /// How often each thread runs it.
-    #[arg(long, value_name = "N", default_value = "30", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "30", value_parser = times)]
     iterations: usize,
 
     /// The seed of a simulated device's schedule, that is of the order in which threads run; 0
@@ -71,7 +71,7 @@ pub struct Args {
     trace: Option<PathBuf>,
 
     /// Gives up as hung when no thread makes progress for this many seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = at_least_one)]
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = times)]
     stall_after_s: usize,
 }
 

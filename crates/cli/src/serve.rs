@@ -1,7 +1,7 @@
 //! `onelane serve`: embeddings over HTTP and gRPC, by candle engines behind batch queues.
 //!
 //! This file has the flags and starts the server; [`embedding`] binds an engine to it, [`isolated`]
-//! one in a child process.
+//! it in a child process.
 
 mod embedding;
 mod isolated;
@@ -18,7 +18,6 @@ use onelane_server::{Listener, Model, ServeError, Server, ServerConfig, Signals}
 use onelane_terminal::at_least_one;
 
 use embedding::Embedding;
-use isolated::IsolatedEmbedding;
 
 pub use isolated::run_if_child;
 
@@ -240,10 +239,10 @@ fn models(args: &Args) -> anyhow::Result<Vec<Model>> {
         let (name, dir) = named(id)?;
         let model = EmbeddingModel::open(&dir, args.device, EmbeddingConfig::default())?;
         let mut model = if args.isolate {
-            let model = IsolatedEmbedding::new(model, &dir, args.device)?;
+            let model = isolated::embedding(model, &dir, args.device)?;
             Model::embedder(name, model, &device, queue.clone())
         } else {
-            Model::embedder(name, Embedding(model), &device, queue.clone())
+            Model::embedder(name, Embedding::new(model), &device, queue.clone())
         };
         if let (true, Some(alias)) = (models.is_empty(), &args.served_model_name) {
             model = model.alias(alias);

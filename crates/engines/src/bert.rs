@@ -1,4 +1,4 @@
-//! The forward pass of a BERT encoder with mean pooling.
+//! The forward pass of a BERT encoder with pooling.
 //!
 //! Two layouts of the same tokens. *Ragged* (CPU): real tokens only, one after the other; nothing
 //! is ever padded. *Padded* (any device): rows of equal length with a mask. Products, activations
@@ -13,6 +13,7 @@ use crate::error::LoadError;
 use crate::model_dir::ModelDir;
 use crate::ops::{self, Norm};
 use crate::pass::Passes;
+use crate::sentence_settings::Pooling;
 use crate::weights::Weights;
 
 /// Tokens that the ragged layout computes at a time: their activations stay in the cache, and the
@@ -47,9 +48,11 @@ enum Layout {
     Padded(Tensor),
 }
 
-/// A BERT encoder on a device, with mean pooling and normalisation.
+/// A BERT encoder on a device, with pooling and normalisation.
 pub struct Bert {
     config: BertConfig,
+    pooling: Pooling,
+    normalise: bool,
     device: Device,
     /// (vocabulary, width).
     words: Tensor,
@@ -64,14 +67,19 @@ pub struct Bert {
 const PARTS: usize = 4;
 
 /// Writes what a pass is given, all ids, then all positions, then the mask, then the weights of the
-/// mean: everything goes up at once, so all are floats, which hold integers up to 2^24.
-fn pack(texts: &[&[u32]], Shape { rows, length }: Shape, padding: u32, numbers: &mut [f32]) {
+/// pooling: everything goes up at once, so all are floats, which hold integers up to 2^24.
+fn pack(
+    texts: &[&[u32]],
+    Shape { rows, length }: Shape,
+    (padding, pooling): (u32, Pooling),
+    numbers: &mut [f32],
+) {
     let (ids, rest) = numbers.split_at_mut(rows * length);
     let (positions, rest) = rest.split_at_mut(rows * length);
-    let (mask, mean) = rest.split_at_mut(rows * length);
+    let (mask, weights) = rest.split_at_mut(rows * length);
     ids.fill(padding as f32);
     mask.fill(MASKED);
-    mean.fill(0.0);
+    weights.fill(0.0);
     for row in positions.chunks_exact_mut(length) {
         row.iter_mut().enumerate().for_each(|(at, position)| *position = at as f32);
     }
@@ -79,7 +87,11 @@ fn pack(texts: &[&[u32]], Shape { rows, length }: Shape, padding: u32, numbers: 
         let real = row * length..row * length + text.len();
         ids[real.clone()].iter_mut().zip(*text).for_each(|(place, &id)| *place = id as f32);
         mask[real.clone()].fill(0.0);
-        mean[real].fill(1.0 / text.len() as f32);
+        match pooling {
+            Pooling::Mean => weights[real].fill(1.0 / text.len() as f32),
+            Pooling::First => weights[real.start] = 1.0,
+            Pooling::Last => weights[real.end - 1] = 1.0,
+        }
     }
 }
 
@@ -94,8 +106,18 @@ impl Bert {
         config: BertConfig,
         device: &Device,
     ) -> std::result::Result<Self, LoadError> {
-        let bytes = Weights::read(dir)?;
-        let loader = Loader { weights: Weights::parse(dir, &bytes)?, config: &config, device };
+        let weights = Weights::open(dir)?;
+        let layers = weights.layers();
+        if layers > config.num_hidden_layers {
+            return Err(LoadError::damaged(
+                dir.file("config.json"),
+                &format_args!(
+                    "num_hidden_layers is {}, and model.safetensors has {layers} layers",
+                    config.num_hidden_layers
+                ),
+            ));
+        }
+        let loader = Loader { weights, config: &config, device };
         let width = config.hidden_size;
         let table = |name: &str, rows| {
             loader.weights.get(&format!("embeddings.{name}_embeddings.weight"), &[rows, width])
@@ -113,8 +135,17 @@ impl Bert {
                 .collect::<std::result::Result<_, _>>()?,
             passes: Passes::new(device),
             device: device.clone(),
+            pooling: Pooling::Mean,
+            normalise: true,
             config,
         })
+    }
+
+    /// Sets how a text's vector is made, and whether it is scaled to length 1; the mean, scaled,
+    /// unless it is set.
+    #[must_use]
+    pub fn pooled(self, pooling: Pooling, normalise: bool) -> Self {
+        Self { pooling, normalise, ..self }
     }
 
     /// On CUDA, launches each operation of each batch: slower, and takes less memory.
@@ -130,7 +161,7 @@ impl Bert {
 
     /// Embeds texts without padding; for the CPU.
     ///
-    /// Each text is its token ids; each result is a vector of `hidden_size`, of length 1.
+    /// Each text is its token ids; each result is a vector of `hidden_size`.
     ///
     /// # Errors
     /// candle's, among them a token outside the vocabulary, a text longer than
@@ -172,7 +203,8 @@ impl Bert {
         match &*storage {
             Storage::Cpu(storage) => {
                 let x = storage.as_slice::<f32>()?;
-                Ok(cpu::mean_normalised(x, self.config.hidden_size, &sequences))
+                let width = self.config.hidden_size;
+                Ok(cpu::pool(x, width, &sequences, self.pooling, self.normalise))
             }
             _ => candle_core::bail!("a ragged batch runs on the cpu only"),
         }
@@ -195,26 +227,28 @@ impl Bert {
         self.passes.run(
             shape,
             PARTS * shape.tokens(),
-            |numbers| pack(texts, shape, self.config.pad_token_id, numbers),
+            |numbers| pack(texts, shape, (self.config.pad_token_id, self.pooling), numbers),
             |numbers| self.embed_packed(&numbers, shape),
             |y| {
                 let mut embeddings: Vec<Vec<f32>> =
                     y.chunks_exact(width).take(texts.len()).map(<[f32]>::to_vec).collect();
-                embeddings.iter_mut().for_each(|embedding| cpu::normalise(embedding));
+                if self.normalise {
+                    embeddings.iter_mut().for_each(|embedding| cpu::normalise(embedding));
+                }
                 embeddings
             },
         )
     }
 
-    /// The mean hidden state of each row, (rows, 1, width), from what [`pack`] wrote.
+    /// The pooled hidden states of each row, (rows, 1, width), from what [`pack`] wrote.
     fn embed_packed(&self, numbers: &Tensor, shape: Shape) -> Result<Tensor> {
         let Shape { rows, length } = shape;
         let part = |i| numbers.narrow(0, i * shape.tokens(), shape.tokens());
         let (ids, positions) = (part(0)?.to_dtype(DType::U32)?, part(1)?.to_dtype(DType::U32)?);
         let mask = part(2)?.reshape((rows, 1, 1, length))?;
-        let mean = part(3)?.reshape((rows, 1, length))?;
+        let weights = part(3)?.reshape((rows, 1, length))?;
         let x = self.encode(&ids, &positions, &Layout::Padded(mask))?;
-        mean.matmul(&x.reshape((rows, length, self.config.hidden_size))?)
+        weights.matmul(&x.reshape((rows, length, self.config.hidden_size))?)
     }
 
     /// The last hidden states, (tokens, width).
@@ -308,19 +342,22 @@ mod tests {
     #[test]
     fn nothing_of_the_pass_before_is_left() {
         let shape = Shape { rows: 3, length: 4 };
-        let packed = |texts: &[&[u32]], before: f32| {
+        let packed = |pooling, texts: &[&[u32]], before: f32| {
             let mut numbers = vec![before; PARTS * shape.tokens()];
-            pack(texts, shape, 9, &mut numbers);
+            pack(texts, shape, (9, pooling), &mut numbers);
             numbers
         };
         let texts: [&[u32]; 2] = [&[5, 6, 7], &[8]];
-        let numbers = packed(&texts, f32::NAN);
-        assert_eq!(numbers, packed(&texts, 0.0));
+        let numbers = packed(Pooling::Mean, &texts, f32::NAN);
+        assert_eq!(numbers, packed(Pooling::Mean, &texts, 0.0));
         let [ids, positions, mask, mean] = [0, 1, 2, 3].map(|part| &numbers[part * 12..][..12]);
         assert_eq!(ids, [5., 6., 7., 9., 8., 9., 9., 9., 9., 9., 9., 9.]);
         assert_eq!(positions, [0., 1., 2., 3.].repeat(3));
         let (no, third) = (MASKED, 1.0 / 3.0);
         assert_eq!(mask, [0., 0., 0., no, 0., no, no, no, no, no, no, no]);
         assert_eq!(mean, [third, third, third, 0., 1., 0., 0., 0., 0., 0., 0., 0.]);
+        let weights = |pooling| packed(pooling, &texts, f32::NAN)[36..].to_vec();
+        assert_eq!(weights(Pooling::First), [1., 0., 0., 0., 1., 0., 0., 0., 0., 0., 0., 0.]);
+        assert_eq!(weights(Pooling::Last), [0., 0., 1., 0., 1., 0., 0., 0., 0., 0., 0., 0.]);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::error::LoadError;
+use crate::error::{LoadError, shown};
 use crate::model_dir::ModelDir;
 
 /// Name of the file in a model directory.
@@ -86,7 +86,7 @@ impl BertConfig {
         let unsupported = |setting: &str, found: &str, supported| LoadError::Unsupported {
             path: dir.file(FILE),
             setting: setting.to_owned(),
-            found: found.to_owned(),
+            found: shown(found),
             supported,
         };
         for (setting, found, supported) in [

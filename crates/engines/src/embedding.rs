@@ -11,6 +11,7 @@ use crate::device_name::DeviceName;
 use crate::embedding_engine::EmbeddingEngine;
 use crate::error::LoadError;
 use crate::model_dir::ModelDir;
+use crate::sentence_settings::SentenceSettings;
 use crate::shape_log::ShapeLog;
 use crate::tokeniser::Tokeniser;
 
@@ -94,6 +95,7 @@ impl EmbeddingConfig {
 pub struct EmbeddingModel {
     dir: ModelDir,
     config: BertConfig,
+    settings: SentenceSettings,
     device: DeviceName,
     skip_padding: bool,
     cuda_graphs: bool,
@@ -123,10 +125,12 @@ impl EmbeddingModel {
         let dir = ModelDir::open(path)?;
         let bert = BertConfig::read(&dir)?;
         let buckets = config.buckets.unwrap_or(by_device);
-        let tokeniser = Tokeniser::load(&dir, &bert, &buckets)?;
+        let settings = SentenceSettings::read(&dir)?;
+        let tokeniser = Tokeniser::load(&dir, &bert, &settings, &buckets)?;
         Ok(Self {
             dir,
             config: bert,
+            settings,
             device,
             skip_padding,
             cuda_graphs: config.cuda_graphs,
@@ -143,7 +147,8 @@ impl EmbeddingModel {
     /// or too large for it.
     pub fn load(&self) -> Result<EmbeddingEngine, LoadError> {
         let device = self.device.open_for_engine()?;
-        let bert = Bert::load(&self.dir, self.config.clone(), &device)?;
+        let (pooling, normalise) = (self.settings.pooling, self.settings.normalise);
+        let bert = Bert::load(&self.dir, self.config.clone(), &device)?.pooled(pooling, normalise);
         let bert = if self.cuda_graphs { bert } else { bert.without_graphs() };
         // Whatever thread calls first, the weights are there.
         device.synchronize()?;
@@ -158,6 +163,11 @@ impl EmbeddingModel {
     /// The tokeniser, for the submitting threads.
     pub fn tokeniser(&self) -> &Tokeniser {
         &self.tokeniser
+    }
+
+    /// The length limit, pooling and normalisation that the directory asks for.
+    pub fn settings(&self) -> &SentenceSettings {
+        &self.settings
     }
 
     /// Width of an embedding.

@@ -1,4 +1,4 @@
-//! The embedding engine: batches of tokenised texts in, unit vectors out.
+//! The embedding engine: batches of tokenised texts in, vectors out.
 
 use onelane::{BatchItem, Engine, EngineError};
 
@@ -34,7 +34,7 @@ impl EmbeddingEngine {
 
 impl Engine for EmbeddingEngine {
     type Item = TokenisedText;
-    /// A vector of the model's `hidden_size`, of length 1.
+    /// A vector of the model's `hidden_size`, of length 1 where the model's directory says so.
     type Output = Vec<f32>;
 
     fn infer(&mut self, batch: &[TokenisedText]) -> Result<Vec<Vec<f32>>, EngineError> {

@@ -10,6 +10,7 @@
 //! | embed sentences | [`EmbeddingModel`], [`Tokeniser`], [`EmbeddingEngine`] |
 //! | choose shapes | [`EmbeddingConfig`], [`BucketConfig`], [`Padding`] |
 //! | run rows through an MLP | [`MlpEngine`], [`MlpRow`] |
+//! | give workers an autorelease pool | [`autorelease_pool`] |
 //! | use the models without a queue | [`Bert`], [`Mlp`] |
 
 #![deny(unsafe_code)]
@@ -32,8 +33,11 @@ mod mlp_engine;
 mod model_dir;
 mod ops;
 mod pass;
+mod pool;
+mod sentence_settings;
 mod shape_log;
 mod tokeniser;
+mod tokenizer_file;
 mod weights;
 
 pub use bert::Bert;
@@ -47,5 +51,7 @@ pub use error::LoadError;
 pub use inventory::{DeviceInfo, devices};
 pub use mlp::{MLP_WIDTH, Mlp, MlpRow, MlpRowError};
 pub use mlp_engine::MlpEngine;
-pub use model_dir::{ModelDir, SentenceSettings};
-pub use tokeniser::{TextToken, TokeniseError, TokenisedText, Tokeniser};
+pub use model_dir::ModelDir;
+pub use pool::autorelease_pool;
+pub use sentence_settings::{Pooling, SentenceSettings};
+pub use tokeniser::{MAX_TEXT_BYTES, TextToken, TokeniseError, TokenisedText, Tokeniser};

@@ -1,16 +1,24 @@
-//! A model directory: where its files are, and the sentence-transformers settings in it.
+//! A model directory: where its files are, and reading them without trusting them.
 //!
-//! Needed: `config.json`, `tokenizer.json`, `model.safetensors`. Read if they are there:
-//! `sentence_bert_config.json` (length limit, lower case), `tokenizer_config.json` (length limit),
-//! `modules.json` and the `config.json` of the pooling. Nothing is ever fetched from elsewhere.
+//! Needed: `config.json`, `tokenizer.json`, `model.safetensors`. [`SentenceSettings`] says what else
+//! is read if it is there. Nothing is ever fetched from elsewhere, nor read from outside.
+//!
+//! Invariant: only regular files of a bounded size are read. A pipe would wait for a writer that
+//! never comes, and a device never ends.
+//!
+//! [`SentenceSettings`]: crate::SentenceSettings
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::LoadError;
+use crate::error::{LoadError, shown};
+
+/// The most bytes of a settings file. A `tokenizer_config.json` that lists thousands of added
+/// tokens has about one million.
+const SETTINGS_BYTES: u64 = 8 << 20;
 
 /// A directory that was seen to hold the needed files.
 #[derive(Clone, Debug)]
@@ -22,8 +30,8 @@ impl ModelDir {
     /// Takes a path as a model directory.
     ///
     /// # Errors
-    /// [`LoadError::NotADirectory`], or [`LoadError::Missing`] naming the first needed file that is
-    /// absent.
+    /// [`LoadError::NotADirectory`]; [`LoadError::Missing`] or [`LoadError::NotAFile`] naming the
+    /// first needed file that is absent or no regular file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LoadError> {
         let path = path.as_ref().to_path_buf();
         if !path.is_dir() {
@@ -31,10 +39,7 @@ impl ModelDir {
         }
         let dir = Self { path };
         for name in ["config.json", "tokenizer.json", "model.safetensors"] {
-            let path = dir.file(name);
-            if !path.exists() {
-                return Err(LoadError::Missing { path });
-            }
+            dir.bytes(name)?;
         }
         Ok(dir)
     }
@@ -49,25 +54,68 @@ impl ModelDir {
         self.path.join(name)
     }
 
-    /// Reads a whole file.
-    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>, LoadError> {
-        let path = self.file(name);
-        std::fs::read(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => LoadError::Missing { path },
-            _ => LoadError::Unreadable { path, source },
+    /// The path of a folder in it that one of its files names.
+    ///
+    /// # Errors
+    /// When it is no plain relative path, so that it may lead out of the directory. `by` is the file
+    /// that names it.
+    pub(crate) fn folder(&self, name: &str, by: &str) -> Result<String, LoadError> {
+        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        // The longest path that Linux takes.
+        if inside && (1..4096).contains(&name.len()) {
+            return Ok(name.to_owned());
+        }
+        Err(LoadError::Unsupported {
+            path: self.file(by),
+            setting: "path".to_owned(),
+            found: shown(name),
+            supported: "a folder inside the model directory",
         })
+    }
+
+    /// The size of a file.
+    pub(crate) fn bytes(&self, name: &str) -> Result<u64, LoadError> {
+        let path = self.file(name);
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => Ok(metadata.len()),
+            Ok(metadata) => Err(LoadError::NotAFile { path, found: kind(&metadata) }),
+            Err(source) => Err(LoadError::unreadable(path, source)),
+        }
+    }
+
+    /// Opens a file, and says how many bytes it has.
+    pub(crate) fn open_file(&self, name: &str) -> Result<(File, u64), LoadError> {
+        let bytes = self.bytes(name)?;
+        let path = self.file(name);
+        let file = File::open(&path).map_err(|source| LoadError::unreadable(path, source))?;
+        Ok((file, bytes))
+    }
+
+    /// Reads a whole file of at most `most` bytes.
+    pub(crate) fn read(&self, name: &str, most: u64) -> Result<Vec<u8>, LoadError> {
+        let (file, bytes) = self.open_file(name)?;
+        if bytes > most {
+            return Err(LoadError::TooLarge { path: self.file(name), bytes, most });
+        }
+        let mut contents = Vec::new();
+        // It may grow while it is read.
+        match file.take(most).read_to_end(&mut contents) {
+            Ok(_) => Ok(contents),
+            Err(source) => Err(LoadError::unreadable(self.file(name), source)),
+        }
     }
 
     /// Reads a JSON file of a known form.
     pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T, LoadError> {
-        serde_json::from_slice(&self.read(name)?).map_err(|error| LoadError::Damaged {
-            path: self.file(name),
-            reason: error.to_string(),
-        })
+        serde_json::from_slice(&self.read(name, SETTINGS_BYTES)?)
+            .map_err(|error| LoadError::damaged(self.file(name), &error))
     }
 
     /// Reads a JSON file that may be absent.
-    fn read_json_if_there<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, LoadError> {
+    pub(crate) fn read_json_if_there<T: DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, LoadError> {
         match self.read_json(name) {
             Ok(value) => Ok(Some(value)),
             Err(LoadError::Missing { .. }) => Ok(None),
@@ -76,111 +124,34 @@ impl ModelDir {
     }
 }
 
-/// What sentence-transformers adds to a plain BERT directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SentenceSettings {
-    /// Length limit in tokens, special tokens included: from `sentence_bert_config.json`, else
-    /// `tokenizer_config.json`; `None` when neither states one.
-    pub max_length: Option<usize>,
-    /// Whether the text is lower-cased before the tokeniser sees it.
-    pub lower_case: bool,
-}
-
-#[derive(Deserialize)]
-struct SentenceBertConfig {
-    max_seq_length: Option<usize>,
-    #[serde(default)]
-    do_lower_case: bool,
-}
-
-#[derive(Deserialize)]
-struct TokenizerConfig {
-    /// A float, because transformers writes 1e30 for "no limit".
-    model_max_length: Option<f64>,
-}
-
-#[derive(Deserialize)]
-struct Module {
-    path: String,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-/// The settings of a pooling: one flag for each mode, or (later versions) the mode's name.
-#[derive(Deserialize)]
-struct Pooling {
-    pooling_mode: Option<String>,
-    #[serde(flatten)]
-    flags: serde_json::Map<String, serde_json::Value>,
-}
-
-impl Pooling {
-    /// The modes that are switched on, by name.
-    fn modes(&self) -> Vec<String> {
-        if let Some(mode) = &self.pooling_mode {
-            return vec![mode.clone()];
-        }
-        let on = self.flags.iter().filter(|(_, value)| **value == serde_json::Value::Bool(true));
-        on.filter_map(|(name, _)| name.strip_prefix("pooling_mode_"))
-            .map(|name| name.trim_end_matches("_tokens").trim_end_matches("_token").to_owned())
-            .collect()
-    }
-}
-
-impl SentenceSettings {
-    /// Reads the settings of a directory; all of these files may be absent.
-    ///
-    /// # Errors
-    /// [`LoadError`] when a file is damaged, or asks for a pooling other than the mean or for a
-    /// module other than a transformer, a pooling and a normalisation.
-    pub fn read(dir: &ModelDir) -> Result<Self, LoadError> {
-        check_pooling(dir)?;
-        let sentence: Option<SentenceBertConfig> =
-            dir.read_json_if_there("sentence_bert_config.json")?;
-        let tokenizer: Option<TokenizerConfig> = dir.read_json_if_there("tokenizer_config.json")?;
-        let by_tokenizer = tokenizer
-            .and_then(|config| config.model_max_length)
-            .filter(|&length| (1.0..1e9).contains(&length))
-            .map(|length| length as usize);
-        let stated = sentence.as_ref().and_then(|config| config.max_seq_length);
-        Ok(Self {
-            max_length: stated.or(by_tokenizer),
-            lower_case: sentence.is_some_and(|config| config.do_lower_case),
-        })
-    }
-}
-
-/// Refuses modules and pooling modes that this crate does not compute.
-fn check_pooling(dir: &ModelDir) -> Result<(), LoadError> {
-    const MODULES: &str = "modules.json";
-    let mut pooling = "1_Pooling".to_owned();
-    for module in dir.read_json_if_there::<Vec<Module>>(MODULES)?.unwrap_or_default() {
-        match module.kind.rsplit('.').next() {
-            Some("Transformer" | "Normalize") => {}
-            Some("Pooling") => pooling = module.path,
-            _ => {
-                return Err(LoadError::Unsupported {
-                    path: dir.file(MODULES),
-                    setting: "type".to_owned(),
-                    found: module.kind,
-                    supported: "Transformer, Pooling, Normalize",
-                });
-            }
+impl LoadError {
+    /// What the system said about a file.
+    fn unreadable(path: PathBuf, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::Missing { path },
+            _ => Self::Unreadable { path, source },
         }
     }
-    let file = format!("{pooling}/config.json");
-    let Some(config) = dir.read_json_if_there::<Pooling>(&file)? else {
-        return Ok(());
-    };
-    let modes = config.modes();
-    if modes == ["mean"] {
-        return Ok(());
+}
+
+/// What something is that is no regular file.
+fn kind(metadata: &Metadata) -> &'static str {
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        return "a directory";
     }
-    Err(LoadError::Unsupported {
-        path: dir.file(&file),
-        setting: "pooling_mode".to_owned(),
-        found: if modes.is_empty() { "none".to_owned() } else { modes.join("+") },
-        supported: "mean",
-    })
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "a pipe";
+        }
+        if kind.is_socket() {
+            return "a socket";
+        }
+        if kind.is_char_device() || kind.is_block_device() {
+            return "a device";
+        }
+    }
+    "something else"
 }

@@ -6,28 +6,50 @@
 mod tokens;
 
 use onelane::BatchItem;
-use tokenizers::{PostProcessor, Tokenizer, TruncationParams, TruncationStrategy};
+use onelane_isolate::{Reader, Wire, WireError, Writer};
+use tokenizers::{
+    Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
+};
 
 use crate::bucket::{BucketConfig, Buckets};
 use crate::config::BertConfig;
 use crate::error::LoadError;
-use crate::model_dir::{ModelDir, SentenceSettings};
+use crate::model_dir::ModelDir;
+use crate::sentence_settings::SentenceSettings;
+use crate::tokenizer_file;
 pub use tokens::TextToken;
 
 /// Name of the file in a model directory.
 const FILE: &str = "tokenizer.json";
+
+/// The most bytes of a text that are looked at; the rest is cut off, as what is beyond the limit in
+/// tokens is. A text of this size has a hundred thousand words.
+pub const MAX_TEXT_BYTES: usize = 1 << 20;
+
+/// Bytes for each token of the limit that are looked at first: of a longer text, most is cut off.
+const BYTES_A_TOKEN: usize = 16;
+
+/// Tokens that must be left over before the rest of a text is not looked at: those at the cut may be
+/// others than in the whole text.
+const LEFT_OVER: usize = 32;
 
 /// A tokeniser with its length limit and buckets.
 pub struct Tokeniser {
     tokenizer: Tokenizer,
     lower_case: bool,
     buckets: Buckets,
+    /// Ids are below it.
+    vocabulary: usize,
+    /// Whether the end of a long text is cut off; else its start.
+    keeps_start: bool,
 }
 
 /// A text that could not be tokenised.
 #[derive(Debug, thiserror::Error)]
 #[error("the text cannot be tokenised: {0}")]
-pub struct TokeniseError(Box<dyn std::error::Error + Send + Sync>);
+pub struct TokeniseError(Failure);
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// A text as token ids: the input of a request to an embedding engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +89,21 @@ impl BatchItem for TokenisedText {
     }
 }
 
+/// How a text crosses to an isolated worker.
+impl Wire for TokenisedText {
+    fn write(&self, to: &mut Writer<'_>) {
+        (self.bucket, self.truncated).write(to);
+        to.length(self.ids.len());
+        to.numbers(&self.ids);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, WireError> {
+        let (bucket, truncated) = Wire::read(from)?;
+        let ids = Vec::read(from)?.into_boxed_slice();
+        Ok(Self { ids, bucket, truncated })
+    }
+}
+
 impl Tokeniser {
     /// Loads `tokenizer.json` and the settings beside it.
     ///
@@ -78,10 +115,12 @@ impl Tokeniser {
     pub fn load(
         dir: &ModelDir,
         config: &BertConfig,
+        settings: &SentenceSettings,
         buckets: &BucketConfig,
     ) -> Result<Self, LoadError> {
         // The tokenizers crate panics on some damage.
-        std::panic::catch_unwind(|| Self::read(dir, config, buckets)).unwrap_or_else(|_| {
+        let read = || Self::read(dir, config, settings, buckets);
+        std::panic::catch_unwind(read).unwrap_or_else(|_| {
             let reason = "what is in it makes the tokenizers crate panic".to_owned();
             Err(LoadError::Damaged { path: dir.file(FILE), reason })
         })
@@ -90,12 +129,14 @@ impl Tokeniser {
     fn read(
         dir: &ModelDir,
         config: &BertConfig,
+        settings: &SentenceSettings,
         buckets: &BucketConfig,
     ) -> Result<Self, LoadError> {
-        let settings = SentenceSettings::read(dir)?;
-        let damaged = |reason: String| LoadError::Damaged { path: dir.file(FILE), reason };
+        let damaged = |reason: String| LoadError::damaged(dir.file(FILE), &reason);
+        let bytes = dir.read(FILE, tokenizer_file::FILE_BYTES)?;
+        tokenizer_file::check(&bytes).map_err(damaged)?;
         let mut tokenizer =
-            Tokenizer::from_bytes(dir.read(FILE)?).map_err(|error| damaged(error.to_string()))?;
+            Tokenizer::from_bytes(bytes).map_err(|error| damaged(error.to_string()))?;
 
         let truncation = tokenizer.get_truncation().cloned().unwrap_or_default();
         let stated = tokenizer.get_truncation().map(|truncation| truncation.max_length);
@@ -111,6 +152,7 @@ impl Tokeniser {
                 "a limit of {limit} tokens leaves no room beside {special} special tokens"
             )));
         }
+        let keeps_start = truncation.direction == TruncationDirection::Right;
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(Some(TruncationParams {
@@ -128,43 +170,98 @@ impl Tokeniser {
                 config.vocab_size
             )));
         }
-        let tokeniser =
-            Self { tokenizer, lower_case: settings.lower_case, buckets: buckets.fit(limit)? };
+        let tokeniser = Self {
+            tokenizer,
+            lower_case: settings.lower_case,
+            buckets: buckets.fit(limit)?,
+            vocabulary: config.vocab_size,
+            keeps_start,
+        };
         tokeniser.check().map_err(damaged)?;
         Ok(tokeniser)
     }
 
-    /// Whether an ordinary text gets tokens, all of the first segment kind.
+    /// Whether an ordinary text gets tokens that the model has, all of the first segment kind.
     fn check(&self) -> Result<(), String> {
-        let encoding = self.tokenizer.encode_fast("a", true).map_err(|e| e.to_string())?;
-        if encoding.is_empty() {
-            return Err("it makes no token of the text \"a\"".to_owned());
-        }
-        if encoding.get_type_ids().iter().any(|&kind| kind != 0) {
-            return Err("it gives a single text another segment kind than 0".to_owned());
+        for text in ["a", ""] {
+            let encoding = self.tokenise(text).map_err(|error| error.to_string())?;
+            if let Some(id) = self.foreign(&encoding) {
+                return Err(format!(
+                    "it gives the text {text:?} the token {id}, outside the vocabulary of {} in \
+                     config.json",
+                    self.vocabulary
+                ));
+            }
+            if encoding.get_type_ids().iter().any(|&kind| kind != 0) {
+                return Err("it gives a single text another segment kind than 0".to_owned());
+            }
+            if encoding.is_empty() && !text.is_empty() {
+                return Err(format!("it makes no token of the text {text:?}"));
+            }
         }
         Ok(())
     }
 
     /// Tokenises one text; an empty one becomes its special tokens.
     ///
+    /// Of a text far beyond the limit only the part that counts is looked at, and never more than
+    /// [`MAX_TEXT_BYTES`].
+    ///
     /// # Errors
-    /// [`TokeniseError`] with what the tokeniser said, or when no token at all came out.
+    /// [`TokeniseError`] with what the tokeniser said, or when no token at all came out, or one that
+    /// the model does not have.
     pub fn encode(&self, text: &str) -> Result<TokenisedText, TokeniseError> {
-        let encoding = if self.lower_case {
-            self.tokenizer.encode_fast(text.to_lowercase(), true)
-        } else {
-            self.tokenizer.encode_fast(text, true)
-        }
-        .map_err(TokeniseError)?;
+        let (encoding, cut) = self.encode_start(text).map_err(TokeniseError)?;
         if encoding.is_empty() {
             return Err(TokeniseError("no token came out of it".into()));
+        }
+        if let Some(id) = self.foreign(&encoding) {
+            let text = format!("its token {id} is outside the model's vocabulary");
+            return Err(TokeniseError(text.into()));
         }
         Ok(TokenisedText {
             ids: encoding.get_ids().into(),
             bucket: self.buckets.length_for(encoding.len()),
-            truncated: !encoding.get_overflowing().is_empty(),
+            truncated: cut || !encoding.get_overflowing().is_empty(),
         })
+    }
+
+    /// The encoding of as much of a text as counts, and whether the rest was not looked at.
+    fn encode_start(&self, text: &str) -> Result<(Encoding, bool), Failure> {
+        let mut most = self.max_length().saturating_mul(BYTES_A_TOKEN);
+        while self.keeps_start && most < MAX_TEXT_BYTES {
+            // Whole words, so that their tokens are those that they have in the whole text.
+            if let Some(start) = start_of_words(text, most) {
+                let encoding = self.tokenise(start)?;
+                let left: usize = encoding.get_overflowing().iter().map(Encoding::len).sum();
+                if left > LEFT_OVER {
+                    return Ok((encoding, true));
+                }
+            }
+            if text.len() <= most {
+                break;
+            }
+            most = most.saturating_mul(8);
+        }
+        let part = match (text.len() > MAX_TEXT_BYTES, self.keeps_start) {
+            (false, _) => text,
+            (true, true) => &text[..text.floor_char_boundary(MAX_TEXT_BYTES)],
+            (true, false) => &text[text.ceil_char_boundary(text.len() - MAX_TEXT_BYTES)..],
+        };
+        Ok((self.tokenise(part)?, part.len() < text.len()))
+    }
+
+    fn tokenise(&self, text: &str) -> Result<Encoding, Failure> {
+        if self.lower_case {
+            self.tokenizer.encode_fast(text.to_lowercase(), true)
+        } else {
+            self.tokenizer.encode_fast(text, true)
+        }
+    }
+
+    /// A token that the model has no vector for.
+    fn foreign(&self, encoding: &Encoding) -> Option<u32> {
+        encoding.get_ids().iter().copied().find(|&id| id as usize >= self.vocabulary)
     }
 
     /// The buckets of this model; their last length is its limit.
@@ -176,4 +273,15 @@ impl Tokeniser {
     pub fn max_length(&self) -> usize {
         self.buckets.lengths().last().copied().unwrap_or(0)
     }
+}
+
+/// The words at the start of a longer text: at most so many bytes, and cut before a space. `None`
+/// when the text is no longer than that, or is one word to there.
+fn start_of_words(text: &str, most: usize) -> Option<&str> {
+    if text.len() <= most {
+        return None;
+    }
+    let start = &text[..text.floor_char_boundary(most)];
+    let end = start.trim_end().rfind(char::is_whitespace)?;
+    Some(start[..end].trim_end()).filter(|words| !words.trim_start().is_empty())
 }

@@ -1,8 +1,14 @@
 //! `model.safetensors`: named tensors, checked against the shapes that `config.json` promises.
+//!
+//! The header is read first. Each tensor is then read by itself, so that a file that does not fit
+//! costs no memory, and one that does is held once.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
+use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 
 use crate::error::LoadError;
 use crate::model_dir::ModelDir;
@@ -10,28 +16,56 @@ use crate::model_dir::ModelDir;
 /// Name of the file in a model directory.
 const FILE: &str = "model.safetensors";
 
-/// The tensors of a file that lies in memory.
+/// The most bytes of a header; a model of thousands of tensors has a few hundred thousand.
+const HEADER_BYTES: u64 = 16 << 20;
+
+/// The tensors of a file.
 pub(crate) struct Weights<'a> {
     dir: &'a ModelDir,
-    tensors: SafeTensors<'a>,
+    file: File,
+    tensors: Metadata,
+    /// Where the data begins.
+    data: u64,
     /// `bert.` when the file was saved from a model with a head on top.
     prefix: &'static str,
 }
 
 impl<'a> Weights<'a> {
-    /// Reads the file; the bytes outlive the views into them.
-    pub fn read(dir: &ModelDir) -> Result<Vec<u8>, LoadError> {
-        dir.read(FILE)
+    /// Opens the file: reads its header, and checks that the data is complete.
+    pub fn open(dir: &'a ModelDir) -> Result<Self, LoadError> {
+        let damaged = |reason: &dyn std::fmt::Display| LoadError::damaged(dir.file(FILE), reason);
+        let unreadable = |source| LoadError::Unreadable { path: dir.file(FILE), source };
+        let (mut file, bytes) = dir.open_file(FILE)?;
+        if bytes < 8 {
+            return Err(damaged(&format_args!("it has {bytes} bytes and not even a header")));
+        }
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(unreadable)?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > HEADER_BYTES.min(bytes - 8) {
+            return Err(damaged(&format_args!("its header would have {header_bytes} bytes")));
+        }
+        let mut header = Vec::new();
+        (&mut file).take(header_bytes).read_to_end(&mut header).map_err(unreadable)?;
+        let tensors: Metadata = serde_json::from_slice(&header).map_err(|error| damaged(&error))?;
+        let data = 8 + header_bytes;
+        if (tensors.data_len() as u64).checked_add(data) != Some(bytes) {
+            return Err(damaged(&format_args!(
+                "it has {bytes} bytes, and by its header should have {data} and {} of tensors",
+                tensors.data_len()
+            )));
+        }
+        let headed = tensors.info("bert.embeddings.word_embeddings.weight").is_some();
+        Ok(Self { dir, file, tensors, data, prefix: if headed { "bert." } else { "" } })
     }
 
-    /// Parses the header, and checks that the data is complete.
-    pub fn parse(dir: &'a ModelDir, bytes: &'a [u8]) -> Result<Self, LoadError> {
-        let tensors = SafeTensors::deserialize(bytes).map_err(|error| LoadError::Damaged {
-            path: dir.file(FILE),
-            reason: error.to_string(),
-        })?;
-        let headed = tensors.tensor("bert.embeddings.word_embeddings.weight").is_ok();
-        Ok(Self { dir, tensors, prefix: if headed { "bert." } else { "" } })
+    /// One more than the highest number of a layer, by names such as `encoder.layer.5.`.
+    pub fn layers(&self) -> usize {
+        let of = |name: &String| -> Option<usize> {
+            let rest = name.strip_prefix(self.prefix)?.strip_prefix("encoder.layer.")?;
+            rest.split_once('.')?.0.parse().ok()
+        };
+        self.tensors.offset_keys().iter().filter_map(of).max().map_or(0, |last| last + 1)
     }
 
     /// A tensor on the host in f32, whatever float type it was saved in.
@@ -47,20 +81,41 @@ impl<'a> Weights<'a> {
         let old = full
             .replace("LayerNorm.weight", "LayerNorm.gamma")
             .replace("LayerNorm.bias", "LayerNorm.beta");
-        let view = self
-            .tensors
-            .tensor(&full)
-            .or_else(|_| self.tensors.tensor(&old))
-            .map_err(|_| wrong("none".to_owned()))?;
-        let found = || format!("{:?} of {:?}", view.dtype(), view.shape());
-        if view.shape() != shape {
+        let info = self.tensors.info(&full).or_else(|| self.tensors.info(&old));
+        let info = info.ok_or_else(|| wrong("none".to_owned()))?;
+        let found = || {
+            // A stranger's shape may have any number of dimensions.
+            let some = info.shape.get(..8).unwrap_or(&info.shape);
+            let more = if info.shape.len() > 8 { " and more" } else { "" };
+            format!("{:?} of {some:?}{more}", info.dtype)
+        };
+        if info.shape != shape {
             return Err(wrong(found()));
         }
-        let tensor = view.load(&Device::Cpu).map_err(|_| wrong(found()))?;
+        let data = self.read(info)?;
+        let view = TensorView::new(info.dtype, info.shape.clone(), &data);
+        let tensor = view.ok().and_then(|view| view.load(&Device::Cpu).ok());
+        let tensor = tensor.ok_or_else(|| wrong(found()))?;
         match tensor.dtype() {
             DType::F32 => Ok(tensor),
             DType::F16 | DType::BF16 | DType::F64 => Ok(tensor.to_dtype(DType::F32)?),
             _ => Err(wrong(found())),
+        }
+    }
+
+    /// The bytes of a tensor.
+    fn read(&self, info: &TensorInfo) -> Result<Vec<u8>, LoadError> {
+        let (start, end) = info.data_offsets;
+        let mut data = Vec::new();
+        let mut read = || {
+            data.try_reserve_exact(end - start)?;
+            let mut file = &self.file;
+            file.seek(SeekFrom::Start(self.data + start as u64))?;
+            file.take((end - start) as u64).read_to_end(&mut data)
+        };
+        match read() {
+            Ok(_) => Ok(data),
+            Err(source) => Err(LoadError::Unreadable { path: self.dir.file(FILE), source }),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! copied was checked against the length of the mapping.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytemuck::{AnyBitPattern, NoUninit};
@@ -136,6 +137,17 @@ impl Arena {
         values
     }
 
+    /// Copies bytes out into memory of this process; all of it is initialised then.
+    fn copy_to(&self, at: usize, to: &mut [MaybeUninit<u8>]) {
+        assert!(at.checked_add(to.len()).is_some_and(|end| end <= self.map.len()));
+        // SAFETY: as in `copy_out`; the destination is memory of this process that is borrowed
+        // exclusively, so the two do not overlap.
+        unsafe {
+            let from = self.map.as_ptr().add(at);
+            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().cast::<u8>(), to.len());
+        }
+    }
+
     fn copy_array<const N: usize>(&self, at: usize) -> [u8; N] {
         assert!(at.checked_add(N).is_some_and(|end| end <= self.map.len()));
         let mut bytes = [0; N];
@@ -230,6 +242,17 @@ impl Reader<'_> {
         Ok(numbers)
     }
 
+    /// Reads bytes into memory that is there already, and fills all of it.
+    ///
+    /// # Errors
+    /// [`WireError::TooShort`]; nothing is written then.
+    pub fn bytes_into(&mut self, to: &mut [MaybeUninit<u8>]) -> Result<(), WireError> {
+        self.check(to.len())?;
+        self.arena.copy_to(self.at, to);
+        self.at += to.len();
+        Ok(())
+    }
+
     /// Reads a length that [`Writer::length`] has written. It is not to be trusted: check it, or
     /// give it to [`numbers`](Self::numbers), which does.
     ///
@@ -305,7 +328,10 @@ mod tests {
         let short = reader.numbers::<u64>(usize::MAX).unwrap_err();
         assert_eq!(short, WireError::TooShort { needed: usize::MAX, left: 4 });
         assert!(reader.array::<5>().is_err());
-        assert!(reader.array::<4>().is_ok());
+        assert!(reader.bytes_into(&mut [MaybeUninit::uninit(); 5]).is_err());
+        let mut bytes = [MaybeUninit::new(7); 2];
+        reader.bytes_into(&mut bytes).unwrap();
+        assert_eq!(reader.array(), Ok([0; 2]));
     }
 
     #[test]

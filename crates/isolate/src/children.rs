@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::{Command, ExitStatus};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::config::IsolationConfig;
@@ -10,6 +10,7 @@ use crate::error::ChildLost;
 use crate::footprint::Footprint;
 use crate::process::{Ended, Process};
 use crate::stats::IsolationStats;
+use crate::sync::{Mutex, MutexGuard};
 
 type MakeCommand = Box<dyn Fn() -> Command + Send + Sync>;
 
@@ -37,7 +38,7 @@ pub(crate) enum RecycleCause {
 
 impl Children {
     pub(crate) fn new(command: MakeCommand, config: IsolationConfig) -> Self {
-        Self { command, config, ledger: Mutex::default() }
+        Self { command, config, ledger: Mutex::new(Ledger::default()) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {

@@ -127,6 +127,16 @@ impl ChildLost {
     }
 }
 
+impl ChildLost {
+    /// The exit status with which the child ended by itself, if it did.
+    pub fn exit_code(&self) -> Option<i32> {
+        match self {
+            Self::Crashed { status, .. } => status.and_then(|status| status.code()),
+            _ => None,
+        }
+    }
+}
+
 /// How a process ended, in words; names the signal.
 struct StatusText(Option<ExitStatus>);
 

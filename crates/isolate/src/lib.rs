@@ -67,19 +67,26 @@
 
 mod arena;
 mod channel;
+mod child;
 mod children;
 mod config;
 mod error;
 mod footprint;
 pub mod frame;
 mod isolated;
+#[cfg(all(test, loom))]
+mod models;
 mod oom;
+mod pool;
 mod process;
 mod serve;
+mod serving;
 mod socket;
 mod stats;
 mod stderr;
+mod sticky;
 mod supervisor;
+mod sync;
 mod wire;
 mod worker;
 
@@ -88,8 +95,9 @@ pub use channel::{Channel, ChildBatch, OutputsError};
 pub use config::{IsolationConfig, LineCallback};
 pub use error::{Activity, ChildLost, RemoteError, StderrTail, WireError};
 pub use isolated::Isolated;
-pub use serve::{serve, this_program};
+pub use serve::{serve, serve_channel, this_program};
 pub use stats::IsolationStats;
+pub use sticky::sticky;
 pub use supervisor::Supervisor;
 pub use wire::Wire;
 #[cfg(feature = "serde")]

@@ -11,6 +11,8 @@ use crate::arena::Writer;
 use crate::channel::{Channel, ChildBatch, OutputsError};
 use crate::error::RemoteError;
 use crate::frame::Kind;
+use crate::pool;
+use crate::sticky::sticky;
 use crate::wire::Wire;
 
 /// A command that runs the program of this process once more; [`serve`] tells it that it is a
@@ -29,8 +31,8 @@ pub fn this_program() -> Command {
 /// otherwise returns at once. Call it first in `main`.
 ///
 /// The engine is built, warmed up, used and dropped on this thread. A panic of it is answered as an
-/// error, and the engine is built again before the next batch. After
-/// [`EngineError::Lost`] the process ends.
+/// error, and the engine is built again before the next batch. After [`EngineError::Lost`],
+/// [`EngineError::DeviceLost`] or an error whose text is [`sticky`](crate::sticky()) the process ends.
 ///
 /// # Blocking
 /// In a child, for its whole life: it does not return.
@@ -41,17 +43,30 @@ where
     let Some(channel) = Channel::from_parent() else {
         return;
     };
-    let ended = channel.and_then(|channel| run(channel, &factory));
+    let ended = channel.and_then(|channel| serve_channel(channel, factory));
     if let Err(error) = &ended {
         eprintln!("an isolated worker ends: {error}");
     }
     std::process::exit(i32::from(ended.is_err()))
 }
 
-fn run<E>(mut channel: Channel, factory: &dyn Fn() -> Result<E, EngineError>) -> io::Result<()>
+/// As [`serve`], on a channel that there is already: for a factory that needs its
+/// [`payload`](Channel::payload), or a process that has more to do at its end. Returns when the
+/// parent wants this process to end, or its engine is lost; then it must end.
+///
+/// # Errors
+/// The parent is gone, or sent what cannot be understood.
+///
+/// # Blocking
+/// Until then.
+pub fn serve_channel<E>(
+    mut channel: Channel,
+    factory: impl Fn() -> Result<E, EngineError>,
+) -> io::Result<()>
 where
     E: Engine<Item: Wire, Output: Wire>,
 {
+    let factory: &dyn Fn() -> Result<E, EngineError> = &factory;
     let mut engine = match build(&mut channel, factory)? {
         Ok(engine) => engine,
         Err(error) => return channel.not_built(&error),
@@ -156,11 +171,17 @@ fn contain_drop<E>(engine: E) -> Result<(), (Kind, RemoteError)> {
 /// Runs the engine's code; its error, or its panic, becomes what is sent to the parent.
 fn contain<R>(body: impl FnOnce() -> Result<R, EngineError>) -> Result<R, (Kind, RemoteError)> {
     // What a panic leaves behind is dropped by the caller and not looked at again.
-    match catch_unwind(AssertUnwindSafe(body)) {
+    match pool::autorelease(|| catch_unwind(AssertUnwindSafe(body))) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(match error {
             EngineError::OutOfMemory(source) => (Kind::OutOfMemory, remote(&*source)),
-            EngineError::Lost(source) => (Kind::Lost, remote(&*source)),
+            EngineError::Lost(source) | EngineError::DeviceLost(source) => {
+                (Kind::Lost, remote(&*source))
+            }
+            // An engine that does not know that its device answers nothing but errors.
+            EngineError::Failed(source) if sticky(&source.to_string()).is_some() => {
+                (Kind::Lost, remote(&*source))
+            }
             EngineError::Failed(source) => (Kind::Failed, remote(&*source)),
             other => (Kind::Failed, RemoteError::new(other.to_string(), Vec::new())),
         }),
@@ -172,10 +193,9 @@ fn contain<R>(body: impl FnOnce() -> Result<R, EngineError>) -> Result<R, (Kind,
                 .unwrap_or_else(|| "a panic without a message".to_owned());
             // The payload's own drop may panic too.
             std::mem::forget(payload);
-            Err((
-                Kind::Panicked,
-                RemoteError { panicked: true, ..RemoteError::new(text, Vec::new()) },
-            ))
+            // Another engine in this process would meet the same.
+            let kind = if sticky(&text).is_some() { Kind::Lost } else { Kind::Panicked };
+            Err((kind, RemoteError { panicked: true, ..RemoteError::new(text, Vec::new()) }))
         }
     }
 }

@@ -7,17 +7,18 @@
 
 use std::fmt;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use onelane::ConfigError;
 
+use crate::child::Child;
 use crate::children::Children;
 use crate::config::IsolationConfig;
 use crate::error::ChildLost;
 use crate::stats::IsolationStats;
+use crate::sync::{self, AtomicBool, Condvar, JoinHandle, Mutex, MutexGuard};
 use crate::worker::Worker;
 
 /// The pause after a start that failed; it doubles with each in a row.
@@ -31,20 +32,19 @@ const BACKOFF_SLICE: Duration = Duration::from_millis(20);
 /// same supervisor, and may be kept for its statistics.
 #[derive(Clone)]
 pub struct Supervisor {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared<Worker>>,
 }
 
 /// What handles, engines and background threads share.
-pub(crate) struct Shared {
+pub(crate) struct Shared<C> {
     pub(crate) children: Arc<Children>,
-    state: Mutex<State>,
+    state: Mutex<State<C>>,
     /// Signalled when the spare has become ready, or will not.
     changed: Condvar,
 }
 
-#[derive(Default)]
-struct State {
-    spare: Spare,
+struct State<C> {
+    spare: Spare<C>,
     engines: usize,
     /// Whether a child has ever become ready.
     has_started: bool,
@@ -54,13 +54,11 @@ struct State {
     background: Vec<JoinHandle<()>>,
 }
 
-#[derive(Default)]
-enum Spare {
-    #[default]
+enum Spare<C> {
     None,
     /// It is being started; set to end that.
     Starting(Arc<AtomicBool>),
-    Ready(Box<Worker>),
+    Ready(Box<C>),
 }
 
 impl Supervisor {
@@ -77,8 +75,7 @@ impl Supervisor {
     ) -> Result<Self, ConfigError> {
         config.validate()?;
         let children = Arc::new(Children::new(Box::new(command), config));
-        let shared = Shared { children, state: Mutex::default(), changed: Condvar::new() };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(Shared::new(children)) })
     }
 
     /// A snapshot of the counters.
@@ -99,8 +96,26 @@ impl fmt::Debug for Supervisor {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<C> Spare<C> {
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::None)
+    }
+}
+
+impl<C: Child> Shared<C> {
+    pub(crate) fn new(children: Arc<Children>) -> Self {
+        let state = State {
+            spare: Spare::None,
+            engines: 0,
+            has_started: false,
+            failures: 0,
+            failed_at: None,
+            background: Vec::new(),
+        };
+        Self { children, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<C>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -110,7 +125,7 @@ impl Shared {
     ///
     /// # Blocking
     /// For as long as a start takes, and the pause after starts that failed.
-    pub(crate) fn take(self: &Arc<Self>) -> Result<Worker, ChildLost> {
+    pub(crate) fn take(self: &Arc<Self>) -> Result<C, ChildLost> {
         let worker = match self.take_spare() {
             Some(worker) => worker,
             None => self.start_persistently()?,
@@ -121,7 +136,7 @@ impl Shared {
 
     /// Starts a child. One that dies on its way is tried again if the engine has been built before:
     /// then it was probably killed from outside, and requests wait for it.
-    fn start_persistently(self: &Arc<Self>) -> Result<Worker, ChildLost> {
+    fn start_persistently(self: &Arc<Self>) -> Result<C, ChildLost> {
         let mut attempts = if self.lock().has_started { REBUILD_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;
@@ -132,10 +147,10 @@ impl Shared {
         }
     }
 
-    fn take_spare(&self) -> Option<Worker> {
+    fn take_spare(&self) -> Option<C> {
         let mut state = self.lock();
         loop {
-            match std::mem::take(&mut state.spare) {
+            match state.spare.take() {
                 Spare::None => return None,
                 starting @ Spare::Starting(_) => {
                     state.spare = starting;
@@ -161,7 +176,7 @@ impl Shared {
     pub(crate) fn check_spare(self: &Arc<Self>) {
         let dead = {
             let mut state = self.lock();
-            match std::mem::take(&mut state.spare) {
+            match state.spare.take() {
                 Spare::Ready(worker) => match worker.idle() {
                     Ok(()) => {
                         state.spare = Spare::Ready(worker);
@@ -182,18 +197,18 @@ impl Shared {
     }
 
     /// The spare, if it is ready now.
-    pub(crate) fn take_ready_spare(self: &Arc<Self>) -> Option<Worker> {
+    pub(crate) fn take_ready_spare(self: &Arc<Self>) -> Option<C> {
         let is_ready = matches!(self.lock().spare, Spare::Ready(_));
         let spare = if is_ready { self.take_spare() } else { None };
         self.prepare_spare();
         spare
     }
 
-    fn start(self: &Arc<Self>, cancel: &AtomicBool) -> Result<Worker, ChildLost> {
+    fn start(self: &Arc<Self>, cancel: &AtomicBool) -> Result<C, ChildLost> {
         self.back_off(cancel)?;
-        let since = Instant::now();
-        let started = Worker::start(&self.children, cancel);
-        self.children.started(started.is_ok(), since.elapsed());
+        let since = sync::now();
+        let started = C::start(&self.children, cancel);
+        self.children.started(started.is_ok(), sync::now() - since);
         let mut state = self.lock();
         match &started {
             Ok(_) => {
@@ -203,7 +218,7 @@ impl Shared {
             Err(error) => {
                 if !matches!(error, ChildLost::Cancelled) {
                     state.failures = state.failures.saturating_add(1);
-                    state.failed_at = Some(Instant::now());
+                    state.failed_at = Some(sync::now());
                     tracing::error!(%error, in_a_row = state.failures, "no isolated worker");
                 }
             }
@@ -221,14 +236,14 @@ impl Shared {
             failed_at + doubled.min(LONGEST_BACKOFF)
         };
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(sync::now());
             if left.is_zero() {
                 return Ok(());
             }
             if cancel.load(Ordering::Relaxed) {
                 return Err(ChildLost::Cancelled);
             }
-            std::thread::sleep(left.min(BACKOFF_SLICE));
+            sync::sleep(left.min(BACKOFF_SLICE));
         }
     }
 
@@ -250,10 +265,10 @@ impl Shared {
     }
 
     fn in_background(&self, name: &str, task: impl FnOnce() + Send + 'static) {
-        match std::thread::Builder::new().name(name.to_owned()).spawn(task) {
+        match sync::spawn(name, task) {
             Ok(thread) => {
                 let mut state = self.lock();
-                state.background.retain(|thread| !thread.is_finished());
+                state.background.retain(|thread| !sync::is_finished(thread));
                 state.background.push(thread);
             }
             Err(error) => tracing::error!(%error, name, "no thread could be started"),
@@ -263,7 +278,7 @@ impl Shared {
     // Ending.
 
     /// Lets a child end while others go on; without a thread for it, it is killed at once.
-    pub(crate) fn retire_in_background(&self, worker: Worker) {
+    pub(crate) fn retire_in_background(&self, worker: C) {
         self.in_background("onelane-retire", move || worker.retire());
     }
 
@@ -273,7 +288,7 @@ impl Shared {
 
     /// An engine goes. The one that goes with a child that works was not lost but is no longer
     /// needed, so neither is the spare.
-    pub(crate) fn engine_gone(&self, worker: Option<Worker>) {
+    pub(crate) fn engine_gone(&self, worker: Option<C>) {
         let is_last = {
             let mut state = self.lock();
             state.engines -= 1;
@@ -294,7 +309,7 @@ impl Shared {
             if let Spare::Starting(cancel) = &state.spare {
                 cancel.store(true, Ordering::Relaxed);
             }
-            let spare = match std::mem::take(&mut state.spare) {
+            let spare = match state.spare.take() {
                 Spare::Ready(worker) => Some(worker),
                 other => {
                     state.spare = other;
@@ -315,12 +330,12 @@ impl Shared {
 
 /// The place of a spare that is being started. Whatever becomes of the start, dropping this leaves
 /// the place as it should be and wakes who waits for it.
-struct SparePlace {
-    shared: Arc<Shared>,
+struct SparePlace<C: Child> {
+    shared: Arc<Shared<C>>,
     cancel: Arc<AtomicBool>,
 }
 
-impl SparePlace {
+impl<C: Child> SparePlace<C> {
     fn fill(self) {
         let Ok(worker) = self.shared.start(&self.cancel) else {
             return;
@@ -335,7 +350,7 @@ impl SparePlace {
     }
 }
 
-impl Drop for SparePlace {
+impl<C: Child> Drop for SparePlace<C> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         if matches!(&state.spare, Spare::Starting(cancel) if Arc::ptr_eq(cancel, &self.cancel)) {
@@ -347,9 +362,9 @@ impl Drop for SparePlace {
 }
 
 /// What a factory holds: with it, the need for a spare ends.
-pub(crate) struct FactoryGuard(pub(crate) Arc<Shared>);
+pub(crate) struct FactoryGuard<C: Child>(pub(crate) Arc<Shared<C>>);
 
-impl Drop for FactoryGuard {
+impl<C: Child> Drop for FactoryGuard<C> {
     fn drop(&mut self) {
         self.0.close();
     }

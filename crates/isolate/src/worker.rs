@@ -7,20 +7,21 @@ use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::arena::Arena;
-use crate::children::Children;
-use crate::config::IsolationConfig;
+use crate::child::{Answer, Child, Interruption, RunError};
+use crate::children::{Children, RecycleCause};
 use crate::error::{Activity, ChildLost, RemoteError, StderrTail, WireError};
 use crate::footprint::Footprint;
 use crate::frame::{FRAME_LEN, Frame, Kind};
 use crate::oom;
 use crate::process::Process;
 use crate::socket::{self, Peeked};
+use crate::sync::AtomicBool;
 use crate::wire::Wire;
 
 /// One child that has been started, and what is known of it.
@@ -33,62 +34,17 @@ pub(crate) struct Worker {
     children: Arc<Children>,
     activity: Activity,
     sequence: u64,
-    pub(crate) idempotent: bool,
-    pub(crate) started: Instant,
-    pub(crate) batches: u64,
+    idempotent: bool,
+    started: Instant,
+    batches: u64,
     /// Memory in bytes after the last batch; 0: unknown.
-    pub(crate) memory: u64,
+    memory: u64,
     /// The memory above which it is replaced.
     max_memory: Option<u64>,
     oom_kills: Option<u64>,
 }
 
-/// What a child answered to a batch.
-pub(crate) enum Answer<O> {
-    Outputs { outputs: Vec<O>, cost: u64 },
-    Error(Kind, RemoteError),
-}
-
-/// Why there is no answer.
-pub(crate) enum Interruption {
-    /// The child has closed its end, or has ended.
-    Ended,
-    /// It had ended before it was sent anything of this batch.
-    EndedBefore,
-    TimedOut(Duration),
-    Garbage(String),
-    EngineLost(RemoteError),
-    NotBuilt(RemoteError),
-    Cancelled,
-}
-
-/// Why a batch was not run.
-pub(crate) enum RunError {
-    /// The items could not be written; the child is as it was.
-    NotWritten(WireError),
-    /// The child is lost: call [`Worker::lose`].
-    Interrupted(Interruption),
-}
-
-impl From<Interruption> for RunError {
-    fn from(interruption: Interruption) -> Self {
-        Self::Interrupted(interruption)
-    }
-}
-
 impl Worker {
-    /// Starts a child and waits until its engine is built and warm.
-    ///
-    /// # Blocking
-    /// For at most `config.start`, and some 10 s to end a child that cannot be used.
-    pub(crate) fn start(children: &Arc<Children>, cancel: &AtomicBool) -> Result<Self, ChildLost> {
-        let mut worker = Self::spawn(children).map_err(|error| ChildLost::Spawn(error.into()))?;
-        match worker.wait_until_ready(cancel) {
-            Ok(()) => Ok(worker),
-            Err(interruption) => Err(worker.lose(interruption).0),
-        }
-    }
-
     fn spawn(children: &Arc<Children>) -> io::Result<Self> {
         let config = &children.config;
         let (socket, theirs) = UnixStream::pair()?;
@@ -144,16 +100,6 @@ impl Worker {
             if deadline.has_passed() {
                 return Err(Interruption::TimedOut(deadline.after));
             }
-        }
-    }
-
-    /// Whether it waits for work, as it should. One that has ended, or says something unasked, is
-    /// of no use.
-    pub(crate) fn idle(&self) -> Result<(), Interruption> {
-        match socket::peek(&self.socket) {
-            Peeked::Nothing => Ok(()),
-            Peeked::Closed => Err(Interruption::EndedBefore),
-            Peeked::Data => Err(Interruption::Garbage("it sent a frame unasked".to_owned())),
         }
     }
 
@@ -257,14 +203,6 @@ impl Worker {
         }
     }
 
-    pub(crate) fn is_over_memory(&self) -> bool {
-        self.max_memory.is_some_and(|limit| self.memory > limit)
-    }
-
-    pub(crate) fn config(&self) -> &IsolationConfig {
-        &self.children.config
-    }
-
     fn receive(
         &mut self,
         deadline: Deadline,
@@ -304,9 +242,33 @@ impl Worker {
         }
     }
 
-    /// Ends a child that is lost, and says how. Also says whether the kernel has killed it for want
-    /// of memory.
-    pub(crate) fn lose(mut self, interruption: Interruption) -> (ChildLost, bool) {
+    fn kill(&self, process: Process) -> (Option<std::process::ExitStatus>, StderrTail) {
+        let pid = process.id();
+        let (ended, stderr) = process.kill();
+        (self.children.gone(pid, ended), stderr)
+    }
+}
+
+impl Child for Worker {
+    /// # Blocking
+    /// For at most `config.start`, and some 10 s to end a child that cannot be used.
+    fn start(children: &Arc<Children>, cancel: &AtomicBool) -> Result<Self, ChildLost> {
+        let mut worker = Self::spawn(children).map_err(|error| ChildLost::Spawn(error.into()))?;
+        match worker.wait_until_ready(cancel) {
+            Ok(()) => Ok(worker),
+            Err(interruption) => Err(worker.lose(interruption).0),
+        }
+    }
+
+    fn idle(&self) -> Result<(), Interruption> {
+        match socket::peek(&self.socket) {
+            Peeked::Nothing => Ok(()),
+            Peeked::Closed => Err(Interruption::EndedBefore),
+            Peeked::Data => Err(Interruption::Garbage("it sent a frame unasked".to_owned())),
+        }
+    }
+
+    fn lose(mut self, interruption: Interruption) -> (ChildLost, bool) {
         let activity = match interruption {
             Interruption::EndedBefore => Activity::Idle,
             _ => self.activity,
@@ -343,21 +305,34 @@ impl Worker {
         (lost, starved)
     }
 
-    fn kill(&self, process: Process) -> (Option<std::process::ExitStatus>, StderrTail) {
-        let pid = process.id();
-        let (ended, stderr) = process.kill();
-        (self.children.gone(pid, ended), stderr)
-    }
-
-    /// Lets a child that is no longer needed drop its engine and end.
-    ///
     /// # Blocking
     /// For at most `config.grace`, and some 10 s if it has to be killed.
-    pub(crate) fn retire(mut self) {
+    fn retire(mut self) {
         let _ = socket::send(&self.socket, &Frame::new(Kind::Exit));
         if let Some(process) = self.process.take() {
             process.wait_for_end(self.children.config.grace);
             self.kill(process);
+        }
+    }
+
+    fn idempotent(&self) -> bool {
+        self.idempotent
+    }
+
+    fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    fn recycle_cause(&self) -> Option<RecycleCause> {
+        let config = &self.children.config;
+        if self.max_memory.is_some_and(|limit| self.memory > limit) {
+            Some(RecycleCause::Memory)
+        } else if config.recycle_batches.is_some_and(|limit| self.batches >= limit) {
+            Some(RecycleCause::Batches)
+        } else if config.recycle_after.is_some_and(|limit| self.started.elapsed() >= limit) {
+            Some(RecycleCause::Age)
+        } else {
+            None
         }
     }
 }

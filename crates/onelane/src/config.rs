@@ -168,8 +168,15 @@ pub struct ExecutorConfig {
     /// Who hands answers over; [`Delivery::Auto`] by default.
     #[doc(hidden)]
     pub delivery: Delivery,
+    /// Called on a worker that was asleep, before it looks what there is to run; nothing by default.
+    pub on_wake: Option<fn()>,
+    /// What a worker does around everything of others that it runs; nothing by default.
+    pub around: Option<Around>,
     pub(crate) clock: Clock,
 }
+
+/// Calls its argument, once, with something before and after it; see [`ExecutorConfig::around`].
+pub type Around = fn(&mut dyn FnMut());
 
 /// The least stack that a worker is given.
 const MIN_STACK: usize = 64 << 10;
@@ -183,8 +190,29 @@ impl ExecutorConfig {
             capacity: 16_384,
             stack_size: 16 << 20,
             delivery: Delivery::Auto,
+            on_wake: None,
+            around: None,
             clock: Clock::System,
         }
+    }
+
+    /// Sets what a worker does around each batch, closure, build, rebuild and drop of an engine: an
+    /// autorelease pool on Apple's systems, where a thread that nobody gives one keeps what
+    /// Objective-C releases later until it ends.
+    ///
+    /// It has to call its argument once and return. What runs inside never panics through it.
+    ///
+    /// ```
+    /// let config = onelane::ExecutorConfig::new("metal").around(|body| {
+    ///     // Push a pool, in a type that pops it when it is dropped.
+    ///     body();
+    /// });
+    /// assert!(config.around.is_some());
+    /// ```
+    #[must_use]
+    pub fn around(mut self, around: Around) -> Self {
+        self.around = Some(around);
+        self
     }
 
     setters! {
@@ -197,6 +225,15 @@ impl ExecutorConfig {
         /// Sets who hands answers over.
         #[doc(hidden)]
         delivery: Delivery,
+    }
+
+    /// Has a worker that was asleep call this before it looks what there is to run. It may wait, for
+    /// an interpreter's lock, say, which the engine will need: what is submitted until then shares the
+    /// batch. A panic in it is contained.
+    #[must_use]
+    pub fn on_wake(mut self, hook: fn()) -> Self {
+        self.on_wake = Some(hook);
+        self
     }
 
     /// Runs the executor on a virtual clock.

@@ -28,6 +28,13 @@ pub enum EngineError {
     /// and built again; then the requests of the batch run one by one.
     #[error("the engine was lost: {0}")]
     Lost(#[source] Source),
+    /// The device answers nothing but errors until this process ends, so an engine that is built
+    /// again would too: the queue fails.
+    #[error(
+        "the device is lost to this process: {0}; start the process again, or run the engine in \
+         an isolated worker, which is replaced when this happens"
+    )]
+    DeviceLost(#[source] Source),
 }
 
 impl EngineError {
@@ -53,10 +60,18 @@ impl EngineError {
         Self::Lost(Arc::from(source.into()))
     }
 
+    /// The device is lost to this process, with any error, or a message, as the cause.
+    pub fn device_lost(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::DeviceLost(Arc::from(source.into()))
+    }
+
     /// What caused it, to be downcast.
     pub fn cause(&self) -> &Source {
         match self {
-            Self::OutOfMemory(source) | Self::Failed(source) | Self::Lost(source) => source,
+            Self::OutOfMemory(source)
+            | Self::Failed(source)
+            | Self::Lost(source)
+            | Self::DeviceLost(source) => source,
         }
     }
 }

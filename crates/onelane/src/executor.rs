@@ -2,25 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::admission::inbox::WaitPolicy;
-use crate::admission::{Admission, Patience};
+use crate::admission::Admission;
+use crate::admission::waiters::Patience;
 use crate::config::ExecutorConfig;
 use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
-use crate::handle::{Outstanding, ResponseHandle};
+use crate::handle::ResponseHandle;
+use crate::owner::Owner;
 use crate::request::Request;
 use crate::scheduler::closures::{Closure, RunClosures};
+use crate::scheduler::id::RequestId;
+use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
-use crate::scheduler::{ExecutorShared, RequestId};
-use crate::stats::{Health, QueueStats};
-use crate::sync::{
-    Deferred, JoinHandle, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn, thread_waker,
-};
+use crate::stats::{Health, QueueHistograms, QueueStats};
+use crate::submit_closure::SubmitClosure;
+use crate::sync::{Deferred, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn};
+use crate::worker::context::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::engines::{EngineFactory, Engines};
-use crate::worker::inline::{InlineProgress, belongs_to, this_worker, worker_of};
-use crate::worker::{run_worker, wait_graph};
+use crate::worker::{Hooks, run_worker};
 
 /// What a shutdown does with requests that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,19 +46,11 @@ pub struct DeviceExecutor {
     owner: Arc<Owner>,
 }
 
-pub(crate) struct Owner {
-    pub(crate) shared: Arc<ExecutorShared>,
-    closures: Admission<RunClosures>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-type Registry = BTreeMap<String, DeviceExecutor>;
-
 #[allow(clippy::disallowed_types, reason = "the model checker's mutex cannot be a static")]
-static REGISTRY: PerProcess<std::sync::Mutex<Registry>> =
+static REGISTRY: PerProcess<std::sync::Mutex<BTreeMap<String, DeviceExecutor>>> =
     PerProcess::new(std::sync::Mutex::new(BTreeMap::new()));
 
-fn registry() -> MutexGuard<'static, Registry> {
+fn registry() -> MutexGuard<'static, BTreeMap<String, DeviceExecutor>> {
     REGISTRY.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -130,10 +123,19 @@ impl DeviceExecutor {
     /// thread can be had.
     pub fn new(config: ExecutorConfig) -> Result<Self, BuildError> {
         config.validate()?;
-        let ExecutorConfig { device, workers, capacity, stack_size, delivery, clock } = config;
+        let ExecutorConfig {
+            device,
+            workers,
+            capacity,
+            stack_size,
+            delivery,
+            on_wake,
+            around,
+            clock,
+        } = config;
         let shared = Arc::new(ExecutorShared::new(device, workers, clock));
         let config = RunClosures::config(capacity);
-        let (closures, factory) = Admission::new(&shared, config, || Ok(RunClosures))
+        let (closures, factory) = Admission::new(&shared, None, config, || Ok(RunClosures))
             .expect("an executor that is made is not shut down");
         let threads = Mutex::new(Vec::new());
         let owner = Arc::new(Owner { shared: Arc::clone(&shared), closures, threads });
@@ -141,14 +143,12 @@ impl DeviceExecutor {
             let shared = Arc::clone(&shared);
             // The kernel shows 15 bytes of a thread's name.
             let name = format!("onelane {} {index}", shared.device);
-            let body = move || run_worker(shared, index, delivery);
+            let hooks = Hooks { around, on_wake };
+            let body = move || run_worker(shared, index, delivery, hooks);
             let thread = spawn(name, Some(stack_size), body).inspect_err(|_| {
                 // Those that run are told to stop by the owner's drop; these never came to be.
-                let mut guard = owner.shared.lock();
-                let (scheduler, deferred) = guard.parts();
-                for missing in index..workers {
-                    scheduler.worker_ended(missing, deferred);
-                }
+                let mut scheduler = owner.shared.lock();
+                (index..workers).for_each(|missing| scheduler.worker_ended(missing));
             });
             owner.threads.lock().push(thread.map_err(|e| BuildError::Thread(Arc::new(e)))?);
         }
@@ -176,6 +176,11 @@ impl DeviceExecutor {
         worker_of(&self.owner.shared).is_some()
     }
 
+    /// The device that the calling thread is a worker of; `None`: it is no worker.
+    pub fn of_this_worker() -> Option<String> {
+        this_worker().map(|worker| worker.shared.device.clone())
+    }
+
     /// Runs a closure on the worker; inline, before this returns, when already there. Closures run
     /// in order, among the queues' batches by the same rules, at normal priority.
     ///
@@ -195,26 +200,24 @@ impl DeviceExecutor {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn submit<F, T>(&self, closure: F) -> Result<ResponseHandle<T>, SubmitError<F>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
-        self.submit_request(Request::new(closure), Patience::Until(None))
-            .map_err(|refused| refused.map(Request::into_input))
+    pub fn submit<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        &self,
+        closure: F,
+    ) -> Result<ResponseHandle<T>, SubmitError<F>> {
+        let submitted = self.submit_request(Request::new(closure), Patience::Until(None), true);
+        submitted.map_err(|refused| refused.map(Request::into_input))
     }
 
     /// As [`submit`](Self::submit), if there is room for a closure now.
     ///
     /// # Errors
     /// The closure comes back in the [`SubmitError`].
-    pub fn try_submit<F, T>(&self, closure: F) -> Result<ResponseHandle<T>, SubmitError<F>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
-        self.submit_request(Request::new(closure), Patience::None)
-            .map_err(|refused| refused.map(Request::into_input))
+    pub fn try_submit<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        &self,
+        closure: F,
+    ) -> Result<ResponseHandle<T>, SubmitError<F>> {
+        let submitted = self.submit_request(Request::new(closure), Patience::None, true);
+        submitted.map_err(|refused| refused.map(Request::into_input))
     }
 
     /// As [`try_submit`](Self::try_submit), and on a worker, too, the closure waits for its turn: for
@@ -222,16 +225,12 @@ impl DeviceExecutor {
     ///
     /// # Errors
     /// The closure comes back in the [`SubmitError`].
-    pub fn try_submit_no_inline<F, T>(
+    pub fn try_submit_no_inline<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
         &self,
         closure: F,
-    ) -> Result<ResponseHandle<T>, SubmitError<F>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
-        self.enqueue(Request::new(closure), Patience::None)
-            .map_err(|refused| refused.map(Request::into_input))
+    ) -> Result<ResponseHandle<T>, SubmitError<F>> {
+        let submitted = self.submit_request(Request::new(closure), Patience::None, false);
+        submitted.map_err(|refused| refused.map(Request::into_input))
     }
 
     /// As [`submit`](Self::submit), with a priority and a deadline, waiting for room for at most
@@ -256,76 +255,65 @@ impl DeviceExecutor {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn submit_timeout<F, T>(
+    pub fn submit_timeout<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
         &self,
         request: Request<F>,
         timeout: Duration,
-    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>>
+    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>> {
+        let until = self.owner.shared.clock.after(timeout);
+        self.submit_request(request, Patience::Until(until), true)
+    }
+
+    /// Submits a closure, and waits for room without blocking the thread.
+    ///
+    /// The closure is handed over when the future is polled first, on a worker, too: there it waits
+    /// for its turn. Room is assigned to it: a future that is never polled again keeps nobody out.
+    ///
+    /// # Errors
+    /// The request comes back in the [`SubmitError`].
+    ///
+    /// # Cancellation
+    /// Dropping the future gives up the place; the closure is not accepted.
+    ///
+    /// ```
+    /// use onelane::DeviceExecutor;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let device = DeviceExecutor::shared("doc-submit-async")?;
+    /// let handle = device.submit_async(onelane::Request::new(|| 6 * 7)).await?;
+    /// assert_eq!(handle.await?, 42);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn submit_async<F, T>(&self, request: Request<F>) -> SubmitClosure<F, T>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let until = self.owner.shared.clock.now().checked_add(timeout);
-        self.submit_request(request, Patience::Until(until))
+        SubmitClosure::new(Arc::clone(&self.owner), request)
     }
 
-    fn submit_request<F, T>(
+    /// `inline`: on a worker, runs the closure here and now.
+    fn submit_request<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
         &self,
         request: Request<F>,
         patience: Patience,
-    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
-        if self.is_worker() {
-            return Ok(self.run_inline(request.into_input()));
-        }
-        self.enqueue(request, patience)
-    }
-
-    fn enqueue<F, T>(
-        &self,
-        request: Request<F>,
-        patience: Patience,
-    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+        inline: bool,
+    ) -> Result<ResponseHandle<T>, SubmitError<Request<F>>> {
         let Owner { shared, closures, .. } = &*self.owner;
-        let (sender, value, receiver) = Receiver::pair_with_value();
-        let (closure, request) = request.replace_input(());
-        let body = Arc::new(Mutex::new(Some(closure)));
-        let run = {
-            let body = Arc::clone(&body);
-            move || {
-                let taken = body.lock().take();
-                if let Some(closure) = taken {
-                    let answer = closure();
-                    *value.lock() = Some(answer);
-                }
-            }
-        };
-        let request = request.replace_input(Closure(Box::new(run))).1;
-        match closures.submit_with(request, sender, patience) {
-            Ok((request, deadline, _)) => {
-                let outstanding = Outstanding::new(receiver, Some(request), deadline);
-                Ok(ResponseHandle::new(shared, outstanding, WaitPolicy::default()))
-            }
-            Err(refused) => Err(refused.map(|request| {
-                let closure = body.lock().take().expect("a closure that was refused has not run");
-                request.replace_input(closure).1
-            })),
+        if inline && self.is_worker() {
+            let (sender, receiver) = Receiver::pair(None);
+            let (closure, _) = request.replace_input(());
+            let answer = catch_panic(closure).map_err(RequestError::Panicked);
+            sender.send(answer, &mut Deferred::default());
+            return Ok(ResponseHandle::new(shared, receiver));
         }
-    }
-
-    fn run_inline<F: FnOnce() -> T, T: Send + 'static>(&self, closure: F) -> ResponseHandle<T> {
-        let (sender, receiver) = Receiver::pair(None);
-        let answer = catch_panic(closure).map_err(RequestError::Panicked);
-        sender.send(answer, &mut Deferred::default());
-        let outstanding = Outstanding::new(receiver, None, None);
-        ResponseHandle::new(&self.owner.shared, outstanding, WaitPolicy::default())
+        let (request, sender, receiver, body) = Closure::of(request);
+        let submitted = closures.submit_with(request, sender, receiver, patience);
+        submitted
+            .map(ResponseHandle::without_policy)
+            .map_err(|refused| refused.map(|request| body.take_back(request)))
     }
 
     /// Runs a closure on the worker and waits for its result.
@@ -336,11 +324,10 @@ impl DeviceExecutor {
     ///
     /// # Blocking
     /// Blocks until the closure has run, behind whatever goes first.
-    pub fn call<F, T>(&self, closure: F) -> Result<T, RequestError>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+    pub fn call<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        &self,
+        closure: F,
+    ) -> Result<T, RequestError> {
         self.submit(closure).map_err(|_| RequestError::Closed)?.wait()
     }
 
@@ -355,26 +342,29 @@ impl DeviceExecutor {
     /// # Blocking
     /// Blocks for at most `timeout`.
     pub fn shutdown(&self, mode: Shutdown, timeout: Duration) -> Result<(), ShutdownError> {
-        self.owner.stop(mode == Shutdown::Abort);
+        self.owner.shared.lock().stop(mode == Shutdown::Abort);
         if belongs_to(&self.owner.shared) {
             return Err(ShutdownError::WouldDeadlock);
         }
-        let until = self.owner.shared.clock.now().checked_add(timeout);
+        let until = self.owner.shared.clock.after(timeout);
         if self.owner.wait_for_end(until) { Ok(()) } else { Err(ShutdownError::Timeout(timeout)) }
     }
 
     /// Whether the device works: it stalls when a batch of any queue does. A queue that has failed
     /// says so itself.
     pub fn health(&self) -> Health {
-        let shared = &self.owner.shared;
-        let now = shared.clock.now();
-        let waits_for = |worker| wait_graph::waits_for((shared.id, worker));
-        shared.lock().overall_health(now, waits_for)
+        self.owner.shared.health(None)
     }
 
     /// The statistics of the closures.
     pub fn stats(&self) -> QueueStats {
         self.owner.shared.stats(self.owner.closures.queue).summary()
+    }
+
+    /// The statistics and the histograms of the closures, of one instant.
+    pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
+        let stats = self.owner.shared.stats(self.owner.closures.queue);
+        (stats.summary(), stats.histograms())
     }
 
     pub(crate) fn owner(&self) -> &Arc<Owner> {
@@ -391,42 +381,6 @@ impl std::fmt::Debug for DeviceExecutor {
     }
 }
 
-impl Owner {
-    fn stop(&self, abort: bool) {
-        let mut guard = self.shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        scheduler.stop(abort, deferred);
-    }
-
-    /// Waits for all workers to end and joins them. Says whether they have.
-    fn wait_for_end(&self, until: Option<Instant>) -> bool {
-        let waker = thread_waker();
-        while !self.shared.lock().has_ended(&waker) {
-            if until.is_some_and(|until| until <= self.shared.clock.now()) {
-                return false;
-            }
-            self.shared.clock.park_until(until);
-        }
-        let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
-            // A worker that panicked has been reported through its requests.
-            let _ = thread.join();
-        }
-        true
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        self.stop(false);
-        // CORRECTNESS: a thread of the executor's own cannot join itself, nor a worker that waits for
-        // it, be it in the destructors of its thread-locals; the workers stop by themselves.
-        if !belongs_to(&self.shared) {
-            self.wait_for_end(None);
-        }
-    }
-}
-
 /// Builds an engine on each worker. On a worker, builds its own and leaves the others to it.
 pub(crate) fn build_engines<E: Engine>(
     shared: &Arc<ExecutorShared>,
@@ -436,8 +390,7 @@ pub(crate) fn build_engines<E: Engine>(
     let closed = || BuildError::Closed(shared.device.clone());
     let mut builds = Vec::new();
     {
-        let mut guard = shared.lock();
-        let (scheduler, deferred) = guard.parts();
+        let mut scheduler = shared.lock();
         // CORRECTNESS: a worker that has ended runs no command; one that has not yet will.
         if scheduler.is_stopping() {
             return Err(closed());
@@ -450,9 +403,8 @@ pub(crate) fn build_engines<E: Engine>(
                 let built = engines.build(&factory);
                 sender.send(Ok(built), &mut Deferred::default());
             };
-            scheduler.workers.send(index, WorkerCommand::Run(Box::new(build)), deferred);
-            let outstanding = Outstanding::new(receiver, None, None);
-            builds.push(ResponseHandle::new(shared, outstanding, WaitPolicy::default()));
+            scheduler.send(index, WorkerCommand::Run(Box::new(build)));
+            builds.push(ResponseHandle::new(shared, receiver));
         }
     }
     if let Some(worker) = here {

@@ -8,109 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::admission::inbox::WaitPolicy;
 use crate::error::RequestError;
-use crate::scheduler::{ExecutorShared, RequestId};
+use crate::scheduler::id::RequestId;
+use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{Answer, Receiver, WaiterGroup, spin_until, thread_waker};
-use crate::worker::inline::{InlineProgress, this_worker, worker_of};
-
-/// A request that has been handed over, as who asked for it knows it.
-pub(crate) struct Outstanding<T: Send + 'static> {
-    receiver: Receiver<T>,
-    /// `None` for a closure that ran inline: it is answered already.
-    request: Option<RequestId>,
-    /// Until it has been seen to.
-    deadline: Option<Instant>,
-    collected: bool,
-}
-
-impl<T: Send + 'static> Outstanding<T> {
-    pub(crate) fn new(
-        receiver: Receiver<T>,
-        request: Option<RequestId>,
-        deadline: Option<Instant>,
-    ) -> Self {
-        Self { receiver, request, deadline, collected: false }
-    }
-
-    pub(crate) fn request(&self) -> Option<RequestId> {
-        self.request
-    }
-
-    /// One look for the answer. On a worker, everything that can be done inline for it is seen to
-    /// first.
-    pub(crate) fn poll(&mut self, shared: &Arc<ExecutorShared>, waker: &Waker) -> Poll<Answer<T>> {
-        loop {
-            if let Poll::Ready(answer) = self.poll_no_inline(shared, waker) {
-                return Poll::Ready(answer);
-            }
-            let (Some(request), Some(worker)) = (self.request, this_worker()) else {
-                return Poll::Pending;
-            };
-            match worker.help(shared, request) {
-                InlineProgress::Progress => {}
-                InlineProgress::Elsewhere => return Poll::Pending,
-                // An abort may have answered it since the look above. If not, this ends the handle,
-                // and dropping that cancels the request.
-                InlineProgress::Stuck => match self.receiver.poll(waker) {
-                    Poll::Ready(answer) => return self.collect(shared, answer),
-                    Poll::Pending => return Poll::Ready(Err(RequestError::WouldDeadlock)),
-                },
-            }
-        }
-    }
-
-    /// One look for the answer, with nothing run for it. A deadline that has passed is seen to first.
-    pub(crate) fn poll_no_inline(
-        &mut self,
-        shared: &Arc<ExecutorShared>,
-        waker: &Waker,
-    ) -> Poll<Answer<T>> {
-        loop {
-            if let Poll::Ready(answer) = self.receiver.poll(waker) {
-                return self.collect(shared, answer);
-            }
-            let Some(request) = self.request else {
-                return Poll::Pending;
-            };
-            if self.deadline.take_if(|deadline| *deadline <= shared.clock.now()).is_none() {
-                return Poll::Pending;
-            }
-            let mut guard = shared.lock();
-            let (scheduler, deferred) = guard.parts();
-            if !scheduler.give_up(request, RequestError::DeadlineExceeded, deferred) {
-                return Poll::Pending;
-            }
-        }
-    }
-
-    fn collect(&mut self, shared: &ExecutorShared, answer: Answer<T>) -> Poll<Answer<T>> {
-        self.collected = true;
-        self.unwait(shared);
-        Poll::Ready(answer)
-    }
-
-    fn unwait(&self, shared: &ExecutorShared) {
-        if let (Some(request), Some(worker)) = (self.request, this_worker()) {
-            worker.unwait(shared, request);
-        }
-    }
-
-    fn is_open(&self) -> bool {
-        self.receiver.is_open()
-    }
-
-    /// Nobody asks any more: removes the request if it still waits.
-    pub(crate) fn cancel(&mut self, shared: &ExecutorShared) {
-        if std::mem::replace(&mut self.collected, true) {
-            return;
-        }
-        self.unwait(shared);
-        if let (true, Some(request)) = (self.receiver.close(), self.request) {
-            let mut guard = shared.lock();
-            let (scheduler, deferred) = guard.parts();
-            scheduler.give_up(request, RequestError::Cancelled, deferred);
-        }
-    }
-}
+use crate::worker::context::{InlineProgress, this_worker, worker_of};
 
 /// The handle to one response.
 ///
@@ -139,17 +40,43 @@ impl<T: Send + 'static> Outstanding<T> {
 #[must_use = "dropping a response handle cancels its request"]
 pub struct ResponseHandle<T: Send + 'static> {
     shared: Arc<ExecutorShared>,
-    outstanding: Outstanding<T>,
+    receiver: Receiver<T>,
+    /// `None`: it is answered already, or a worker has been told to.
+    request: Option<RequestId>,
+    /// Until it has been seen to.
+    deadline: Option<Instant>,
+    collected: bool,
     policy: WaitPolicy,
 }
 
 impl<T: Send + 'static> ResponseHandle<T> {
-    pub(crate) fn new(
-        shared: &Arc<ExecutorShared>,
-        outstanding: Outstanding<T>,
+    pub(crate) fn new(shared: &Arc<ExecutorShared>, receiver: Receiver<T>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            receiver,
+            request: None,
+            deadline: None,
+            collected: false,
+            policy: WaitPolicy::default(),
+        }
+    }
+
+    /// The handle of a request that has been handed over.
+    pub(crate) fn of_request(
+        mut self,
+        request: RequestId,
+        deadline: Option<Instant>,
         policy: WaitPolicy,
     ) -> Self {
-        Self { shared: Arc::clone(shared), outstanding, policy }
+        (self.request, self.deadline, self.policy) = (Some(request), deadline, policy);
+        self
+    }
+
+    /// Waits as if nothing were known of the answer: how long one closure took says nothing of the
+    /// next.
+    pub(crate) fn without_policy(mut self) -> Self {
+        self.policy = WaitPolicy::default();
+        self
     }
 
     /// Waits for the response.
@@ -179,7 +106,7 @@ impl<T: Send + 'static> ResponseHandle<T> {
     /// # Blocking
     /// As [`wait`](Self::wait), and no longer than `timeout`.
     pub fn wait_timeout(mut self, timeout: Duration) -> Result<Result<T, RequestError>, Self> {
-        let until = self.shared.clock.now().checked_add(timeout);
+        let until = self.shared.clock.after(timeout);
         self.wait_until(until).ok_or(self)
     }
 
@@ -189,38 +116,89 @@ impl<T: Send + 'static> ResponseHandle<T> {
     /// # Panics
     /// When it is polled again after it has been ready.
     pub fn poll_no_inline(&mut self, context: &mut Context<'_>) -> Poll<Result<T, RequestError>> {
-        let Self { shared, outstanding, .. } = self;
-        outstanding.poll_no_inline(shared, context.waker())
+        self.look(context.waker())
+    }
+
+    /// One look for the answer. A deadline that has passed is seen to first.
+    pub(crate) fn look(&mut self, waker: &Waker) -> Poll<Answer<T>> {
+        loop {
+            if let Poll::Ready(answer) = self.receiver.poll(waker) {
+                self.collected = true;
+                self.unwait();
+                return Poll::Ready(answer);
+            }
+            let Some(request) = self.request else {
+                return Poll::Pending;
+            };
+            let now = || self.shared.clock.now();
+            if self.deadline.take_if(|deadline| *deadline <= now()).is_none()
+                || !self.shared.lock().give_up(request, RequestError::DeadlineExceeded)
+            {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// One look for the answer. On a worker, everything that can be done inline for it is seen to
+    /// first.
+    pub(crate) fn look_inline(&mut self, waker: &Waker) -> Poll<Answer<T>> {
+        loop {
+            if let Poll::Ready(answer) = self.look(waker) {
+                return Poll::Ready(answer);
+            }
+            let (Some(request), Some(worker)) = (self.request, this_worker()) else {
+                return Poll::Pending;
+            };
+            match worker.help(&self.shared, request) {
+                InlineProgress::Progress => {}
+                InlineProgress::Elsewhere => return Poll::Pending,
+                // An abort may have answered it since the look above. If not, this ends the handle,
+                // and dropping that cancels the request.
+                InlineProgress::Stuck => {
+                    let answer = self.look(waker);
+                    return Poll::Ready(match answer {
+                        Poll::Ready(answer) => answer,
+                        Poll::Pending => Err(RequestError::WouldDeadlock),
+                    });
+                }
+            }
+        }
     }
 
     /// The answer, or `None` when `until` has come first.
     fn wait_until(&mut self, until: Option<Instant>) -> Option<Answer<T>> {
-        let Self { shared, outstanding, policy } = self;
-        let WaitPolicy { group, spin } = std::mem::take(policy);
+        let WaitPolicy { group, spin } = std::mem::take(&mut self.policy);
         // To sleep with others, a thread must have nothing but the answer to wake up for.
-        let timed = until.is_some() || outstanding.deadline.is_some();
+        let timed = until.is_some() || self.deadline.is_some();
         let group = group.filter(|_| !timed);
         let waker = group.as_ref().map_or_else(thread_waker, WaiterGroup::waker);
-        if spin && worker_of(shared).is_none() {
-            spin_until(|| !outstanding.is_open());
+        if spin && worker_of(&self.shared).is_none() {
+            spin_until(|| !self.receiver.is_open());
         }
         loop {
             // CORRECTNESS: the waker is in the slot before each sleep, and the answer is stored
             // before the waker is woken, so either this sees the answer or the sleep ends.
-            if let Poll::Ready(answer) = outstanding.poll(shared, &waker) {
+            if let Poll::Ready(answer) = self.look_inline(&waker) {
                 return Some(answer);
             }
-            if until.is_some_and(|until| until <= shared.clock.now()) {
-                outstanding.unwait(shared);
+            if until.is_some_and(|until| until <= self.shared.clock.now()) {
+                self.unwait();
                 return None;
             }
             match &group {
-                Some(group) => group.sleep_unless(|| !outstanding.is_open()),
+                Some(group) => group.sleep_unless(|| !self.receiver.is_open()),
                 None => {
-                    let until = [until, outstanding.deadline].into_iter().flatten().min();
-                    shared.clock.park_until(until);
+                    let until = [until, self.deadline].into_iter().flatten().min();
+                    self.shared.clock.park_until(until);
                 }
             }
+        }
+    }
+
+    /// If this is a worker, it does not wait for the request any more.
+    fn unwait(&self) {
+        if let (Some(request), Some(worker)) = (self.request, this_worker()) {
+            worker.unwait(&self.shared, request);
         }
     }
 }
@@ -231,14 +209,20 @@ impl<T: Send + 'static> Future for ResponseHandle<T> {
     /// # Panics
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { shared, outstanding, .. } = self.get_mut();
-        outstanding.poll(shared, context.waker())
+        self.get_mut().look_inline(context.waker())
     }
 }
 
+/// Nobody asks any more: removes the request if it still waits.
 impl<T: Send + 'static> Drop for ResponseHandle<T> {
     fn drop(&mut self) {
-        self.outstanding.cancel(&self.shared);
+        if self.collected {
+            return;
+        }
+        self.unwait();
+        if let (true, Some(request)) = (self.receiver.close(), self.request) {
+            self.shared.lock().give_up(request, RequestError::Cancelled);
+        }
     }
 }
 

@@ -6,21 +6,21 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use crate::admission::waiters::Ticket;
-use crate::admission::{EnteredGroup, only};
+use crate::admission::waiters::{Patience, Requests, Ticket};
+use crate::admission::{Admission, only};
 use crate::engine::Engine;
 use crate::error::{InferError, Refusal, RequestError, SubmitError};
-use crate::handle::{Outstanding, ResponseHandle};
-use crate::queue_handles::QueueHandles;
+use crate::handle::ResponseHandle;
 use crate::request::Request;
-use crate::scheduler::pending::WaitForRoom;
-use crate::worker::inline::this_worker;
+use crate::sync::Receiver;
+use crate::worker::context::this_worker;
 
-enum InferState<E: Engine> {
+/// How far a future is. What it has handed over is cancelled when it is dropped.
+pub(crate) enum State<R, W> {
     /// It has not been polled.
-    New(Request<E::Item>),
-    /// It was handed over; with a ticket, it waits for room.
-    Waiting(Outstanding<E::Output>, Option<Arc<Ticket<E>>>),
+    New(R),
+    /// It was handed over.
+    Waiting(W),
     Done,
 }
 
@@ -29,16 +29,17 @@ enum InferState<E: Engine> {
 /// It has a handle to the queue of its own, so it can be spawned.
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Infer<E: Engine> {
-    queue: Arc<QueueHandles<E>>,
-    state: InferState<E>,
+    queue: Arc<Admission<E>>,
+    /// With a ticket, it waits for room.
+    state: State<Request<E::Item>, (ResponseHandle<E::Output>, Option<Ticket<E>>)>,
 }
 
 // Nothing in it is pinned.
 impl<E: Engine> Unpin for Infer<E> {}
 
 impl<E: Engine> Infer<E> {
-    pub(crate) fn new(queue: Arc<QueueHandles<E>>, request: Request<E::Item>) -> Self {
-        Self { queue, state: InferState::New(request) }
+    pub(crate) fn new(queue: Arc<Admission<E>>, request: Request<E::Item>) -> Self {
+        Self { queue, state: State::New(request) }
     }
 
     /// As `poll`, for who leaves a waker and does not wait: on a worker nothing is run inline, and
@@ -59,27 +60,27 @@ impl<E: Engine> Infer<E> {
         inline: bool,
     ) -> Poll<Result<E::Output, InferError<E::Item>>> {
         let Self { queue, state } = self;
-        let admission = &queue.admission;
-        if let InferState::New(_) = state {
-            let InferState::New(request) = mem::replace(state, InferState::Done) else {
+        if let State::New(_) = state {
+            let State::New(request) = mem::replace(state, State::Done) else {
                 unreachable!("matched above")
             };
-            let (outstanding, ticket) =
-                admission.start(request, waker).map_err(InferError::Refused)?;
+            let (sender, receiver) = Receiver::pair(Some(waker.clone()));
+            let handed_over = queue
+                .start(request, sender, receiver, Patience::UntilAnswered)
+                .map_err(InferError::Refused)?;
             // The waker went with it. On a worker there may be something to do inline.
-            let is_seen_to = ticket.is_none() && !(inline && this_worker().is_some());
-            *state = InferState::Waiting(outstanding, ticket);
+            let is_seen_to = handed_over.1.is_none() && !(inline && this_worker().is_some());
+            *state = State::Waiting(handed_over);
             if is_seen_to {
                 return Poll::Pending;
             }
         }
-        let InferState::Waiting(outstanding, ticket) = state else {
+        let State::Waiting((handle, ticket)) = state else {
             panic!("an inference was polled after it had answered");
         };
-        let polled = poll_waiting(queue, outstanding, ticket, waker, inline);
+        let polled = poll_waiting(queue, handle, ticket, waker, inline);
         if polled.is_ready() {
-            let done = mem::replace(state, InferState::Done);
-            cancel(queue, done);
+            *state = State::Done;
         }
         polled
     }
@@ -96,29 +97,20 @@ impl<E: Engine> Future for Infer<E> {
 }
 
 fn poll_waiting<E: Engine>(
-    queue: &QueueHandles<E>,
-    outstanding: &mut Outstanding<E::Output>,
-    ticket: &mut Option<Arc<Ticket<E>>>,
+    queue: &Admission<E>,
+    handle: &mut ResponseHandle<E::Output>,
+    ticket: &mut Option<Ticket<E>>,
     waker: &Waker,
     inline: bool,
 ) -> Poll<Result<E::Output, InferError<E::Item>>> {
-    let admission = &queue.admission;
     if let Some(refused) = poll_ticket(ticket, waker) {
-        admission.count_refused(1);
         return Poll::Ready(Err(InferError::Refused(refused)));
     }
-    let answer = if inline {
-        outstanding.poll(&admission.shared, waker)
-    } else {
-        outstanding.poll_no_inline(&admission.shared, waker)
-    };
-    if let (Poll::Ready(Err(RequestError::WouldDeadlock)), Some(_), Some(request)) =
-        (&answer, &ticket, outstanding.request())
-    {
+    let answer = if inline { handle.look_inline(waker) } else { handle.look(waker) };
+    if let (Poll::Ready(Err(RequestError::WouldDeadlock)), Some(waiting)) = (&answer, &ticket) {
         // It waits for room that only this worker could make.
-        admission.withdraw(request, Refusal::WouldDeadlock);
+        queue.withdraw(waiting, Refusal::WouldDeadlock);
         if let Some(refused) = poll_ticket(ticket, waker) {
-            admission.count_refused(1);
             return Poll::Ready(Err(InferError::Refused(refused)));
         }
     }
@@ -127,7 +119,7 @@ fn poll_waiting<E: Engine>(
 
 /// The request back, if it was refused. The ticket goes when it is settled.
 fn poll_ticket<E: Engine>(
-    ticket: &mut Option<Arc<Ticket<E>>>,
+    ticket: &mut Option<Ticket<E>>,
     waker: &Waker,
 ) -> Option<SubmitError<Request<E::Item>>> {
     let Poll::Ready(settled) = ticket.as_ref()?.poll(waker) else { return None };
@@ -135,38 +127,19 @@ fn poll_ticket<E: Engine>(
     settled.err().map(|refused| refused.map(only))
 }
 
-fn cancel<E: Engine>(queue: &QueueHandles<E>, state: InferState<E>) {
-    if let InferState::Waiting(mut outstanding, _) = state {
-        outstanding.cancel(&queue.admission.shared);
-    }
-}
-
-impl<E: Engine> Drop for Infer<E> {
-    fn drop(&mut self) {
-        cancel(&self.queue, mem::replace(&mut self.state, InferState::Done));
-    }
-}
-
-enum GroupState<E: Engine> {
-    New(Vec<Request<E::Item>>),
-    /// It waits for room.
-    Waiting(EnteredGroup<E>),
-    Done,
-}
-
 /// The future of [`BatchQueue::submit_group_async`](crate::BatchQueue::submit_group_async).
 #[must_use = "a future does nothing until it is awaited"]
 pub struct SubmitGroup<E: Engine> {
-    queue: Arc<QueueHandles<E>>,
-    state: GroupState<E>,
+    queue: Arc<Admission<E>>,
+    state: State<Requests<E>, (Vec<ResponseHandle<E::Output>>, Ticket<E>)>,
 }
 
 // Nothing in it is pinned.
 impl<E: Engine> Unpin for SubmitGroup<E> {}
 
 impl<E: Engine> SubmitGroup<E> {
-    pub(crate) fn new(queue: Arc<QueueHandles<E>>, requests: Vec<Request<E::Item>>) -> Self {
-        Self { queue, state: GroupState::New(requests) }
+    pub(crate) fn new(queue: Arc<Admission<E>>, requests: Requests<E>) -> Self {
+        Self { queue, state: State::New(requests) }
     }
 }
 
@@ -177,39 +150,19 @@ impl<E: Engine> Future for SubmitGroup<E> {
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { queue, state } = self.get_mut();
-        let admission = &queue.admission;
-        let submitted = match mem::replace(state, GroupState::Done) {
-            GroupState::New(requests) => admission.start_group(requests, WaitForRoom::Told)?,
-            GroupState::Waiting(submitted) => submitted,
-            GroupState::Done => panic!("a submission was polled after it had answered"),
+        let (handles, ticket) = match mem::replace(state, State::Done) {
+            State::New(requests) => match queue.start_group(requests, Patience::Until(None))? {
+                (handles, None) => return Poll::Ready(Ok(handles)),
+                (handles, Some(ticket)) => (handles, ticket),
+            },
+            State::Waiting(waiting) => waiting,
+            State::Done => panic!("a submission was polled after it had answered"),
         };
-        if let Some(ticket) = &submitted.ticket {
-            match ticket.poll(context.waker()) {
-                Poll::Pending => {
-                    *state = GroupState::Waiting(submitted);
-                    return Poll::Pending;
-                }
-                Poll::Ready(Err(refused)) => {
-                    admission.count_refused(submitted.outstanding.len());
-                    return Poll::Ready(Err(refused));
-                }
-                Poll::Ready(Ok(())) => {}
-            }
+        let settled = ticket.poll(context.waker());
+        if settled.is_pending() {
+            *state = State::Waiting((handles, ticket));
+            return Poll::Pending;
         }
-        Poll::Ready(Ok(admission.handles(submitted.outstanding)))
-    }
-}
-
-impl<E: Engine> Drop for SubmitGroup<E> {
-    fn drop(&mut self) {
-        let GroupState::Waiting(submitted) = mem::replace(&mut self.state, GroupState::Done) else {
-            return;
-        };
-        let admission = &self.queue.admission;
-        admission.withdraw(submitted.request, Refusal::Full);
-        // Those that went in just now are given up one by one.
-        for mut outstanding in submitted.outstanding {
-            outstanding.cancel(&admission.shared);
-        }
+        settled.map_ok(|()| handles)
     }
 }

@@ -77,13 +77,14 @@ mod handle;
 mod infer;
 #[cfg(all(test, loom))]
 mod loom_tests;
+mod owner;
 mod queue;
-mod queue_handles;
 mod request;
 mod scheduler;
 #[cfg(feature = "tower")]
 mod service;
 mod stats;
+mod submit_closure;
 mod sync;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
@@ -91,7 +92,7 @@ mod worker;
 
 #[doc(hidden)]
 pub use config::Delivery;
-pub use config::{BatchConfig, ExecutorConfig};
+pub use config::{Around, BatchConfig, ExecutorConfig};
 pub use engine::{BatchItem, Engine, Uniform};
 pub use error::{
     BuildError, ConfigError, EngineError, InferError, Refusal, RequestError, ShutdownError, Source,
@@ -103,5 +104,6 @@ pub use infer::{Infer, SubmitGroup};
 pub use queue::BatchQueue;
 pub use request::{ParsePriorityError, Priority, Request};
 pub use stats::{ClassStats, Health, Histogram, QueueHistograms, QueueStats, Summary};
+pub use submit_closure::SubmitClosure;
 #[doc(hidden)]
 pub use sync::PerProcess;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admission::{Admission, Patience};
+use crate::admission::Admission;
+use crate::admission::waiters::Patience;
 use crate::config::BatchConfig;
 use crate::engine::Engine;
 use crate::error::{BuildError, EngineError, ShutdownError, SubmitError};
@@ -12,12 +13,9 @@ use crate::error::{InferError, Refusal, RequestError};
 use crate::executor::{DeviceExecutor, Shutdown, build_engines};
 use crate::handle::ResponseHandle;
 use crate::infer::{Infer, SubmitGroup};
-use crate::queue_handles::QueueHandles;
 use crate::request::Request;
-use crate::stats::{Health, QueueHistograms, QueueStats};
-use crate::sync::thread_waker;
-use crate::worker::inline::belongs_to;
-use crate::worker::wait_graph;
+use crate::stats::{Health, QueueHistograms, QueueStats, Stats};
+use crate::worker::context::belongs_to;
 
 /// The typed front of one engine: any thread or task submits requests, those of equal batch key
 /// that wait together run as one batch, and each gets its own response.
@@ -46,7 +44,7 @@ use crate::worker::wait_graph;
 /// # }
 /// ```
 pub struct BatchQueue<E: Engine> {
-    handles: Arc<QueueHandles<E>>,
+    admission: Arc<Admission<E>>,
 }
 
 impl<E: Engine> BatchQueue<E> {
@@ -65,14 +63,14 @@ impl<E: Engine> BatchQueue<E> {
         factory: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
     ) -> Result<Self, BuildError> {
         config.validate()?;
-        let owner = Arc::clone(device.owner());
-        let shared = &owner.shared;
-        let (admission, factory) = Admission::new(shared, config, factory)
-            .ok_or_else(|| BuildError::Closed(shared.device.clone()))?;
-        // If this fails, dropping the handle closes the queue, which drops what was built.
-        let handles = Arc::new(QueueHandles::new(admission, Arc::clone(&owner)));
-        build_engines(shared, &factory)?;
-        Ok(Self { handles })
+        let owner = device.owner();
+        let (admission, factory) =
+            Admission::new(&owner.shared, Some(Arc::clone(owner) as _), config, factory)
+                .ok_or_else(|| BuildError::Closed(owner.shared.device.clone()))?;
+        // If this fails, dropping the queue closes it, which drops what was built.
+        let queue = Self { admission: Arc::new(admission) };
+        build_engines(&owner.shared, &factory)?;
+        Ok(queue)
     }
 
     /// Submits a request, waiting for room if the queue is full.
@@ -88,7 +86,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         request: impl Into<Request<E::Item>>,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        self.admission().submit(request.into(), Patience::Until(None))
+        self.admission.submit(request.into(), Patience::Until(None))
     }
 
     /// Submits a request if there is room now.
@@ -117,7 +115,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         request: impl Into<Request<E::Item>>,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        self.admission().submit(request.into(), Patience::None)
+        self.admission.submit(request.into(), Patience::None)
     }
 
     /// Submits a request, waiting for room for at most `timeout`.
@@ -132,7 +130,7 @@ impl<E: Engine> BatchQueue<E> {
         request: impl Into<Request<E::Item>>,
         timeout: Duration,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        self.admission().submit(request.into(), self.patience(timeout))
+        self.admission.submit(request.into(), self.patience(timeout))
     }
 
     /// Submits several requests at once: all of them are accepted, or none is. They may run in
@@ -162,7 +160,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         requests: impl IntoIterator<Item = impl Into<Request<E::Item>>>,
     ) -> Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>> {
-        self.admission().submit_group(all(requests), Patience::Until(None))
+        self.admission.submit_group(all(requests), Patience::Until(None))
     }
 
     /// As [`submit_group`](Self::submit_group), if there is room for all now.
@@ -173,7 +171,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         requests: impl IntoIterator<Item = impl Into<Request<E::Item>>>,
     ) -> Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>> {
-        self.admission().submit_group(all(requests), Patience::None)
+        self.admission.submit_group(all(requests), Patience::None)
     }
 
     /// As [`submit_group`](Self::submit_group), waiting for room for at most `timeout`.
@@ -188,7 +186,7 @@ impl<E: Engine> BatchQueue<E> {
         requests: impl IntoIterator<Item = impl Into<Request<E::Item>>>,
         timeout: Duration,
     ) -> Result<Vec<ResponseHandle<E::Output>>, SubmitError<Vec<Request<E::Item>>>> {
-        self.admission().submit_group(all(requests), self.patience(timeout))
+        self.admission.submit_group(all(requests), self.patience(timeout))
     }
 
     /// As [`submit_group`](Self::submit_group), waiting for room without blocking the thread.
@@ -202,7 +200,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         requests: impl IntoIterator<Item = impl Into<Request<E::Item>>>,
     ) -> SubmitGroup<E> {
-        SubmitGroup::new(Arc::clone(&self.handles), all(requests))
+        SubmitGroup::new(Arc::clone(&self.admission), all(requests))
     }
 
     /// Submits a request and waits for its response, without blocking the thread at any point.
@@ -231,12 +229,12 @@ impl<E: Engine> BatchQueue<E> {
     /// # }
     /// ```
     pub fn infer(&self, request: impl Into<Request<E::Item>>) -> Infer<E> {
-        Infer::new(Arc::clone(&self.handles), request.into())
+        Infer::new(Arc::clone(&self.admission), request.into())
     }
 
     /// Refuses new requests; what was accepted is run. Does not wait.
     pub fn close(&self) {
-        self.handles.close(false);
+        self.admission.close(false);
     }
 
     /// Refuses new requests, runs (or, with [`Shutdown::Abort`], answers with
@@ -267,53 +265,48 @@ impl<E: Engine> BatchQueue<E> {
     /// # }
     /// ```
     pub fn shutdown(&self, mode: Shutdown, timeout: Duration) -> Result<(), ShutdownError> {
-        self.handles.close(mode == Shutdown::Abort);
-        let Admission { shared, queue, .. } = self.admission();
+        self.admission.close(mode == Shutdown::Abort);
+        let Admission { shared, queue, .. } = &*self.admission;
         if belongs_to(shared) {
             return Err(ShutdownError::WouldDeadlock);
         }
-        let until = shared.clock.now().checked_add(timeout);
-        let waker = thread_waker();
-        while !shared.lock().is_gone(*queue, &waker) {
-            if until.is_some_and(|until| until <= shared.clock.now()) {
-                return Err(ShutdownError::Timeout(timeout));
-            }
-            shared.clock.park_until(until);
-        }
-        Ok(())
+        let until = shared.clock.after(timeout);
+        let is_gone = shared.wait(until, |scheduler, waker| scheduler.is_gone(*queue, waker));
+        if is_gone { Ok(()) } else { Err(ShutdownError::Timeout(timeout)) }
     }
 
     /// A snapshot of the counters and of what waits; the last one when the queue has been shut down.
     pub fn stats(&self) -> QueueStats {
-        let Admission { shared, queue, .. } = self.admission();
-        shared.stats(*queue).summary()
+        self.live_stats().summary()
     }
 
     /// A snapshot of the histograms, for a monitoring system.
     pub fn histograms(&self) -> QueueHistograms {
-        let Admission { shared, queue, .. } = self.admission();
-        shared.stats(*queue).histograms()
+        self.live_stats().histograms()
+    }
+
+    /// The counters and the histograms of one instant.
+    pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
+        let stats = self.live_stats();
+        (stats.summary(), stats.histograms())
     }
 
     /// Whether the queue works, builds its engine again, stalls, has failed or was shut down.
     pub fn health(&self) -> Health {
-        let Admission { shared, queue, .. } = self.admission();
-        let now = shared.clock.now();
-        let waits_for = |worker| wait_graph::waits_for((shared.id, worker));
-        shared.lock().health(*queue, now, waits_for)
+        self.admission.shared.health(Some(self.admission.queue))
     }
 
     /// The settings that the queue was made with.
     pub fn config(&self) -> &BatchConfig {
-        &self.admission().config
+        &self.admission.config
     }
 
-    pub(crate) fn admission(&self) -> &Admission<E> {
-        &self.handles.admission
+    fn live_stats(&self) -> Stats {
+        self.admission.shared.stats(self.admission.queue)
     }
 
     fn patience(&self, timeout: Duration) -> Patience {
-        Patience::Until(self.admission().shared.clock.now().checked_add(timeout))
+        Patience::Until(self.admission.shared.clock.after(timeout))
     }
 }
 
@@ -323,7 +316,7 @@ fn all<I>(requests: impl IntoIterator<Item = impl Into<Request<I>>>) -> Vec<Requ
 
 impl<E: Engine> Clone for BatchQueue<E> {
     fn clone(&self) -> Self {
-        Self { handles: Arc::clone(&self.handles) }
+        Self { admission: Arc::clone(&self.admission) }
     }
 }
 
@@ -331,7 +324,7 @@ impl<E: Engine> std::fmt::Debug for BatchQueue<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BatchQueue")
             .field("name", &self.config().name)
-            .field("device", &self.admission().shared.device)
+            .field("device", &self.admission.shared.device)
             .finish_non_exhaustive()
     }
 }

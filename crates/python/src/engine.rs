@@ -1,4 +1,5 @@
-//! The engine of a Python model: one attachment and one Python call for a batch.
+//! The engine of a Python model: in this process one attachment and one Python call for a batch, or
+//! in a child.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -8,12 +9,13 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use crate::delivery;
 use crate::failure::engine_error;
-use crate::interpreter::{attach_worker, drop_attached};
+use crate::interpreter::{attach_worker, drop_attached, is_given_up};
 use crate::item::{Answer, Item, Payload};
-use crate::pending::{self, Delivered};
 use crate::plain::Plain;
-use crate::turnstile::GilTurnstile;
+use crate::remote::{Remote, RemoteFactory};
+use crate::turnstile::{self, GilTurnstile};
 
 thread_local! {
     /// The queues whose batches run on this worker, each inside the one before.
@@ -32,10 +34,25 @@ pub(crate) fn is_running(turnstile: &Arc<GilTurnstile>) -> bool {
 /// given batches of plain tensors as they are; with `prepared(tensor, rows, modes, context)` it
 /// makes an input of one that shares a batch with others.
 pub(crate) struct PyEngine {
-    runner: Option<Runner>,
+    place: Place,
     turnstile: Arc<GilTurnstile>,
     idempotent: bool,
     padded_cost: usize,
+}
+
+/// Where the batches run.
+enum Place {
+    /// `None` in `drop` alone.
+    Here(Option<Runner>),
+    Child(Box<Remote>),
+}
+
+/// How the engines of a queue are made.
+pub(crate) enum PyFactory {
+    /// `build()`, called on the worker, gives the runner: its `run`, with the other methods as
+    /// attributes; and whether a failed batch may be run again.
+    Here(Py<PyAny>, bool),
+    Child(RemoteFactory),
 }
 
 struct Runner {
@@ -98,19 +115,27 @@ impl Runner {
 }
 
 impl PyEngine {
-    /// Calls `build()`, which gives the runner: its `run`, with the other methods as attributes.
+    /// On the worker.
     pub(crate) fn build(
-        build: &Arc<Py<PyAny>>,
+        factory: &PyFactory,
         turnstile: &Arc<GilTurnstile>,
-        idempotent: bool,
     ) -> Result<Self, EngineError> {
-        let runner = attach_worker(|py| {
-            let built = build.bind(py).call0().and_then(Runner::new);
-            built.map_err(|error| engine_error(py, error))
-        });
-        let runner = runner.unwrap_or_else(|| Err(interpreter_ending()))?;
-        let turnstile = Arc::clone(turnstile);
-        Ok(Self { runner: Some(runner), turnstile, idempotent, padded_cost: 0 })
+        let (place, idempotent) = match factory {
+            PyFactory::Here(build, idempotent) => {
+                let runner = attach_worker(|py| {
+                    let built = build.bind(py).call0().and_then(Runner::new);
+                    built.map_err(|error| engine_error(py, error))
+                });
+                let runner = runner.unwrap_or_else(|| Err(interpreter_ending()))?;
+                (Place::Here(Some(runner)), *idempotent)
+            }
+            PyFactory::Child(factory) => {
+                let remote = factory.build()?;
+                let idempotent = remote.idempotent();
+                (Place::Child(Box::new(remote)), idempotent)
+            }
+        };
+        Ok(Self { place, turnstile: Arc::clone(turnstile), idempotent, padded_cost: 0 })
     }
 
     fn run(&mut self, py: Python<'_>, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {
@@ -128,7 +153,9 @@ impl PyEngine {
         let outputs = if count == 0 {
             Vec::new()
         } else {
-            let runner = self.runner.as_ref().expect("it is taken in drop alone");
+            let Place::Here(Some(runner)) = &self.place else {
+                unreachable!("it is taken in drop alone, and a child's batch does not come here")
+            };
             let called = runner.call(py, live);
             let (outputs, padded_cost) = called.map_err(|error| {
                 if let [item] = batch {
@@ -154,13 +181,13 @@ impl PyEngine {
     }
 
     /// Tells everybody whose answer is there: resolves futures, lets threads in.
-    fn tell(&self, delivered: Delivered) {
-        let Delivered { futures, waiters } = delivered;
+    fn tell(&self) {
+        let (futures, waiters) = (delivery::take_delivered(), turnstile::take_delivered());
         if !waiters.is_empty() {
             self.turnstile.open(waiters);
         }
         if !futures.is_empty() {
-            attach_worker(|py| pending::resolve_all(py, futures));
+            attach_worker(|py| delivery::resolve_all(py, futures));
         }
     }
 }
@@ -170,16 +197,29 @@ impl Engine for PyEngine {
     type Output = Answer;
 
     fn infer(&mut self, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {
-        pending::no_delivery();
+        if is_given_up() {
+            return Err(interpreter_ending());
+        }
+        delivery::no_delivery();
         RUNNING.with_borrow_mut(|running| running.push(Arc::as_ptr(&self.turnstile)));
-        let answers = attach_worker(|py| self.run(py, batch));
+        let answers = match &mut self.place {
+            Place::Here(_) => attach_worker(|py| self.run(py, batch)),
+            Place::Child(remote) => {
+                let answers = remote.run(batch);
+                self.padded_cost = remote.padded_cost();
+                answers
+            }
+        };
         RUNNING.with_borrow_mut(Vec::pop);
-        pending::expect_delivery();
+        delivery::expect_delivery();
         answers.unwrap_or_else(|| Err(interpreter_ending()))
     }
 
     fn delivered(&mut self) {
-        self.tell(pending::take_delivered());
+        self.tell();
+        if let Place::Child(remote) = &mut self.place {
+            remote.delivered();
+        }
     }
 
     fn idempotent(&self) -> bool {
@@ -194,8 +234,10 @@ impl Engine for PyEngine {
 impl Drop for PyEngine {
     fn drop(&mut self) {
         // A delivery that this engine had announced does not come.
-        self.tell(pending::take_delivered());
-        drop_attached(self.runner.take());
+        self.tell();
+        if let Place::Here(runner) = &mut self.place {
+            drop_attached(runner.take());
+        }
     }
 }
 

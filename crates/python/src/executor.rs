@@ -1,22 +1,24 @@
 //! The device executor as Python's front sees it, and the list of all executors, which are stopped
 //! when the interpreter ends.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use onelane::{
     Delivery, DeviceExecutor, ExecutorConfig, Health, PerProcess, Refusal, Request, ResponseHandle,
-    Shutdown, SubmitError,
+    Shutdown, SubmitClosure, SubmitError,
 };
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::failure::{forked, from_build, from_submit, raise};
-use crate::interpreter::{Step, attach_worker, drop_attached, generation, wait};
-use crate::pending::is_resolving;
-use crate::queue::{wait_for, wait_shutdown};
+use crate::interpreter::{attach_worker, drop_attached, generation, is_given_up};
 use crate::stats;
+use crate::target::is_resolving;
+use crate::waiting::{until, wait_for, wait_future, wait_shutdown};
 
 /// An executor, and whether its Python object is still there. Executors that were dropped stay here
 /// until their workers have ended, so that no destructor has to wait for a worker.
@@ -80,7 +82,14 @@ impl Executor {
         stack_size: Option<usize>,
     ) -> PyResult<Self> {
         drop_ended(py);
-        let mut config = ExecutorConfig::new(device).workers(workers).delivery(Delivery::Worker);
+        // Who submits holds the interpreter's lock: what it submits until it lets go shares a batch.
+        let mut config = ExecutorConfig::new(device)
+            .workers(workers)
+            .delivery(Delivery::Worker)
+            .around(crate::pool::autorelease)
+            .on_wake(|| {
+                let _ = attach_worker(|_| ());
+            });
         if let Some(stack_size) = stack_size {
             config = config.stack_size(stack_size);
         }
@@ -114,7 +123,8 @@ impl Executor {
     /// Runs `item()` on the worker, some time; on a worker itself now, unless this is the callback of
     /// a future. If it cannot be run, `item.abandon()` is called, on the thread that gives it up.
     ///
-    /// Waits for room for it. Not with `wait = False`: says whether there was room.
+    /// Waits for room for it. Not with `wait = False`: says whether there was room, and forgets the
+    /// item if there was none.
     #[pyo3(signature = (item, wait = true))]
     fn submit(&self, py: Python<'_>, item: Py<PyAny>, wait: bool) -> PyResult<bool> {
         let device = self.device(py)?;
@@ -149,6 +159,25 @@ impl Executor {
         Ok(true)
     }
 
+    /// As `submit`, and does not block: an item that finds no room waits for it by itself.
+    fn enter(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<()> {
+        let device = self.device(py)?;
+        let call = Arc::new(Call(Mutex::new(Some(item))));
+        if device.is_worker() && !is_resolving() {
+            call.run();
+            return Ok(());
+        }
+        match device.try_submit_no_inline(move || call.run()) {
+            Ok(handle) => Keep::follow(handle),
+            Err(refused) if matches!(refused.reason(), Refusal::Full) => {
+                let request = Request::new(refused.into_refused());
+                Entering::begin(Box::new(device.submit_async(request)));
+            }
+            Err(refused) => return Err(refusal(py, &refused)),
+        }
+        Ok(())
+    }
+
     /// Runs `function()` on the worker and waits for what it returns or raises.
     fn call(&self, py: Python<'_>, function: Py<PyAny>) -> PyResult<Py<PyAny>> {
         let device = self.device(py)?;
@@ -179,13 +208,7 @@ impl Executor {
     fn shutdown(&self, py: Python<'_>, abort: bool, timeout: Option<f64>) -> PyResult<bool> {
         let device = self.device(py)?;
         let mode = if abort { Shutdown::Abort } else { Shutdown::Drain };
-        let until = match timeout {
-            None => None,
-            Some(timeout) => {
-                let timeout = Duration::try_from_secs_f64(timeout.max(0.0)).unwrap_or_default();
-                Instant::now().checked_add(timeout)
-            }
-        };
+        let until = until(timeout)?;
         wait_shutdown(py, until, |slice| device.shutdown(mode, slice))
     }
 
@@ -199,7 +222,7 @@ impl Executor {
 
     /// The counters and histograms of the calls, as a dict.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        stats::to_dict(py, &self.device(py)?.stats(), 0)
+        stats::to_dict(py, &self.device(py)?.snapshot(), 0, None)
     }
 
     /// See [`stats::health`]; of the worst of the executor's queues.
@@ -276,6 +299,10 @@ impl Call {
     }
 
     fn run(&self) {
+        if is_given_up() {
+            // Dropped with this, which abandons it.
+            return;
+        }
         let mut item = self.take();
         let ran = attach_worker(|py| {
             if let Some(item) = item.take() {
@@ -320,16 +347,7 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    let submitted = wait(py, Request::new(closure), |request, slice| {
-        // On the main thread a slice at a time: each time it goes behind those who wait already.
-        let submitted = device.submit_timeout(request, slice.unwrap_or(Duration::MAX));
-        match submitted {
-            Err(refused) if matches!(refused.reason(), Refusal::Full) => {
-                Step::Again(refused.into_refused())
-            }
-            other => Step::Done(other),
-        }
-    })?;
+    let submitted = wait_future(py, device.submit_async(Request::new(closure)))?;
     submitted.map_err(|refused| refusal(py, &refused))
 }
 
@@ -381,20 +399,102 @@ impl Wake for Keep {
     }
 }
 
-/// Stops all executors of this process: what was accepted is run.
+/// The submission of a work item that waits for room.
+type Submission = Box<dyn Future<Output = Option<ResponseHandle<()>>> + Send + Unpin>;
+
+/// A work item that waits for room by itself, and is followed from there.
+struct Entering(Mutex<Stage>);
+
+/// A look takes the submission out: a waker that is called in the middle of one leaves a note.
+enum Stage {
+    Waits(Submission),
+    Looking { woken: bool },
+    In,
+}
+
+impl Entering {
+    fn begin<F>(submission: Box<SubmitClosure<F, ()>>)
+    where
+        F: FnOnce() + Send + 'static,
+    {
+        // Refused: the item is dropped, which abandons it.
+        let submission = Box::new(Accepted(submission));
+        Arc::new(Self(Mutex::new(Stage::Looking { woken: false }))).look(submission);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stage> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(self: &Arc<Self>, mut submission: Submission) {
+        let waker = Waker::from(Arc::clone(self));
+        loop {
+            let polled = Pin::new(&mut submission).poll(&mut Context::from_waker(&waker));
+            let mut stage = self.lock();
+            match (polled, &*stage) {
+                (Poll::Ready(handle), _) => {
+                    *stage = Stage::In;
+                    drop(stage);
+                    if let Some(handle) = handle {
+                        Keep::follow(handle);
+                    }
+                    return;
+                }
+                (Poll::Pending, Stage::Looking { woken: true }) => {
+                    *stage = Stage::Looking { woken: false };
+                }
+                (Poll::Pending, _) => {
+                    *stage = Stage::Waits(submission);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Wake for Entering {
+    fn wake(self: Arc<Self>) {
+        let mut stage = self.lock();
+        match std::mem::replace(&mut *stage, Stage::Looking { woken: false }) {
+            Stage::Waits(submission) => {
+                drop(stage);
+                self.look(submission);
+            }
+            Stage::Looking { .. } => *stage = Stage::Looking { woken: true },
+            Stage::In => *stage = Stage::In,
+        }
+    }
+}
+
+/// The handle of a submission that was accepted.
+struct Accepted<F>(Box<SubmitClosure<F, ()>>);
+
+impl<F: FnOnce() + Send + 'static> Future for Accepted<F> {
+    type Output = Option<ResponseHandle<()>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut *self.0).poll(context).map(Result::ok)
+    }
+}
+
+/// Stops all executors of this process; says whether they have ended in `timeout` seconds. What was
+/// accepted is run or, with `abort`, given up if it has not started.
 ///
 /// # Errors
 /// What a signal handler raised while this waited.
 #[pyfunction]
-pub(crate) fn shutdown_all(py: Python<'_>) -> PyResult<()> {
+pub(crate) fn shutdown_all(py: Python<'_>, abort: bool, timeout: f64) -> PyResult<bool> {
+    let mode = if abort { Shutdown::Abort } else { Shutdown::Drain };
+    let until = until(Some(timeout))?;
     let devices: Vec<_> = all().iter().map(|r| r.device.clone()).collect();
     py.detach(|| {
         for device in &devices {
-            let _ = device.shutdown(Shutdown::Drain, Duration::ZERO);
+            let _ = device.shutdown(mode, Duration::ZERO);
         }
     });
+    let mut ended = true;
     for device in &devices {
-        wait_shutdown(py, None, |slice| device.shutdown(Shutdown::Drain, slice))?;
+        ended &= wait_shutdown(py, until, |slice| device.shutdown(mode, slice))?;
     }
-    Ok(())
+    Ok(ended)
 }

@@ -6,9 +6,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use onelane::{BuildError, EngineError, Refusal, RequestError, SubmitError};
+use onelane_isolate::{ChildLost, RemoteError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyTraceback, PyType};
+use pyo3::types::{PyBytes, PyTraceback, PyType};
 
 use crate::interpreter::drop_attached;
 
@@ -71,20 +72,49 @@ impl Drop for PyFailure {
     }
 }
 
-/// An exception raised while a batch ran. Running out of device memory is told apart, the core
-/// splits such a batch, and so is the loss of the engine, which the core builds again.
+/// What an exception raised while a batch ran says of the engine.
+pub(crate) enum Severity {
+    /// Nothing: the batch failed.
+    Failed,
+    /// The device ran out of memory: the core splits such a batch.
+    OutOfMemory,
+    /// The engine is gone: the core builds it again.
+    Lost,
+    /// The device of this process answers nothing but errors from now on.
+    Poisoned,
+}
+
+/// Asks `onelane.errors`.
+pub(crate) fn severity(py: Python<'_>, error: &PyErr) -> Severity {
+    let says = |name| {
+        call_errors(py, name, (error.value(py),))
+            .and_then(|answer| answer.extract::<bool>(py))
+            .unwrap_or(false)
+    };
+    if says("is_out_of_memory") {
+        Severity::OutOfMemory
+    } else if says("is_engine_lost") {
+        Severity::Lost
+    } else if says("is_device_poisoned") {
+        Severity::Poisoned
+    } else {
+        Severity::Failed
+    }
+}
+
+/// An exception raised while a batch ran in this process.
 pub(crate) fn engine_error(py: Python<'_>, error: PyErr) -> EngineError {
-    let out_of_memory = call_errors(py, "is_out_of_memory", (error.value(py),))
-        .and_then(|answer| answer.extract::<bool>(py))
-        .unwrap_or(false);
-    let lost = call_errors(py, "is_engine_lost", (error.value(py),))
-        .and_then(|answer| answer.extract::<bool>(py))
-        .unwrap_or(false);
-    let failure = PyFailure::new(py, error);
-    match (out_of_memory, lost) {
-        (true, _) => EngineError::out_of_memory(failure),
-        (_, true) => EngineError::lost(failure),
-        _ => EngineError::failed(failure),
+    let severity = severity(py, &error);
+    let mut failure = PyFailure::new(py, error);
+    match severity {
+        Severity::OutOfMemory => EngineError::out_of_memory(failure),
+        Severity::Lost => EngineError::lost(failure),
+        Severity::Poisoned => {
+            let said = failure.text.lines().next().unwrap_or_default();
+            failure.text = format!("{said} (isolation=\"process\" contains it)");
+            EngineError::device_lost(failure)
+        }
+        Severity::Failed => EngineError::failed(failure),
     }
 }
 
@@ -93,12 +123,53 @@ pub(crate) fn engine_error(py: Python<'_>, error: PyErr) -> EngineError {
 /// Each caller has an object of its own: who raises one adds his own frames to it.
 fn from_engine(py: Python<'_>, error: &EngineError) -> PyErr {
     let failure = error.cause().downcast_ref::<PyFailure>().map(|failure| failure.take(py));
+    if let Some(lost) = error.cause().downcast_ref::<ChildLost>() {
+        return told(py, from_child_lost(py, lost));
+    }
+    if let Some(remote) = error.cause().downcast_ref::<RemoteError>() {
+        return from_remote(py, remote);
+    }
     match (error, failure) {
         // The model has said so itself.
         (EngineError::Lost(_), Some(lost)) => told(py, lost),
         (_, Some(failure)) => failure,
         _ => raise(py, "EngineLost", error.to_string()),
     }
+}
+
+/// What a model in a child raised.
+fn from_remote(py: Python<'_>, remote: &RemoteError) -> PyErr {
+    let arguments = (&remote.text, PyBytes::new(py, &remote.detail), remote.panicked);
+    call_remote(py, "revive", arguments)
+}
+
+/// How a child was lost, as an exception of `onelane.errors`.
+fn from_child_lost(py: Python<'_>, lost: &ChildLost) -> PyErr {
+    let text = lost.to_string();
+    let kind = match lost {
+        ChildLost::Crashed { .. } => "EngineCrashed",
+        ChildLost::Hung { .. } => "EngineHung",
+        // As in process, where what a factory raises comes out as it is.
+        ChildLost::NotBuilt { error, .. } => return from_remote(py, error),
+        _ => "EngineLost",
+    };
+    let cause = match lost {
+        ChildLost::EngineLost { error, .. } => Some(from_remote(py, error).into_value(py)),
+        _ => None,
+    };
+    call_remote(py, "lost", (kind, text, lost.stderr(), lost.signal(), lost.exit_code(), cause))
+}
+
+fn call_remote<'py>(
+    py: Python<'py>,
+    name: &str,
+    arguments: impl pyo3::call::PyCallArgs<'py>,
+) -> PyErr {
+    let made = py
+        .import("onelane._remote")
+        .and_then(|module| module.getattr(name))
+        .and_then(|function| function.call1(arguments));
+    made.map_or_else(|error| error, PyErr::from_value)
 }
 
 /// Notes on an exception that a caller has it: raised again, by a model that made the call, it is
@@ -150,9 +221,7 @@ pub(crate) fn from_build(py: Python<'_>, error: &BuildError) -> PyErr {
 
 /// An exception of `onelane.errors` with a text.
 pub(crate) fn raise(py: Python<'_>, name: &str, text: String) -> PyErr {
-    let kind = errors(py)
-        .and_then(|module| module.bind(py).getattr(name))
-        .and_then(|kind| Ok(kind.cast_into::<PyType>()?));
+    let kind = error_class(py, name).and_then(|kind| Ok(kind.cast_into::<PyType>()?));
     match kind {
         Ok(kind) if name == "EngineLost" => told(py, PyErr::from_type(kind, text)),
         Ok(kind) => PyErr::from_type(kind, text),
@@ -169,9 +238,8 @@ pub(crate) fn forked(py: Python<'_>, what: &str) -> PyErr {
     raise(py, "ForkedProcess", text)
 }
 
-fn errors(py: Python<'_>) -> PyResult<&Py<PyModule>> {
-    static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    ERRORS.get_or_try_init(py, || Ok(py.import("onelane.errors")?.unbind()))
+fn error_class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import(intern!(py, "onelane.errors"))?.getattr(name)
 }
 
 fn call_errors<'py>(
@@ -179,5 +247,5 @@ fn call_errors<'py>(
     name: &str,
     args: impl pyo3::call::PyCallArgs<'py>,
 ) -> PyResult<Py<PyAny>> {
-    Ok(errors(py)?.bind(py).getattr(name)?.call1(args)?.unbind())
+    Ok(error_class(py, name)?.call1(args)?.unbind())
 }

@@ -1,20 +1,22 @@
 //! The base class of `onelane.BatchQueue`: a call, from the caller's frame to the core and back,
 //! without a Python frame in between when the input is a plain tensor.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicIsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use onelane::Priority;
+use onelane::{ParsePriorityError, Priority};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
+use crate::interpreter::imported;
 use crate::item::{Item, Payload};
 use crate::pending::Ticket;
 use crate::plain::{Reader, Torch};
-use crate::queue::{Queue, Submission, Terms, until};
+use crate::queue::{Queue, Submission, Terms};
+use crate::waiting::until;
 
 /// How many executors are held by a thread or task: its calls go another way, see `_hold.py`.
 static HELD: AtomicIsize = AtomicIsize::new(0);
@@ -79,7 +81,9 @@ impl Front {
         open.queue.get().call(py, item, terms)
     }
 
-    /// One request; returns its future.
+    /// One request; returns its future. `wait`: for room, if there is none.
+    #[pyo3(signature = (inputs, named, timeout, deadline, priority, wait = true))]
+    #[allow(clippy::too_many_arguments, reason = "the call of one Python method")]
     fn _submit(
         slf: &Bound<'_, Self>,
         inputs: &Bound<'_, PyTuple>,
@@ -87,13 +91,15 @@ impl Front {
         timeout: Option<f64>,
         deadline: Option<f64>,
         priority: &str,
+        wait: bool,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let open = slf.get().open(py)?;
         let terms = terms(py, timeout, deadline, priority)?;
         let item = open.item(slf, inputs, Some(named))?;
         let future = new_future(py)?;
-        let ticket = open.queue.get().submit_item(py, item, terms, future.clone().unbind())?;
+        let ticket =
+            open.queue.get().submit_item(py, item, terms, future.clone().unbind(), wait)?;
         give_ticket(&future, ticket)?;
         Ok(future.unbind())
     }
@@ -124,27 +130,41 @@ impl Front {
         Ok(futures.unbind())
     }
 
-    /// One request of a task; returns a future of its event loop, and the ticket.
-    fn _infer(
+    /// Reads one request, with the calling thread's modes; `_infer` submits it.
+    fn _read(
         slf: &Bound<'_, Self>,
         inputs: &Bound<'_, PyTuple>,
         named: &Bound<'_, PyDict>,
         timeout: Option<f64>,
         deadline: Option<f64>,
         priority: &str,
-    ) -> PyResult<(Py<PyAny>, Ticket)> {
-        static RUNNING_LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    ) -> PyResult<Reading> {
         let py = slf.py();
         let open = slf.get().open(py)?;
         let terms = terms(py, timeout, deadline, priority)?;
         let item = open.item(slf, inputs, Some(named))?;
-        let event_loop = RUNNING_LOOP.import(py, "asyncio", "get_running_loop")?.call0()?;
+        Ok(Reading(Mutex::new(Some((item, terms)))))
+    }
+
+    /// Submits a request of a task; returns a future of its event loop, and the ticket.
+    fn _infer(slf: &Bound<'_, Self>, reading: &Reading) -> PyResult<(Py<PyAny>, Ticket)> {
+        static RUNNING_LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let py = slf.py();
+        let open = slf.get().open(py)?;
+        let read = reading.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (item, terms) =
+            read.ok_or_else(|| PyRuntimeError::new_err("the request was submitted already"))?;
+        let event_loop = imported(py, &RUNNING_LOOP, "asyncio", "get_running_loop")?.call0()?;
         let future = event_loop.call_method0(intern!(py, "create_future"))?.unbind();
         let target = (event_loop.unbind(), future.clone_ref(py));
         let ticket = open.queue.get().submit_async(py, item, terms, target)?;
         Ok((future, ticket))
     }
 }
+
+/// A request that was read and has not been submitted.
+#[pyclass(frozen, module = "onelane._onelane")]
+pub(crate) struct Reading(Mutex<Option<(Item, Terms)>>);
 
 impl Front {
     /// What it is made of. CORRECTNESS: in the child of a fork this comes before any lock.
@@ -209,20 +229,13 @@ fn terms(
     priority: &str,
 ) -> PyResult<Terms> {
     static MONOTONIC: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let priority = match priority {
-        "normal" => Priority::Normal,
-        "interactive" => Priority::Interactive,
-        "bulk" => Priority::Bulk,
-        other => {
-            return Err(PyValueError::new_err(format!(
-                "priority={other:?}: use 'interactive', 'normal' or 'bulk'"
-            )));
-        }
-    };
+    let priority: Priority = priority
+        .parse()
+        .map_err(|error: ParsePriorityError| PyValueError::new_err(error.to_string()))?;
     let left = match deadline {
         None => timeout,
         Some(deadline) => {
-            let now: f64 = MONOTONIC.import(py, "time", "monotonic")?.call0()?.extract()?;
+            let now: f64 = imported(py, &MONOTONIC, "time", "monotonic")?.call0()?.extract()?;
             let left = deadline - now;
             Some(timeout.map_or(left, |timeout| timeout.min(left)))
         }
@@ -232,7 +245,7 @@ fn terms(
 
 fn new_future(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     static FUTURE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    FUTURE.import(py, "onelane._future", "RequestFuture")?.call0()
+    imported(py, &FUTURE, "onelane._future", "RequestFuture")?.call0()
 }
 
 fn give_ticket(future: &Bound<'_, PyAny>, ticket: Ticket) -> PyResult<()> {

@@ -5,11 +5,16 @@
 //! core's own short locks, under which nothing ever attaches.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::ffi::c_ulong;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use onelane::PerProcess;
+use pyo3::exceptions::PySystemExit;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 
 /// How often a wait on the main thread looks for signals. Other threads are parked for good.
 pub(crate) const SIGNAL_SLICE: Duration = Duration::from_millis(50);
@@ -22,17 +27,67 @@ static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 /// A Python thread state that stays with a worker thread until the thread ends, so that
 /// `threading.local` and context variables of the worker survive from one batch to the next.
-struct Pinned;
+struct Pinned {
+    /// Python's name of the thread.
+    ident: c_ulong,
+}
 
 impl Pinned {
     fn new() -> Option<Self> {
-        // SAFETY: attached by `try_attach`; the count taken here is given back in `drop`.
-        Python::try_attach(|_| unsafe { ffi::PyGILState_Ensure() }).map(|_| Self)
+        let ident = Python::try_attach(|_| {
+            // SAFETY: attached; the count taken here is given back in `drop`.
+            unsafe { ffi::PyGILState_Ensure() };
+            // SAFETY: attached.
+            unsafe { ffi::PyThread_get_thread_ident() }
+        })?;
+        workers().push(ident);
+        Some(Self { ident })
+    }
+}
+
+/// The worker threads that have a thread state, by Python's names of them.
+static WORKERS: PerProcess<Mutex<Vec<c_ulong>>> = PerProcess::new(Mutex::new(Vec::new()));
+
+fn workers() -> MutexGuard<'static, Vec<c_ulong>> {
+    WORKERS.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether nothing is to be run any more, not even again, because the process ends.
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+/// Whether nothing is to be run any more.
+pub(crate) fn is_given_up() -> bool {
+    GIVEN_UP.load(Ordering::Acquire)
+}
+
+/// Raises `SystemExit` in the Python code that workers run, at its next step, and has them run nothing
+/// more: the process ends.
+#[pyfunction]
+pub(crate) fn interrupt_workers(py: Python<'_>) {
+    GIVEN_UP.store(true, Ordering::Release);
+    let exit = py.get_type::<PySystemExit>();
+    for ident in workers().clone() {
+        // SAFETY: attached; a thread that has ended is not found, and the type is borrowed.
+        unsafe { ffi::PyThreadState_SetAsyncExc(ident.cast_signed(), exit.as_ptr()) };
+    }
+}
+
+/// Whether the interpreter is about to go: whoever waits detached must not come back.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// The interpreter goes from here on; one that is inside of another does not matter.
+#[pyfunction]
+pub(crate) fn end(_py: Python<'_>) {
+    // SAFETY: attached.
+    let interpreter = unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) };
+    if interpreter == 0 {
+        ENDED.store(true, Ordering::Release);
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        workers().retain(|ident| *ident != self.ident);
         // Attaching raises the count to two, so this lowers it to one and the end of the
         // attachment, to zero, deletes the thread state: here, on its own thread.
         // SAFETY: gives back what `new` took, on the same thread (this is thread-local), attached.
@@ -57,6 +112,9 @@ pub(crate) fn attach_worker<R>(body: impl FnOnce(Python<'_>) -> R) -> Option<R> 
         let pinned = pin.take().or_else(Pinned::new);
         pin.set(pinned);
     });
+    if ENDED.load(Ordering::Acquire) {
+        return None;
+    }
     Python::try_attach(body)
 }
 
@@ -73,6 +131,25 @@ pub(crate) fn drop_attached<T>(value: T) {
         // The interpreter is ending, or has ended: nothing may be dropped any more.
         std::mem::forget(value);
     }
+}
+
+/// An attribute of a module, looked up once.
+///
+/// CORRECTNESS: nothing is locked while the import runs: a signal handler may come here in the middle
+/// of it, on the same thread.
+pub(crate) fn imported<'py>(
+    py: Python<'py>,
+    cell: &PyOnceLock<Py<PyAny>>,
+    module: &str,
+    name: &str,
+) -> PyResult<Bound<'py, PyAny>> {
+    if let Some(found) = cell.get(py) {
+        return Ok(found.bind(py).clone());
+    }
+    let found = py.import(module)?.getattr(name)?;
+    // Whoever came first: it is the same.
+    let _ = cell.set(py, found.clone().unbind());
+    Ok(found)
 }
 
 /// The number of forks so far.
@@ -145,7 +222,16 @@ pub(crate) fn wait<S: Send, T: Send>(
     let _waiting = Waiting::new();
     let mut state = state;
     loop {
-        match py.detach(|| step(state, slice)) {
+        let stepped = py.detach(|| {
+            let stepped = step(state, slice);
+            // CORRECTNESS: a thread that asks for an interpreter that is going is ended in the middle
+            // of this function, which aborts the process.
+            while slice.is_none() && ENDED.load(Ordering::Acquire) {
+                std::thread::park();
+            }
+            stepped
+        });
+        match stepped {
             Step::Done(value) => return Ok(value),
             Step::Again(next) => {
                 py.check_signals()?;

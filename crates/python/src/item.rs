@@ -8,7 +8,6 @@ use onelane::BatchItem;
 use pyo3::prelude::*;
 
 use crate::interpreter::drop_attached;
-use crate::pending::Pending;
 use crate::plain::Plain;
 
 /// What a request brings to the worker.
@@ -20,6 +19,17 @@ pub(crate) enum Payload {
 }
 
 impl Payload {
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
+    pub(crate) fn into_plain(self) -> Option<Plain> {
+        match self {
+            Self::Plain(plain) => Some(plain),
+            Self::Prepared(_) => None,
+        }
+    }
+
     fn clone_ref(&self, py: Python<'_>) -> Self {
         match self {
             Self::Plain(plain) => Self::Plain(plain.clone_ref(py)),
@@ -28,13 +38,20 @@ impl Payload {
     }
 }
 
+/// Who wants the answer of a request, and may have cancelled it.
+pub(crate) trait Start: Send + Sync {
+    /// Claims the request for running; `false` when it has been cancelled. Tells its future the
+    /// first time.
+    fn start(&self, py: Python<'_>) -> bool;
+}
+
 /// The input of one request.
 pub(crate) struct Item {
     /// Taken out when the request has run, so that it is dropped while the worker is attached.
     payload: Cell<Option<Payload>>,
     key: u64,
     cost: usize,
-    pending: Option<Arc<Pending>>,
+    pending: Option<Arc<dyn Start>>,
 }
 
 impl Item {
@@ -42,8 +59,8 @@ impl Item {
         Self { payload: Cell::new(Some(payload)), key, cost, pending: None }
     }
 
-    pub(crate) fn with_pending(mut self, pending: &Arc<Pending>) -> Self {
-        self.pending = Some(Arc::clone(pending));
+    pub(crate) fn with_pending(mut self, pending: Arc<dyn Start>) -> Self {
+        self.pending = Some(pending);
         self
     }
 
@@ -118,6 +135,12 @@ impl Drop for Answer {
 /// Stands for the response to a request that has failed while its batch has not.
 #[pyclass(frozen, module = "onelane._onelane")]
 pub(crate) struct Failure(Py<PyAny>);
+
+impl Failure {
+    pub(crate) fn of(error: Py<PyAny>) -> Self {
+        Self(error)
+    }
+}
 
 #[pymethods]
 impl Failure {

@@ -11,9 +11,6 @@
 //!
 //! Lock order: nothing attaches, and no Python code runs, under `stage` or `target`.
 
-use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -22,22 +19,14 @@ use std::time::{Duration, Instant};
 use onelane::{Infer, InferError, RequestError, ResponseHandle};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList, PyTuple};
 
+use crate::delivery::{self, Deliver};
 use crate::engine::PyEngine;
-use crate::failure::{from_request, from_submit};
+use crate::failure::from_submit;
 use crate::interpreter::{drop_attached, generation, is_any_worker};
-use crate::item::{Answer, Item};
-use crate::turnstile::Waiter;
-
-/// Where the answer goes.
-pub(crate) enum Target {
-    /// An `onelane._future.RequestFuture`.
-    Thread(Py<PyAny>),
-    /// A future of an asyncio event loop: the loop, then the future.
-    Loop(Py<PyAny>, Py<PyAny>),
-}
+use crate::item::{Answer, Start};
+use crate::target::{Outcome, Target, resolve};
+use crate::waiting::wait_parked;
 
 /// What is waited for.
 enum Waiting {
@@ -46,8 +35,6 @@ enum Waiting {
     /// A request that may still wait for room.
     Entering(Infer<PyEngine>),
 }
-
-type Outcome = Result<Answer, InferError<Item>>;
 
 const WAITING: u8 = 0;
 const STARTED: u8 = 1;
@@ -178,7 +165,10 @@ impl Pending {
                     Err(handle) => Err(Waiting::Accepted(handle)),
                 }
             }
-            Waiting::Entering(infer) => wait_inline(infer, patience).map_err(Waiting::Entering),
+            Waiting::Entering(infer) => {
+                let until = patience.and_then(|patience| Instant::now().checked_add(patience));
+                wait_parked(infer, until).map_err(Waiting::Entering)
+            }
         });
         let outcome = match answered {
             Ok(outcome) => {
@@ -232,24 +222,6 @@ impl Pending {
         if claim == Err(CANCELLED) { None } else { self.take_target() }
     }
 
-    /// Claims the request for running; `false` when it has been cancelled. Tells the future the
-    /// first time.
-    pub(crate) fn start(&self, py: Python<'_>) -> bool {
-        let claim =
-            self.state.compare_exchange(WAITING, STARTED, Ordering::AcqRel, Ordering::Acquire);
-        if claim.is_ok() {
-            let future = match &*lock(&self.target) {
-                Some(Target::Thread(future)) => Some(future.clone_ref(py)),
-                _ => None,
-            };
-            if let Some(future) = future {
-                // A future of ours: nobody else changes its state once it is claimed.
-                let _ = future.setattr(py, intern!(py, "_state"), intern!(py, "RUNNING"));
-            }
-        }
-        claim != Err(CANCELLED)
-    }
-
     /// Cancels the request if it has not started: it leaves its queue.
     fn cancel(&self, py: Python<'_>) -> bool {
         let claim =
@@ -297,227 +269,39 @@ impl Drop for Pending {
     }
 }
 
+impl Start for Pending {
+    fn start(&self, py: Python<'_>) -> bool {
+        let claim =
+            self.state.compare_exchange(WAITING, STARTED, Ordering::AcqRel, Ordering::Acquire);
+        if claim.is_ok() {
+            let future = match &*lock(&self.target) {
+                Some(Target::Thread(future)) => Some(future.clone_ref(py)),
+                _ => None,
+            };
+            if let Some(future) = future {
+                // A future of ours: nobody else changes its state once it is claimed.
+                let _ = future.setattr(py, intern!(py, "_state"), intern!(py, "RUNNING"));
+            }
+        }
+        claim != Err(CANCELLED)
+    }
+}
+
+impl Deliver for Pending {
+    fn take(self: Arc<Self>) -> Option<(Option<Target>, Outcome)> {
+        let outcome = self.poll()?;
+        Some((self.claim_target(), outcome))
+    }
+}
+
 impl Wake for Pending {
     fn wake(self: Arc<Self>) {
-        if let Some(pending) = push_delivery(self) {
-            Python::try_attach(|py| pending.advance(py));
+        if delivery::is_expected() {
+            delivery::push_delivery(self);
+        } else {
+            Python::try_attach(|py| self.advance(py));
         }
     }
-}
-
-thread_local! {
-    /// Whether a batch of this worker has run whose answers are still to be delivered.
-    static EXPECTED: Cell<bool> = const { Cell::new(false) };
-    static DELIVERED: RefCell<Delivered> = const { RefCell::new(Delivered::new()) };
-}
-
-/// Who was woken while a batch was handed over.
-pub(crate) struct Delivered {
-    /// Futures to resolve.
-    pub(crate) futures: Vec<Arc<Pending>>,
-    /// Threads to let in.
-    pub(crate) waiters: Vec<Arc<Waiter>>,
-}
-
-impl Delivered {
-    const fn new() -> Self {
-        Self { futures: Vec::new(), waiters: Vec::new() }
-    }
-}
-
-/// From here to [`take_delivered`], wakers called on this thread are collected.
-pub(crate) fn expect_delivery() {
-    EXPECTED.set(true);
-}
-
-/// A model may run now, and what it waits for must not be collected.
-pub(crate) fn no_delivery() {
-    EXPECTED.set(false);
-}
-
-/// What was collected.
-pub(crate) fn take_delivered() -> Delivered {
-    EXPECTED.set(false);
-    DELIVERED.replace(Delivered::new())
-}
-
-/// Collects a request for the delivery, or gives it back if none is expected on this thread.
-fn push_delivery(pending: Arc<Pending>) -> Option<Arc<Pending>> {
-    if !EXPECTED.get() {
-        return Some(pending);
-    }
-    DELIVERED.with_borrow_mut(|delivered| delivered.futures.push(pending));
-    None
-}
-
-/// The same for a thread.
-pub(crate) fn push_waiter(waiter: Arc<Waiter>) -> Option<Arc<Waiter>> {
-    if !EXPECTED.get() {
-        return Some(waiter);
-    }
-    DELIVERED.with_borrow_mut(|delivered| delivered.waiters.push(waiter));
-    None
-}
-
-/// Waits for an answer on the calling thread, or gives the request back when the time is over.
-fn wait_inline(
-    mut infer: Infer<PyEngine>,
-    patience: Option<Duration>,
-) -> Result<Outcome, Infer<PyEngine>> {
-    let until = patience.and_then(|patience| Instant::now().checked_add(patience));
-    let waker = Waker::from(Arc::new(ThreadWaker(std::thread::current())));
-    loop {
-        if let Poll::Ready(outcome) = Pin::new(&mut infer).poll(&mut Context::from_waker(&waker)) {
-            return Ok(outcome);
-        }
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(infer);
-        }
-        Waiter::park(left);
-    }
-}
-
-struct ThreadWaker(std::thread::Thread);
-
-impl Wake for ThreadWaker {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Resolves the futures of a whole batch; those of one event loop with one call to it.
-pub(crate) fn resolve_all(py: Python<'_>, delivered: Vec<Arc<Pending>>) {
-    let mut loops: Vec<(Py<PyAny>, Vec<Py<PyAny>>)> = Vec::new();
-    for pending in delivered {
-        let Some(outcome) = pending.poll() else {
-            continue;
-        };
-        match pending.claim_target() {
-            Some(Target::Loop(event_loop, future)) => {
-                let Ok(resolved) = resolution(py, future, outcome) else {
-                    continue;
-                };
-                match loops.iter_mut().find(|(other, _)| other.is(&event_loop)) {
-                    Some((_, futures)) => futures.push(resolved),
-                    None => loops.push((event_loop, vec![resolved])),
-                }
-            }
-            target => resolve(py, target, outcome),
-        }
-    }
-    for (event_loop, futures) in loops {
-        tell_loop(py, &event_loop, futures);
-    }
-}
-
-fn resolve(py: Python<'_>, target: Option<Target>, outcome: Outcome) {
-    match target {
-        None => {}
-        Some(Target::Thread(future)) => {
-            let _resolving = Resolving::new();
-            let resolved = match value(py, outcome) {
-                Ok(value) => respond(future.bind(py), value),
-                Err(error) => {
-                    let error = error.into_value(py);
-                    future.call_method1(py, intern!(py, "_fail"), (error,)).map(drop)
-                }
-            };
-            if let Err(error) = resolved {
-                error.write_unraisable(py, Some(future.bind(py)));
-            }
-        }
-        Some(Target::Loop(event_loop, future)) => {
-            if let Ok(resolved) = resolution(py, future, outcome) {
-                tell_loop(py, &event_loop, vec![resolved]);
-            }
-        }
-    }
-}
-
-thread_local! {
-    /// How many futures are being resolved on this thread, each inside a callback of the one before.
-    static RESOLVING: Cell<usize> = const { Cell::new(0) };
-}
-
-/// While a future is resolved: its callbacks run here. What they submit to this very worker waits
-/// its turn, or a callback that submits with a callback that submits would run inside of each other
-/// without end.
-struct Resolving;
-
-impl Resolving {
-    fn new() -> Self {
-        RESOLVING.set(RESOLVING.get() + 1);
-        Self
-    }
-}
-
-impl Drop for Resolving {
-    fn drop(&mut self) {
-        RESOLVING.set(RESOLVING.get() - 1);
-    }
-}
-
-/// Whether the calling code is a future's callback.
-pub(crate) fn is_resolving() -> bool {
-    RESOLVING.get() > 0
-}
-
-/// Calls a function that calls the callbacks of a future.
-#[pyfunction]
-#[pyo3(signature = (function, *args))]
-pub(crate) fn resolving<'py>(
-    function: &Bound<'py, PyAny>,
-    args: &Bound<'py, PyTuple>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let _resolving = Resolving::new();
-    function.call1(args)
-}
-
-/// Sets the result of an `onelane._future.RequestFuture`, which says how this is done in step with
-/// those who look at it.
-fn respond(future: &Bound<'_, PyAny>, value: Py<PyAny>) -> PyResult<()> {
-    let py = future.py();
-    let dict = future.getattr(intern!(py, "__dict__"))?.cast_into::<PyDict>()?;
-    dict.set_item(intern!(py, "_result"), &value)?;
-    // CORRECTNESS: one step decides between a looker, who puts a condition there, and this.
-    let resolved = intern!(py, "resolved");
-    let lock = dict.call_method1(intern!(py, "setdefault"), (intern!(py, "_lock"), resolved))?;
-    if lock.is(resolved) {
-        return dict.set_item(intern!(py, "_state"), intern!(py, "FINISHED"));
-    }
-    future.call_method1(intern!(py, "_finish"), (value, py.None())).map(drop)
-}
-
-fn value(py: Python<'_>, outcome: Outcome) -> PyResult<Py<PyAny>> {
-    match outcome {
-        Ok(answer) => answer.into_result(py),
-        Err(InferError::Failed(error)) => Err(from_request(py, &error)),
-        Err(InferError::Refused(error)) => Err(from_submit(py, &error)),
-        Err(error) => Err(crate::failure::raise(py, "EngineLost", error.to_string())),
-    }
-}
-
-/// `(future, failed, value)`, as `onelane._aio.resolve` wants them.
-fn resolution(py: Python<'_>, future: Py<PyAny>, outcome: Outcome) -> PyResult<Py<PyAny>> {
-    let (failed, value) = match value(py, outcome) {
-        Ok(value) => (false, value),
-        Err(error) => (true, error.into_value(py).into_any()),
-    };
-    Ok((future, failed, value).into_pyobject(py)?.into_any().unbind())
-}
-
-/// Has a loop resolve futures of its own.
-fn tell_loop(py: Python<'_>, event_loop: &Py<PyAny>, futures: Vec<Py<PyAny>>) {
-    static RESOLVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let tell = || -> PyResult<()> {
-        let resolve = RESOLVE.import(py, "onelane._aio", "resolve")?;
-        let args = (resolve, PyList::new(py, futures)?);
-        event_loop.call_method1(py, intern!(py, "call_soon_threadsafe"), args)?;
-        Ok(())
-    };
-    // A loop that has been closed has nobody left who waits.
-    let _ = tell();
 }
 
 /// A submitted request, as its future knows it.

@@ -11,20 +11,24 @@ use std::time::{Duration, Instant};
 
 use onelane::{
     BatchConfig, BatchQueue, BuildError, DeviceExecutor, Priority, Refusal, Request, RequestError,
-    ResponseHandle, Shutdown, ShutdownError,
+    ResponseHandle, Shutdown,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::engine::{self, PyEngine};
+use crate::engine::{self, PyEngine, PyFactory};
 use crate::executor::Executor;
-use crate::failure::{forked, from_build, from_request, from_submit, raise};
+use crate::failure::{forked, from_build, from_submit, raise};
 use crate::interpreter::{Step, generation, is_any_worker, wait};
+use crate::isolation::Supervisor;
 use crate::item::{Answer, Item, Payload};
-use crate::pending::{self, Pending, Target, Ticket};
-use crate::stats;
+use crate::pending::{Pending, Ticket};
+use crate::remote::RemoteFactory;
+use crate::stats::{self, Elements};
+use crate::target::{Target, is_resolving};
 use crate::turnstile::{GilTurnstile, Turn, Waiter};
+use crate::waiting::{is_over, outcome, patience, seconds, until, wait_for, wait_shutdown};
 
 type Handle = ResponseHandle<Answer>;
 
@@ -38,6 +42,8 @@ pub(crate) struct Queue {
     turnstile: Arc<GilTurnstile>,
     /// Attempts that found the queue full and were followed by a wait: not refusals.
     waited: AtomicU64,
+    /// `None`: nothing is padded.
+    elements: Option<Py<Elements>>,
     generation: u64,
 }
 
@@ -66,12 +72,6 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    fn new(priority: u8, timeout: Option<f64>) -> PyResult<Self> {
-        let class = Priority::ALL.get(usize::from(priority));
-        let class = class.ok_or_else(|| PyValueError::new_err(format!("priority {priority}")))?;
-        Ok(Self { priority: *class, until: until(timeout)? })
-    }
-
     fn request(&self, item: Item) -> Request<Item> {
         let request = Request::new(item).priority(self.priority);
         match self.until {
@@ -81,22 +81,9 @@ impl Terms {
     }
 }
 
-fn seconds(name: &str, value: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(value)
-        .map_err(|error| PyValueError::new_err(format!("{name} = {value}: {error}")))
-}
-
-pub(crate) fn until(timeout: Option<f64>) -> PyResult<Option<Instant>> {
-    let Some(timeout) = timeout else {
-        return Ok(None);
-    };
-    // A time that has passed is now; one past the end of time is never.
-    let timeout = seconds("timeout", timeout.clamp(0.0, 1e9))?;
-    Ok(Instant::now().checked_add(timeout))
-}
-
 #[pymethods]
 impl Queue {
+    /// build: makes a runner, see [`PyFactory`]; or a `Supervisor`, whose children run the batches.
     #[new]
     #[pyo3(signature = (executor, build, **settings))]
     fn new(
@@ -106,11 +93,21 @@ impl Queue {
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let device = executor.device(py)?.clone();
-        let (config, idempotent) = read_settings(settings)?;
-        let build = Arc::new(build);
+        let Settings { mut config, idempotent, elements } = read_settings(settings)?;
+        let how = match build.bind(py).cast::<Supervisor>() {
+            Ok(supervisor) => {
+                let supervisor = supervisor.get();
+                // Requests that take their children along, one after another, are no reason to give
+                // up: starts that fail have pauses between them.
+                config.max_rebuilds = u32::MAX;
+                let codec = supervisor.codec(py);
+                PyFactory::Child(RemoteFactory::new(supervisor.core(py)?, codec))
+            }
+            Err(_) => PyFactory::Here(build, idempotent),
+        };
         let turnstile = GilTurnstile::new();
         let engines_turnstile = Arc::clone(&turnstile);
-        let factory = move || PyEngine::build(&build, &engines_turnstile, idempotent);
+        let factory = move || PyEngine::build(&how, &engines_turnstile);
         let queue = if device.is_worker() {
             // Python code of ours runs on the worker: build right here.
             py.detach(|| BatchQueue::new(&device, config, factory))
@@ -122,21 +119,9 @@ impl Queue {
             device: Some(device),
             turnstile,
             waited: AtomicU64::new(0),
+            elements,
             generation: generation(),
         })
-    }
-
-    /// Submits a request whose response goes into an `onelane._future.RequestFuture`.
-    fn submit(
-        &self,
-        py: Python<'_>,
-        submission: Submission,
-        priority: u8,
-        timeout: Option<f64>,
-        future: Py<PyAny>,
-    ) -> PyResult<Ticket> {
-        let terms = Terms::new(priority, timeout)?;
-        self.submit_item(py, submission.into_item(), terms, future)
     }
 
     /// Refuses new requests; what was accepted is run.
@@ -156,8 +141,9 @@ impl Queue {
 
     /// The counters and histograms, as a dict.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.queue(py)?.stats();
-        stats::to_dict(py, &stats, self.waited.load(Ordering::Relaxed))
+        let snapshot = self.queue(py)?.snapshot();
+        let elements = self.elements.as_ref().map(Py::get);
+        stats::to_dict(py, &snapshot, self.waited.load(Ordering::Relaxed), elements)
     }
 
     /// See [`stats::health`].
@@ -194,18 +180,27 @@ impl Queue {
         answer.into_result(py)
     }
 
-    /// Submits a request whose response goes into a future of ours.
+    /// Submits a request whose response goes into a future of ours. `wait`: for room, if there is none.
     pub(crate) fn submit_item(
         &self,
         py: Python<'_>,
         item: Item,
         terms: Terms,
         future: Py<PyAny>,
+        wait: bool,
     ) -> PyResult<Ticket> {
         let queue = self.queue(py)?;
         let pending = Pending::new(Target::Thread(future));
-        let request = terms.request(item.with_pending(&pending));
-        if !self.is_worker() {
+        let request = terms.request(item.with_pending(pending.clone()));
+        if !wait {
+            let accepted = queue.try_submit(request);
+            let handle = accepted.map_err(|refused| from_submit(py, &refused))?;
+            if self.is_worker() && !self.must_wait_its_turn() {
+                pending.answered(py, py.detach(|| handle.wait()));
+            } else {
+                pending.accepted(py, handle);
+            }
+        } else if !self.is_worker() {
             let handle = self.submit_waiting(py, queue, request, terms.until)?;
             pending.accepted(py, handle);
         } else if self.must_wait_its_turn() {
@@ -229,7 +224,7 @@ impl Queue {
         let mut pendings = Vec::with_capacity(items.len());
         for (item, future) in items {
             let pending = Pending::new(Target::Thread(future));
-            requests.push(terms.request(item.with_pending(&pending)));
+            requests.push(terms.request(item.with_pending(pending.clone())));
             pendings.push(pending);
         }
         let (is_worker, must_wait) = (self.is_worker(), self.must_wait_its_turn());
@@ -280,7 +275,7 @@ impl Queue {
     ) -> PyResult<Ticket> {
         let queue = self.queue(py)?;
         let pending = Pending::new(Target::Loop(event_loop, future));
-        let request = terms.request(item.with_pending(&pending));
+        let request = terms.request(item.with_pending(pending.clone()));
         if self.is_worker() {
             // The loop runs on the worker: what it awaits is run now.
             let handle = self.submit_waiting(py, queue, request, terms.until)?;
@@ -294,7 +289,7 @@ impl Queue {
     /// On a worker: whether a request can only be run after the calling code has returned, or must
     /// be, lest callbacks run inside of each other without end.
     fn must_wait_its_turn(&self) -> bool {
-        pending::is_resolving() || engine::is_running(&self.turnstile)
+        is_resolving() || engine::is_running(&self.turnstile)
     }
 
     fn queue(&self, py: Python<'_>) -> PyResult<&BatchQueue<PyEngine>> {
@@ -407,63 +402,6 @@ impl Drop for Queue {
     }
 }
 
-/// Waits for an answer, with signals seen on the main thread.
-pub(crate) fn wait_for<T: Send + 'static>(
-    py: Python<'_>,
-    handle: ResponseHandle<T>,
-    until: Option<Instant>,
-) -> PyResult<T> {
-    let answer = wait(py, handle, |handle, slice| {
-        let Some(patience) = patience(until, slice) else {
-            return Step::Done(Some(handle.wait()));
-        };
-        match handle.wait_timeout(patience) {
-            Ok(answer) => Step::Done(Some(answer)),
-            Err(handle) if !is_over(until) => Step::Again(handle),
-            // Dropped: the request runs, and its response has no reader.
-            Err(_) => Step::Done(None),
-        }
-    })?;
-    outcome(py, answer)
-}
-
-/// What came of a wait; `None`: the time was over first.
-fn outcome<T>(py: Python<'_>, answer: Option<Result<T, RequestError>>) -> PyResult<T> {
-    match answer {
-        Some(answer) => answer.map_err(|error| from_request(py, &error)),
-        None => Err(raise(
-            py,
-            "DeadlineExceeded",
-            "the deadline passed while the request was running".to_owned(),
-        )),
-    }
-}
-
-/// Repeats a shutdown in slices until it has ended. `false` when the time was over first, or on a
-/// worker, which cannot wait for itself.
-pub(crate) fn wait_shutdown(
-    py: Python<'_>,
-    until: Option<Instant>,
-    shutdown: impl Fn(Duration) -> Result<(), ShutdownError> + Sync,
-) -> PyResult<bool> {
-    const LONG: Duration = Duration::from_secs(3600);
-    wait(py, (), |(), slice| match shutdown(patience(until, slice).unwrap_or(LONG)) {
-        Ok(()) => Step::Done(true),
-        Err(ShutdownError::Timeout(_)) if !is_over(until) => Step::Again(()),
-        Err(_) => Step::Done(false),
-    })
-}
-
-fn is_over(until: Option<Instant>) -> bool {
-    until.is_some_and(|until| until <= Instant::now())
-}
-
-/// How long one step may take.
-fn patience(until: Option<Instant>, slice: Option<Duration>) -> Option<Duration> {
-    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-    [left, slice].into_iter().flatten().min()
-}
-
 type Built = Result<BatchQueue<PyEngine>, BuildError>;
 
 /// Loading a model can take minutes: on the main thread signals are seen meanwhile.
@@ -495,13 +433,19 @@ fn build_interruptibly(
     built.map_err(|()| PyRuntimeError::new_err("the thread that built the queue has died"))
 }
 
-/// The settings of a queue, by the names of `BatchConfig`; times in milliseconds or seconds, as the
-/// name says.
-fn read_settings(settings: Option<&Bound<'_, PyDict>>) -> PyResult<(BatchConfig, bool)> {
+/// What Python says of a queue.
+struct Settings {
+    config: BatchConfig,
+    idempotent: bool,
+    elements: Option<Py<Elements>>,
+}
+
+/// The settings of a queue, by the names of `BatchConfig`; times in seconds.
+fn read_settings(settings: Option<&Bound<'_, PyDict>>) -> PyResult<Settings> {
     let mut config = BatchConfig::default();
-    let mut idempotent = true;
+    let (mut idempotent, mut elements) = (true, None);
     let Some(settings) = settings else {
-        return Ok((config, idempotent));
+        return Ok(Settings { config, idempotent, elements });
     };
     for (name, value) in settings.iter() {
         let name: String = name.extract()?;
@@ -510,15 +454,16 @@ fn read_settings(settings: Option<&Bound<'_, PyDict>>) -> PyResult<(BatchConfig,
             "max_batch_size" => config.max_batch_size = value.extract()?,
             "max_batch_cost" => config.max_batch_cost = value.extract()?,
             "capacity" => config.capacity = value.extract()?,
-            "max_wait_ms" => {
-                config.max_wait = seconds("max_wait_ms", value.extract::<f64>()? / 1000.0)?;
+            "max_wait" => {
+                config.max_wait = seconds("max_wait", value.extract()?)?;
             }
             "stall_after_s" => config.stall_after = seconds("stall_after_s", value.extract()?)?,
             "weight" => config.weight = value.extract()?,
+            "elements" => elements = value.extract()?,
             "idempotent" => idempotent = value.extract()?,
             _ => return Err(PyValueError::new_err(format!("unknown setting {name:?}"))),
         }
     }
     config.validate().map_err(|error| PyValueError::new_err(error.to_string()))?;
-    Ok((config, idempotent))
+    Ok(Settings { config, idempotent, elements })
 }

@@ -15,7 +15,7 @@
 //! is listed, somebody is awake, and wakes the next when it goes in; what a wake-up has counted is
 //! counted back by [`Turn`], however the wait ends.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ use std::task::{Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use crate::pending;
+use crate::delivery;
 
 /// It waits.
 const WAITING: u8 = 0;
@@ -58,10 +58,22 @@ impl Waiter {
 impl Wake for Waiter {
     fn wake(self: Arc<Self>) {
         // On a worker that hands a batch over it goes through the turnstile.
-        if let Some(waiter) = pending::push_waiter(self) {
-            waiter.thread.unpark();
+        if delivery::is_expected() {
+            DELIVERED.with_borrow_mut(|delivered| delivered.push(self));
+        } else {
+            self.thread.unpark();
         }
     }
+}
+
+thread_local! {
+    /// Who was woken while a batch was handed over.
+    static DELIVERED: RefCell<Vec<Arc<Waiter>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Threads that the handing over of a batch has woken, for [`GilTurnstile::open`].
+pub(crate) fn take_delivered() -> Vec<Arc<Waiter>> {
+    DELIVERED.take()
 }
 
 /// How long one who has gone in is waited for to leave again. With its next request it takes about

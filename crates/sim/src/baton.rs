@@ -66,10 +66,12 @@ pub(crate) struct Baton {
     /// How often the baton changed hands.
     pub(crate) switches: u64,
     pub(crate) fatal: Option<SimError>,
+    /// Whether the real process meets what the simulated one does.
+    real_faults: bool,
 }
 
 impl Baton {
-    pub(crate) fn new(schedule: &Schedule, seed: u64) -> Self {
+    pub(crate) fn new(schedule: &Schedule, seed: u64, real_faults: bool) -> Self {
         Self {
             slots: Vec::new(),
             ready: Vec::new(),
@@ -81,6 +83,7 @@ impl Baton {
             step: 0,
             switches: 0,
             fatal: None,
+            real_faults,
         }
     }
 
@@ -252,13 +255,39 @@ impl Baton {
         Hang { waiting, step: self.step }
     }
 
-    /// Ends the simulated process: every waiting thread wakes with this error.
+    /// Ends the simulated process: every waiting thread wakes with this error. With real faults it
+    /// does not return.
     pub(crate) fn fail(&mut self, error: SimError) {
+        if self.real_faults {
+            meet(&error);
+        }
         if self.fatal.is_none() {
             self.fatal = Some(error);
         }
         for slot in &self.slots {
             slot.signal.notify_all();
         }
+    }
+}
+
+/// Has the real process meet a fault.
+///
+/// CORRECTNESS: it is called under the lock of the simulated process, so that a hang keeps every
+/// thread that uses the device, as a driver does that waits for a command buffer.
+fn meet(error: &SimError) {
+    match error {
+        SimError::Aborted(abort) => {
+            // As Metal writes it before it aborts.
+            eprintln!("{abort}");
+            std::process::abort();
+        }
+        SimError::Hang(hang) => {
+            eprintln!("{hang}");
+            loop {
+                std::thread::park();
+            }
+        }
+        // Others are no faults of a process.
+        _ => {}
     }
 }

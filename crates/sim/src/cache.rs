@@ -2,7 +2,7 @@
 //!
 //! A miss is found, then compiled, then inserted. Unlocked, two threads can be in between at once.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::error::Fault;
 use crate::thread_id::ThreadId;
@@ -11,8 +11,10 @@ use crate::thread_id::ThreadId;
 #[derive(Debug)]
 pub(crate) struct Cache {
     name: &'static str,
-    /// What is in it, per thread where each thread has its own.
-    keys: BTreeSet<(Option<ThreadId>, String)>,
+    /// What is in it, per thread where each thread has its own, and the memory that it holds.
+    compiled: BTreeMap<(Option<ThreadId>, String), Box<[u8]>>,
+    /// Bytes that each of them holds.
+    bytes_each: usize,
     /// Threads that have missed and not inserted yet.
     missed: Vec<(ThreadId, String)>,
     pub(crate) hits: u64,
@@ -27,26 +29,28 @@ pub(crate) enum Lookup {
 }
 
 impl Cache {
-    pub(crate) fn new(name: &'static str) -> Self {
-        Self { name, keys: BTreeSet::new(), missed: Vec::new(), hits: 0, misses: 0 }
+    /// A cache in which each key holds so many bytes of real memory.
+    pub(crate) fn new(name: &'static str, bytes_each: usize) -> Self {
+        let compiled = BTreeMap::new();
+        Self { name, compiled, bytes_each, missed: Vec::new(), hits: 0, misses: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.keys.len()
+        self.compiled.len()
     }
 
     pub(crate) fn clear(&mut self) {
-        self.keys.clear();
+        self.compiled.clear();
     }
 
     /// Drops what a thread had for itself.
     pub(crate) fn forget(&mut self, thread: ThreadId) {
-        self.keys.retain(|(owner, _)| *owner != Some(thread));
+        self.compiled.retain(|(owner, _), _| *owner != Some(thread));
     }
 
     /// Looks a key up. After a miss the caller must [`Cache::insert`].
     pub(crate) fn find(&mut self, owner: Option<ThreadId>, thread: ThreadId, key: &str) -> Lookup {
-        if self.keys.contains(&(owner, key.to_owned())) {
+        if self.compiled.contains_key(&(owner, key.to_owned())) {
             self.hits += 1;
             return Lookup::Hit;
         }
@@ -67,7 +71,9 @@ impl Cache {
         (key, locked): (&str, bool),
     ) -> Result<(), Fault> {
         self.missed.retain(|(t, k)| *t != thread || k != key);
-        let fresh = self.keys.insert((owner, key.to_owned()));
+        // Not zero: pages of zeros need not be there.
+        let held = vec![1; self.bytes_each].into_boxed_slice();
+        let fresh = self.compiled.insert((owner, key.to_owned()), held).is_none();
         let alone = self.missed.is_empty();
         if locked || owner.is_some() || (fresh && alone) {
             Ok(())
@@ -87,7 +93,7 @@ mod tests {
     #[test]
     fn interleaved_misses_race_when_unlocked() {
         for (locked, races) in [(false, true), (true, false)] {
-            let mut cache = Cache::new("shader");
+            let mut cache = Cache::new("shader", 0);
             assert_eq!(cache.find(None, ONE, "relu"), Lookup::Miss);
             assert_eq!(cache.find(None, TWO, "add"), Lookup::Miss);
             assert_eq!(cache.insert(None, ONE, ("relu", locked)).is_err(), races);
@@ -96,7 +102,7 @@ mod tests {
 
     #[test]
     fn one_thread_after_the_other_never_races() {
-        let mut cache = Cache::new("shader");
+        let mut cache = Cache::new("shader", 0);
         assert_eq!(cache.find(None, ONE, "relu"), Lookup::Miss);
         cache.insert(None, ONE, ("relu", false)).unwrap();
         assert_eq!(cache.find(None, TWO, "relu"), Lookup::Hit);

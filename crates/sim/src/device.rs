@@ -116,7 +116,7 @@ pub struct SimDevice {
 impl SimDevice {
     /// Makes a device, with a simulated process of its own around it.
     pub fn new(config: SimConfig) -> Self {
-        let baton = Baton::new(&config.schedule, config.seed);
+        let baton = Baton::new(&config.schedule, config.seed, config.profile.real_faults);
         let machine = Machine::new(config.profile, config.memo, config.traced);
         Self { process: Process::new(baton, machine, config.hang_after) }
     }

@@ -37,14 +37,16 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new(profile: Profile, memo: Option<Memo>, traced: bool) -> Self {
+        let held = if profile.real_faults { profile.graph_bytes } else { 0 };
+        let graphs = Cache::new("graph", usize::try_from(held).unwrap_or(usize::MAX));
         Self {
             profile,
             memory: Memory::default(),
             allocator: Allocator::default(),
             streams: Streams::default(),
             thread_streams: BTreeMap::new(),
-            shaders: Cache::new("shader"),
-            graphs: Cache::new("graph"),
+            shaders: Cache::new("shader", 0),
+            graphs,
             encoding: Vec::new(),
             ownership: Ownership::default(),
             memo,

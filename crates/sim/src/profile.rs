@@ -81,6 +81,10 @@ pub struct Profile {
     pub synchronise_all: bool,
     /// Whether a stream can be used only by the thread that made it.
     pub thread_affine: bool,
+    /// Whether faults are real, to test what contains them: an abort prints its text to stderr and
+    /// aborts this process, a hang never returns, and each graph in the cache holds
+    /// [`graph_bytes`](Self::graph_bytes) of memory. Off: faults are errors.
+    pub real_faults: bool,
 }
 
 /// What 315 input lengths of one encoder cost in a report on PyTorch 2.13: 13.7 GB. Divided evenly
@@ -119,6 +123,7 @@ impl Profile {
             graph_bytes: GRAPH_BYTES,
             synchronise_all: true,
             thread_affine: false,
+            real_faults: false,
         }
     }
 
@@ -210,6 +215,20 @@ impl Profile {
     #[must_use]
     pub fn with_caches_locked(mut self, locked: bool) -> Self {
         self.caches_locked = locked;
+        self
+    }
+
+    /// The same profile with faults that are real, or errors.
+    ///
+    /// ```
+    /// use onelane_sim::Profile;
+    ///
+    /// assert!(!Profile::upstream_2_14().real_faults);
+    /// assert!(Profile::upstream_2_14().with_real_faults(true).real_faults);
+    /// ```
+    #[must_use]
+    pub fn with_real_faults(mut self, real: bool) -> Self {
+        self.real_faults = real;
         self
     }
 

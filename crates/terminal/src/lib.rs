@@ -9,10 +9,11 @@ mod exit;
 mod log;
 mod number;
 mod output_file;
+mod unfinished;
 
 pub use bar::bar;
 pub use device_arg::{DeviceArg, SIMULATED};
-pub use exit::{exit, is_broken_pipe};
+pub use exit::{causes, exit, is_broken_pipe};
 pub use log::{Level, log_to_stderr};
-pub use number::at_least_one;
-pub use output_file::OutputFile;
+pub use number::{at_least_one, thread_count, times};
+pub use output_file::{OutputFile, OutputWriter};

@@ -1,12 +1,19 @@
 //! [`OutputFile`]: a result file that is either written whole or not at all.
 //!
-//! Invariant: until [`OutputFile::write`] has succeeded the target keeps what it held before.
+//! Invariant: until the file is finished the target keeps what it held before, and nothing else is
+//! left, also if a signal ends the process. (SIGKILL leaves a file `.onelane-*` beside it.)
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use tempfile::NamedTempFile;
+
+use crate::unfinished::Unfinished;
+
+/// The longest chain of links that is followed, as in Linux.
+const MOST_LINKS: usize = 40;
 
 /// A path that was found writable, to be written later.
 #[derive(Debug)]
@@ -15,14 +22,15 @@ pub struct OutputFile {
 }
 
 impl OutputFile {
-    /// Checks now, before the work is done, that the path can be written.
+    /// Checks now, before the work is done, that the path can be written. A link stays a link: the
+    /// file that it means is written, also where that does not exist yet.
     ///
     /// # Errors
     /// When it is a directory, when its directory does not exist, or when nothing may be written
     /// there.
     pub fn check(path: &Path) -> anyhow::Result<Self> {
-        let path = followed(path);
         let cannot = || format!("cannot write {}", path.display());
+        let path = followed(path).with_context(cannot)?;
         match fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => bail!("{}: it is a directory", cannot()),
             Ok(metadata) if metadata.is_file() => {
@@ -38,32 +46,103 @@ impl OutputFile {
         Ok(Self { path })
     }
 
-    /// Writes the file: under another name first, which then takes the place of the old one. A
-    /// device or a pipe is written directly.
+    /// Opens it for writing: a file in the making beside the one that it will replace, or a device
+    /// or pipe itself.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn open(self) -> anyhow::Result<OutputWriter> {
+        let open = || -> anyhow::Result<OutputWriter> {
+            let old = fs::metadata(&self.path);
+            if old.as_ref().is_ok_and(|old| !old.is_file()) {
+                let device = fs::OpenOptions::new().write(true).open(&self.path)?;
+                return Ok(OutputWriter::Direct(device));
+            }
+            let file = beside(&self.path)?;
+            let unfinished = Unfinished::new(&std::path::absolute(file.path())?);
+            if let Ok(old) = old {
+                file.as_file().set_permissions(old.permissions())?;
+            }
+            Ok(OutputWriter::Staged { file, unfinished, target: self.path.clone() })
+        };
+        open().with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Writes the whole file.
     ///
     /// # Errors
     /// When the file system refuses, for example because it is full.
     pub fn write(self, contents: &[u8]) -> anyhow::Result<()> {
-        let write = || -> anyhow::Result<()> {
-            if fs::metadata(&self.path).is_ok_and(|metadata| !metadata.is_file()) {
-                return Ok(fs::write(&self.path, contents)?);
-            }
-            let mut file = beside(&self.path)?;
-            if let Ok(metadata) = fs::metadata(&self.path) {
-                file.as_file().set_permissions(metadata.permissions())?;
-            }
-            file.write_all(contents)?;
-            file.as_file().sync_all()?;
-            file.persist(&self.path)?;
-            Ok(())
-        };
-        write().with_context(|| format!("cannot write {}", self.path.display()))
+        let path = self.path.clone();
+        let mut writer = self.open()?;
+        let written = writer.write_all(contents).and_then(|()| writer.finish());
+        written.with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
-/// The file that a symbolic link means, so that the link stays one.
-fn followed(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+/// A result file while it is written.
+pub enum OutputWriter {
+    /// A device or a pipe.
+    Direct(File),
+    /// A file beside the one that it will replace.
+    Staged {
+        /// The file in the making.
+        file: NamedTempFile,
+        /// Takes it along if a signal ends the process.
+        unfinished: Unfinished,
+        /// What it will replace.
+        target: PathBuf,
+    },
+}
+
+impl OutputWriter {
+    /// Whether somebody may be reading what has been written.
+    pub fn is_direct(&self) -> bool {
+        matches!(self, Self::Direct(_))
+    }
+
+    /// Puts the file into its place.
+    ///
+    /// # Errors
+    /// When the file system refuses; then the old file is still there.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.flush()?;
+        match self {
+            Self::Direct(_) => Ok(()),
+            Self::Staged { file, unfinished, target } => {
+                file.as_file().sync_all()?;
+                unfinished.finish(|| file.persist(target).map(drop).map_err(|error| error.error))
+            }
+        }
+    }
+}
+
+impl Write for OutputWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Direct(file) => file.write(bytes),
+            Self::Staged { file, .. } => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Direct(file) => file.flush(),
+            Self::Staged { file, .. } => file.flush(),
+        }
+    }
+}
+
+/// The file that a symbolic link means, whether it exists or not.
+fn followed(path: &Path) -> anyhow::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("")).join(target),
+            Err(_) => return Ok(path),
+        }
+    }
+    bail!("it is a link that leads through more than {MOST_LINKS} others")
 }
 
 /// Makes a file beside `path` and removes it again.
@@ -71,7 +150,7 @@ fn probe(path: &Path) -> anyhow::Result<()> {
     Ok(beside(path)?.close()?)
 }
 
-fn beside(path: &Path) -> anyhow::Result<tempfile::NamedTempFile> {
+fn beside(path: &Path) -> anyhow::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".onelane-");
     #[cfg(unix)]
@@ -129,6 +208,16 @@ mod tests {
         OutputFile::check(&link).unwrap().write(b"new").unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        // What a link means need not be there yet.
+        fs::remove_file(&file).unwrap();
+        OutputFile::check(&link).unwrap().write(b"again").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "again");
+        let (here, there) = (directory.path().join("here"), directory.path().join("there"));
+        std::os::unix::fs::symlink(&here, &there).unwrap();
+        std::os::unix::fs::symlink(&there, &here).unwrap();
+        let error = format!("{:#}", OutputFile::check(&here).unwrap_err());
+        assert!(error.contains("leads through more than 40 others"), "{error}");
         let null = Path::new("/dev/null");
         OutputFile::check(null).unwrap().write(b"gone").unwrap();
         assert!(!fs::metadata(null).unwrap().is_file());

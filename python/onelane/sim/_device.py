@@ -43,6 +43,9 @@ class Device:
     reuse, streams, thread_cache: change a rule of the profile: to whom a freed block is given
         (`"shared"`, `"per_stream"`, `"retain"`), streams (`"shared"`, `"per_thread"`), and whether
         each thread caches small blocks.
+    real_faults: what kills or holds the simulated process does so to this one: an abort writes
+        its text to stderr and aborts, a hang never returns, and each graph in the cache holds its
+        bytes of memory. For tests of what contains them, in a child process.
     """
 
     def __init__(
@@ -57,11 +60,12 @@ class Device:
         reuse: str | None = None,
         streams: str | None = None,
         thread_cache: bool = True,
+        real_faults: bool = False,
     ) -> None:
         settings = {
             "profile": profile, "seed": seed, "schedule": schedule, "depth": depth, "trace": trace,
             "hang_after": hang_after_s, "reuse": reuse, "streams": streams,
-            "thread_cache": thread_cache,
+            "thread_cache": thread_cache, "real_faults": real_faults,
         }  # fmt: skip
         self.profile, self.seed, self.schedule = profile, seed, schedule
         self.native = _onelane.SimDevice(settings)

@@ -235,7 +235,7 @@ class Trial:
         rows = self._shape[0]
         with (
             onelane.DeviceExecutor("mps", workers) as executor,
-            onelane.BatchQueue(self._module, executor, rows, factory=True) as queue,
+            onelane.BatchQueue(self._module, executor, max_batch_size=rows, factory=True) as queue,
         ):
             for iteration in range(self.iterations):
                 inputs = self._inputs(iteration)

@@ -26,6 +26,9 @@ pub struct Args {
     /// Prints JSON instead of text.
     #[arg(long)]
     pub(super) json: bool,
+    /// Has the engine run in child processes that crash, hang, stop, grow, lie and are killed.
+    #[arg(long, conflicts_with = "overload")]
+    pub(super) isolate: bool,
     /// Measures goodput, refusals and latency at 0.5 to 4 times the capacity instead.
     #[arg(long)]
     pub(super) overload: bool,

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use onelane::Delivery;
 use onelane_engines::DeviceName;
-use onelane_terminal::{DeviceArg, at_least_one};
+use onelane_terminal::{DeviceArg, at_least_one, thread_count};
 
 use super::strategy::Strategy;
 use super::texts::Lengths;
@@ -72,7 +72,7 @@ pub struct Args {
     pub(super) strategy: Vec<Strategy>,
 
     /// Numbers of client threads; 1,8,64,256 unless --tasks, --rate or --load is given
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = at_least_one)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = thread_count)]
     pub(super) threads: Vec<usize>,
 
     /// Numbers of async tasks; queues only
@@ -80,7 +80,7 @@ pub struct Args {
     pub(super) tasks: Vec<usize>,
 
     /// How many threads the tasks share; as many as there are cores by default
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
     pub(super) task_threads: Option<usize>,
 
     /// Open load in requests per second
@@ -92,7 +92,7 @@ pub struct Args {
     pub(super) load: Vec<f64>,
 
     /// Client threads of direct and lock under open load
-    #[arg(long, value_name = "N", default_value = "64", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = thread_count)]
     pub(super) open_threads: usize,
 
     /// The most requests in a batch
@@ -101,7 +101,7 @@ pub struct Args {
 
     /// How many threads own the device, each with an engine; more than one only where its runtime
     /// is thread-safe
-    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = thread_count)]
     pub(super) workers: usize,
 
     /// On CUDA: launches each operation, instead of recording what is done for a shape and

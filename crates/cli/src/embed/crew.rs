@@ -140,7 +140,7 @@ impl Client {
     }
 
     fn submit(&self, line: Line) -> Submitted {
-        let Line { index, text, offset } = line;
+        let Line { index, text, cut, offset } = line;
         let refused =
             |why| Submitted { index, offset, truncated: false, answer: Answer::Refused(why) };
         let text = match text {
@@ -151,7 +151,7 @@ impl Client {
             Ok(text) => text,
             Err(error) => return refused(error.to_string()),
         };
-        let truncated = text.truncated();
+        let truncated = cut || text.truncated();
         let answer = match self.queue.submit(Request::new(text).priority(self.priority)) {
             Ok(handle) => Answer::Pending(handle),
             Err(error) => match error.reason() {

@@ -157,7 +157,7 @@ fn a_reader_that_goes_away_is_no_error() {
 #[test]
 fn a_failed_test_is_exit_code_1() {
     let mut command = Command::new("sh");
-    let script = "ulimit -v 6000000; exec \"$0\" correctness --parallel --threads 20000 \
+    let script = "ulimit -v 6000000; exec \"$0\" correctness --parallel --threads 4096 \
                   --iterations 1 --tests Linear";
     command.args(["-c", script, env!("CARGO_BIN_EXE_onelane")]);
     let output = finish(command);
@@ -165,5 +165,5 @@ fn a_failed_test_is_exit_code_1() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stdout.contains(" FAIL "), "{stdout}");
     assert!(stdout.contains("could not be started"), "{stdout}");
-    assert!(stdout.ends_with("20000 threads: 0/1\n"), "{stdout}");
+    assert!(stdout.ends_with("4096 threads: 0/1\n"), "{stdout}");
 }

@@ -216,6 +216,7 @@ fn a_start_that_fails_is_exit_2_with_the_reason_and_leaves_nothing() {
     for (more, said) in [
         (&["--threads", "0"][..], &["--threads", "at least 1"][..]),
         (&["--threads", "x"], &["--threads", "whole number"]),
+        (&["--threads", "9223372036854775808"], &["--threads", "at most 4096 threads"]),
         (&["--max-batch-size", "0"], &["--max-batch-size", "at least 1"]),
         (&["--priority", "urgent"], &["urgent", "interactive, normal or bulk"]),
         (&["--device", "gpu"], &["\"gpu\"", "cpu, metal, metal:N, cuda or cuda:N"]),
@@ -248,6 +249,69 @@ fn a_start_that_fails_is_exit_2_with_the_reason_and_leaves_nothing() {
     refused(place.embed(&input, &to_output), &["model.safetensors", "is damaged"]);
     fs::remove_file(&weights).unwrap();
     refused(place.embed(&input, &to_output), &["model.safetensors does not exist", "must hold"]);
+
+    // A text says its cause, and says it once.
+    fs::create_dir(&weights).unwrap();
+    refused(place.embed(&input, &to_output), &["model.safetensors is a directory"]);
+    let stderr = finish(place.embed(&input, &["--output", "/no/such/dir/out"])).stderr;
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(stderr.matches("there is no directory").count(), 1, "{stderr}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_a_file_that_is_not_there_yet() {
+    let place = Place::new();
+    let input = place.file("in.txt", "w1\n");
+    let (target, link) = (place.path("target.jsonl"), place.path("link.jsonl"));
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let output = finish(place.embed(&input, &["--output", link.to_str().unwrap()]));
+    assert_eq!(code(&output), 0, "{}", texts(&output).1);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(embeddings(&fs::read_to_string(&target).unwrap()).len(), 1);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_in_the_middle_leaves_the_old_file_and_nothing_else() {
+    use std::os::unix::process::ExitStatusExt;
+    for (name, number) in [("TERM", 15), ("INT", 2), ("HUP", 1)] {
+        let place = Place::new();
+        let target = place.file("out.jsonl", "old");
+        let to = ["--output", target.to_str().unwrap()];
+        let mut command = place.embed(Path::new("-"), &to);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let status = ended(command, move |command| {
+            let mut child = command.spawn().unwrap();
+            // More than the pipe and the first buffer hold: it is being read, so it has begun.
+            child.stdin.as_mut().unwrap().write_all(&b"w1 w2 w3\n".repeat(40_000)).unwrap();
+            let kill =
+                Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+            assert!(kill.unwrap().success());
+            child.wait().unwrap()
+        });
+        assert_eq!(status.signal(), Some(number), "{status}");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "old");
+        assert_eq!(place.left(), ["out.jsonl"], "{name}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_line_without_end_takes_little_memory() {
+    let place = Place::new();
+    let words = "w1 ".repeat((200 << 20) / 3);
+    let input = place.file("in.txt", format!("{words}\n{}\nw1\n", "x".repeat(50 << 20)));
+    let mut command = Command::new("sh");
+    let binary = place.embed(&input, &[]);
+    // A gibibyte of memory, in all that a process may have.
+    command.args(["-c", "ulimit -d 1048576; exec \"$@\"", "sh"]).arg(binary.get_program());
+    command.args(binary.get_args()).stdin(Stdio::null());
+    let output = finish(command);
+    assert_eq!(code(&output), 0, "{}", texts(&output).1);
+    let lines = embeddings(texts(&output).0);
+    assert_eq!(lines.len(), 3);
+    assert!(texts(&output).1.contains("2 truncated"), "{}", texts(&output).1);
 }
 
 #[cfg(target_os = "linux")]

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 pub(crate) use attention::{Heads, Projected, Sequence, attention};
 
 use crate::config::Activation;
+use crate::sentence_settings::Pooling;
 use math::{gelu_erf, gelu_tanh, sum};
 
 /// Elements that make a task worth handing to another thread (about 10 microseconds of work).
@@ -92,20 +93,35 @@ fn norm_row(row: &mut [f32], residual: &[f32], params: NormParams<'_>) {
     }
 }
 
-/// The mean of each sequence's tokens, scaled to length 1; `x` is (tokens, width).
-pub(crate) fn mean_normalised(x: &[f32], width: usize, sequences: &[Sequence]) -> Vec<Vec<f32>> {
+/// A vector for each sequence, scaled to length 1 where asked; `x` is (tokens, width).
+pub(crate) fn pool(
+    x: &[f32],
+    width: usize,
+    sequences: &[Sequence],
+    pooling: Pooling,
+    normalise: bool,
+) -> Vec<Vec<f32>> {
     let arch = Arch::new();
     let pool = |sequence: &Sequence| {
-        let mut out = vec![0_f32; width];
         let tokens = &x[sequence.start * width..][..sequence.length * width];
+        let mut out = match pooling {
+            Pooling::First => tokens[..width].to_vec(),
+            Pooling::Last => tokens[tokens.len() - width..].to_vec(),
+            Pooling::Mean => vec![0_f32; width],
+        };
         arch.dispatch(|| {
-            for token in tokens.chunks_exact(width) {
-                for (o, v) in out.iter_mut().zip(token) {
-                    *o += *v;
+            if pooling == Pooling::Mean {
+                for token in tokens.chunks_exact(width) {
+                    for (o, v) in out.iter_mut().zip(token) {
+                        *o += *v;
+                    }
                 }
+                let share = 1.0 / sequence.length as f32;
+                out.iter_mut().for_each(|o| *o *= share);
             }
-            // The divisor of the mean cancels in the normalisation.
-            math::normalise(&mut out);
+            if normalise {
+                math::normalise(&mut out);
+            }
         });
         out
     };

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use crate::common::{
-    HEADS, LAYERS, SPECIAL, Tensors, TinyBert, WIDTH, WORDS, difference, in_time, text,
+    HEADS, LAYERS, SPECIAL, Tensors, TinyBert, WIDTH, WORDS, difference, in_time, text, write_json,
 };
 use onelane::{BatchConfig, BatchItem, BatchQueue, DeviceExecutor, Engine, ExecutorConfig};
 use onelane_engines::{
     BucketConfig, DeviceName, EmbeddingConfig, EmbeddingModel, Padding, Shape, TokenisedText,
 };
+use serde_json::json;
 
 const BOTH: [Padding; 2] = [Padding::Pad, Padding::Skip];
 
@@ -91,9 +92,40 @@ fn embeddings_are_those_of_a_plain_bert() {
         let mut engine = model.load().unwrap();
         for (i, words) in [0, 1, 6, 33, 150].into_iter().enumerate() {
             let encoded = model.tokeniser().encode(&text(words, i)).unwrap();
-            let expected = plain_bert(&tiny.tensors, encoded.ids());
+            let expected = plain_bert(&tiny.tensors, encoded.ids(), "mean", true);
             let off = difference(&engine.infer(&[encoded]).unwrap()[0], &expected);
             assert!(off < 1e-5, "{padding:?}, {words} words: {off}");
+        }
+    }
+}
+
+#[test]
+fn a_text_is_pooled_and_scaled_as_the_directory_says() {
+    let tiny = TinyBert::new();
+    for mode in ["cls", "lasttoken", "mean"] {
+        for normalise in [true, false] {
+            let dir = tiny.write();
+            let mut modules = vec![
+                json!({"type": "x.Transformer", "path": ""}),
+                json!({"type": "x.Pooling", "path": "1_Pooling"}),
+            ];
+            if normalise {
+                modules.push(json!({"type": "x.Normalize", "path": "2_Normalize"}));
+            }
+            write_json(dir.path(), "modules.json", &json!(modules));
+            write_json(dir.path(), "1_Pooling/config.json", &json!({"pooling_mode": mode}));
+            for padding in BOTH {
+                let model = open(&dir, with(padding));
+                let mut engine = model.load().unwrap();
+                let texts: Vec<_> = [0, 3, 7]
+                    .map(|words| model.tokeniser().encode(&text(words, 1)).unwrap())
+                    .into();
+                for text in texts {
+                    let expected = plain_bert(&tiny.tensors, text.ids(), mode, normalise);
+                    let off = difference(&engine.infer(&[text]).unwrap()[0], &expected);
+                    assert!(off < 1e-5, "{mode}, {normalise}, {padding:?}: {off}");
+                }
+            }
         }
     }
 }
@@ -227,8 +259,22 @@ fn weights_in_half_precision_and_under_old_names_are_the_same_weights() {
     assert_eq!(embed(&tiny.write()), expected, "old names");
 }
 
-/// BERT with mean pooling and normalisation, written for clarity in f64.
-fn plain_bert(tensors: &Tensors, ids: &[u32]) -> Vec<f32> {
+/// What [`plain_tokens`] and a pooling give, of length 1 if asked.
+fn plain_bert(tensors: &Tensors, ids: &[u32], pooling: &str, normalise: bool) -> Vec<f32> {
+    let tokens = plain_tokens(tensors, ids);
+    let pooled: Vec<f64> = match pooling {
+        "cls" => tokens[0].clone(),
+        "lasttoken" => tokens[tokens.len() - 1].clone(),
+        _ => (0..WIDTH)
+            .map(|c| tokens.iter().map(|row| row[c]).sum::<f64>() / tokens.len() as f64)
+            .collect(),
+    };
+    let norm = if normalise { pooled.iter().map(|v| v * v).sum::<f64>().sqrt() } else { 1.0 };
+    pooled.iter().map(|v| (v / norm) as f32).collect()
+}
+
+/// The last hidden states of a BERT, written for clarity in f64.
+fn plain_tokens(tensors: &Tensors, ids: &[u32]) -> Vec<Vec<f64>> {
     let get = |name: &str| -> Vec<f64> { tensors[name].1.iter().map(|&v| v.into()).collect() };
     let linear = |x: &[Vec<f64>], at: &str| -> Vec<Vec<f64>> {
         let (weight, bias) = (get(&format!("{at}.weight")), get(&format!("{at}.bias")));
@@ -293,8 +339,5 @@ fn plain_bert(tensors: &Tensors, ids: &[u32]) -> Vec<f32> {
         let down = linear(&up, &format!("{at}.output.dense"));
         x = norm(down, &a, &format!("{at}.output.LayerNorm"));
     }
-    let mean: Vec<f64> =
-        (0..WIDTH).map(|c| x.iter().map(|row| row[c]).sum::<f64>() / x.len() as f64).collect();
-    let norm = mean.iter().map(|v| v * v).sum::<f64>().sqrt();
-    mean.iter().map(|v| (v / norm) as f32).collect()
+    x
 }

@@ -1,7 +1,7 @@
 //! The tokeniser: where its limit comes from, truncation, odd texts, many threads.
 
 use crate::common::{POSITIONS, TinyBert, in_time, text, write_json};
-use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel};
+use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel, MAX_TEXT_BYTES, TokenisedText};
 use serde_json::json;
 
 fn open(dir: &tempfile::TempDir) -> EmbeddingModel {
@@ -62,6 +62,52 @@ fn odd_texts_become_tokens() {
     assert_eq!(ids("unknown"), [2, 1, 3]);
     assert_eq!(ids(&"x".repeat(100_000)), [2, 1, 3]);
     assert_eq!(ids("w1 \u{1F600} \u{200D}")[..2], [2, 6]);
+}
+
+#[test]
+fn of_a_text_that_is_far_too_long_its_start_counts() {
+    let dir = TinyBert::new().write();
+    let settings = json!({"max_seq_length": 20, "do_lower_case": true});
+    write_json(dir.path(), "sentence_bert_config.json", &settings);
+    let model = open(&dir);
+    let encode = |text: &str| model.tokeniser().encode(text).unwrap();
+    let few = text(1000, 1);
+    let expected = encode(&few);
+    assert!(expected.truncated());
+    // Longer than would fit into memory as tokens, were it all looked at.
+    let long = format!("{few} {}", "w1 ".repeat(100_000_000 / 3));
+    in_time_with(&model, long, expected);
+    // Nothing but space for a while, and one word without an end.
+    assert_eq!(encode(&format!("{}{few}", " ".repeat(100_000))).ids(), encode(&few).ids());
+    let word = encode(&"x".repeat(50_000_000));
+    assert_eq!((word.ids(), word.truncated()), (&[2, 1, 3][..], true));
+    let letters = encode(&"\u{e9}".repeat(MAX_TEXT_BYTES));
+    assert_eq!((letters.ids(), letters.truncated()), (&[2, 1, 3][..], true));
+    // Every length about the one that is looked at first.
+    for words in 1..300 {
+        let long = text(words, words);
+        let whole: Vec<&str> = long.split(' ').take(18).collect();
+        assert_eq!(encode(&long).ids(), encode(&whole.join(" ")).ids(), "{words} words");
+        assert_eq!(encode(&long).truncated(), words > 18);
+    }
+}
+
+/// Encodes a text in a thread of its own, which must end in time.
+fn in_time_with(model: &EmbeddingModel, text: String, expected: TokenisedText) {
+    let model = model.clone();
+    in_time(move || assert_eq!(model.tokeniser().encode(&text).unwrap(), expected));
+}
+
+#[test]
+fn a_model_that_keeps_the_end_of_a_text() {
+    let mut tiny = TinyBert::new();
+    tiny.tokenizer["truncation"] =
+        json!({"max_length": 20, "strategy": "LongestFirst", "stride": 0, "direction": "Left"});
+    let model = open(&tiny.write());
+    let long = format!("{} {}", "w1 ".repeat(MAX_TEXT_BYTES), text(18, 7));
+    let (cut, end) = (model.tokeniser().encode(&long), model.tokeniser().encode(&text(18, 7)));
+    let (cut, end) = (cut.unwrap(), end.unwrap());
+    assert_eq!((cut.ids(), cut.truncated(), end.truncated()), (end.ids(), true, false));
 }
 
 #[test]

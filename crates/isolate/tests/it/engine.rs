@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use onelane::{BatchItem, Engine, EngineError};
 use onelane_isolate::{Reader, RemoteError, Wire, WireError, Writer, wire_by_serde};
+use onelane_sim::scenario::{Crash, CrashTrial};
+use onelane_sim::sync::SimBarrier;
+use onelane_sim::{HostTensor, Profile, SimConfig, SimDevice};
 
 /// What a request makes the child do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -33,6 +36,19 @@ pub enum Act {
     Print,
     /// Answer with 2 MB.
     Inflate,
+    /// What a simulated device with real faults does.
+    Simulated(Simulated),
+}
+
+/// What is done on a simulated device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Simulated {
+    /// Two threads encode to one stream, as PyTorch up to 2.14 lets them.
+    Race,
+    /// A thread waits for one that never comes.
+    Deadlock,
+    /// A batch of so many rows, a shape that may be new.
+    Shape(usize),
 }
 
 wire_by_serde!(Act);
@@ -71,6 +87,7 @@ pub type Reply = (u64, Vec<f32>);
 /// Settings come by variables, as the engine is built in another process.
 pub struct Actor {
     kept: Vec<Vec<u8>>,
+    simulated: Option<SimDevice>,
 }
 
 impl Actor {
@@ -89,7 +106,7 @@ impl Actor {
             Some("slow") => std::thread::sleep(Duration::from_secs(3)),
             _ => {}
         }
-        Ok(Self { kept: Vec::new() })
+        Ok(Self { kept: Vec::new(), simulated: None })
     }
 
     fn act(&mut self, ask: &Ask, size: usize) -> Result<(), EngineError> {
@@ -122,9 +139,42 @@ impl Actor {
             }
             Act::Grow(mib) => self.kept.push(vec![1; mib << 20]),
             Act::Work(milliseconds) => std::thread::sleep(Duration::from_millis(milliseconds)),
+            Act::Simulated(what) => self.simulate(what)?,
             Act::Print => {
                 println!("to stdout: {}", ask.value);
                 eprintln!("to stderr: {}", ask.value);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Actor {
+    fn simulate(&mut self, what: Simulated) -> Result<(), EngineError> {
+        let profile = Profile::upstream_2_14().with_real_faults(true);
+        match what {
+            Simulated::Race => {
+                // Seeds of which at least one meets the fault; the process ends there.
+                for seed in 0..50 {
+                    let trial = CrashTrial::new(profile.clone()).seed(seed);
+                    trial.run(Crash::Arange).map_err(EngineError::failed)?;
+                }
+            }
+            Simulated::Deadlock => {
+                let device = SimDevice::new(SimConfig::new(profile));
+                let barrier = SimBarrier::new(&device, 2);
+                let met = device.run(|_| barrier.wait()).and_then(|met| met);
+                met.map_err(EngineError::failed)?;
+            }
+            Simulated::Shape(rows) => {
+                let make = || SimDevice::new(SimConfig::new(profile));
+                let device = self.simulated.get_or_insert_with(make);
+                let zeros = |shape: [usize; 2]| HostTensor::new(shape, vec![0.0; shape[0] * 4]);
+                let ran = device.run(|_| {
+                    let (x, weight) = (device.upload(&zeros([rows, 4]))?, zeros([4, 4]));
+                    x.matmul(&device.upload(&weight)?)?.download().map(drop)
+                });
+                ran.and_then(|ran| ran).map_err(EngineError::failed)?;
             }
         }
         Ok(())

@@ -8,6 +8,7 @@ mod liar;
 mod parent;
 mod protocol;
 mod recycling;
+mod simulated;
 mod steps;
 mod world;
 
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
         _ => onelane_isolate::serve::<engine::Actor>(engine::Actor::new),
     }
     let tests = [containment::tests(), hygiene::tests(), protocol::tests()];
-    let more = [recycling::tests(), steps::tests()];
+    let more = [recycling::tests(), simulated::tests(), steps::tests()];
     let trials = tests.into_iter().chain(more).flatten().map(|(name, test)| {
         Trial::test(name, move || {
             within(test);

@@ -93,7 +93,8 @@ impl World {
     pub fn close(self) {
         let children = self.supervisor.stats().children;
         self.queue.shutdown(Shutdown::Drain, SOON).expect("in time");
-        assert_eq!(self.supervisor.stats().children, [], "children after the shutdown");
+        let left = self.supervisor.stats().children;
+        assert!(left.is_empty(), "children after the shutdown: {left:?}");
         for pid in children {
             assert!(!exists(pid), "child {pid} is left");
         }

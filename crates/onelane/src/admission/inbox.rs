@@ -20,30 +20,39 @@ use crate::engine::{BatchItem, Engine};
 use crate::request::{Priority, Request};
 use crate::sync::{Hint, MAX_SHARERS, Mutex, MutexGuard, Sender, WaiterGroup, may_lock};
 
-/// A request on its way in.
-pub(crate) struct Arrival<E: Engine> {
-    /// Names it in its queue, once it has been handed over.
-    pub(crate) number: u64,
+/// A request that has been handed over, until it is in a batch.
+pub(crate) struct PendingRequest<E: Engine> {
     pub(crate) input: E::Item,
-    pub(crate) key: <E::Item as BatchItem>::Key,
-    pub(crate) hash: u64,
-    pub(crate) cost: usize,
-    pub(crate) class: Priority,
-    pub(crate) at: Instant,
-    pub(crate) deadline: Option<Instant>,
     /// The duty to answer it.
     pub(crate) sender: Sender<E::Output>,
+    pub(crate) cost: usize,
+    pub(crate) class: Priority,
+    pub(crate) arrival: Instant,
+    pub(crate) deadline: Option<Instant>,
+    /// Names it in its queue; given when it has been handed over.
+    pub(crate) number: u64,
+    /// The order of acceptance, and the group of its key; given when it has been accepted.
+    pub(crate) seq: u64,
+    pub(crate) group: usize,
+}
+
+/// A request on its way in, with its batch key.
+pub(crate) struct Arrival<E: Engine> {
+    pub(crate) request: PendingRequest<E>,
+    pub(crate) key: <E::Item as BatchItem>::Key,
+    pub(crate) hash: u64,
 }
 
 impl<E: Engine> Arrival<E> {
     pub(crate) fn permits(&self) -> Permits {
-        Permits { requests: 1, cost: self.cost }
+        Permits { requests: 1, cost: self.request.cost }
     }
 
     /// The request again, which was refused.
     pub(crate) fn into_request(self) -> Request<E::Item> {
-        self.sender.refuse();
-        Request::returned(self.input, self.class, self.deadline)
+        let PendingRequest { input, sender, class, deadline, .. } = self.request;
+        sender.forget();
+        Request::returned(input, class, deadline)
     }
 }
 
@@ -74,7 +83,7 @@ pub(crate) struct Inbox<E: Engine> {
     state: Mutex<InboxState<E>>,
     max_sharers: usize,
     /// Nothing waits, and no batch computes.
-    idle: Hint,
+    pub(crate) idle: Hint,
     /// The last batch took less than [`BRIEF`], and less than [`QUICK`].
     brief: Hint,
     quick: Hint,
@@ -89,12 +98,12 @@ const QUICK: Duration = Duration::from_micros(5);
 /// What is behind the inbox's lock.
 #[repr(C)]
 pub(crate) struct InboxState<E: Engine> {
-    accepted: Vec<Arrival<E>>,
+    pub(crate) accepted: Vec<Arrival<E>>,
     /// Of the request that came last.
     number: u64,
     room: Permits,
-    open: bool,
-    wake_needed: bool,
+    pub(crate) open: bool,
+    pub(crate) wake_needed: bool,
     latest: Option<Latest>,
     /// The earliest deadline that the timer knows of.
     alarm: Option<Instant>,
@@ -149,11 +158,6 @@ impl<E: Engine> Inbox<E> {
         (state.open && state.reserve(permits)).then_some(state)
     }
 
-    /// Says whether nothing waits, and no batch computes.
-    pub(crate) fn set_idle(&self, idle: bool) {
-        self.idle.set(idle);
-    }
-
     /// Says how long the last batch took.
     pub(crate) fn set_pace(&self, service: Duration) {
         self.brief.set(service < BRIEF);
@@ -184,7 +188,7 @@ impl<E: Engine> InboxState<E> {
     #[inline]
     pub(crate) fn put(&mut self, mut arrival: Arrival<E>) -> u64 {
         self.number += 1;
-        arrival.number = self.number;
+        arrival.request.number = self.number;
         self.accepted.push(arrival);
         self.number
     }
@@ -203,14 +207,6 @@ impl<E: Engine> InboxState<E> {
     /// Takes back the room that requests have left.
     pub(crate) fn release(&mut self, freed: &mut Permits) {
         self.room.add(std::mem::take(freed));
-    }
-
-    pub(crate) fn set_open(&mut self, open: bool) {
-        self.open = open;
-    }
-
-    pub(crate) fn set_wake_needed(&mut self, wake_needed: bool) {
-        self.wake_needed = wake_needed;
     }
 
     /// Whether the caller has to wake a worker for what it has put in.
@@ -239,16 +235,12 @@ impl<E: Engine> InboxState<E> {
         next
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.accepted.is_empty()
-    }
-
     /// Numbers requests that do not come in here. Returns the number of the first.
     pub(crate) fn number_all(&mut self, arrivals: &mut [Arrival<E>]) -> u64 {
         let first = self.number + 1;
         for arrival in arrivals {
             self.number += 1;
-            arrival.number = self.number;
+            arrival.request.number = self.number;
         }
         first
     }
@@ -281,26 +273,16 @@ impl<E: Engine> InboxState<E> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::testing::FakeEngine;
+    use crate::testing::{FakeEngine, FakeItem};
 
     /// Whether the submitter of one more request spins, where so many lie in the inbox.
     fn spins(idle: bool, service_us: u64, before: usize) -> bool {
         let inbox = Inbox::<FakeEngine>::new(&BatchConfig::default());
-        inbox.set_idle(idle);
+        inbox.idle.set(idle);
         inbox.set_pace(Duration::from_micros(service_us));
         for value in 0..before {
-            let (sender, _receiver) = crate::sync::Receiver::pair(None);
-            let arrival = Arrival {
-                number: 0,
-                input: crate::testing::FakeItem::new(value as u64),
-                key: 0,
-                hash: 0,
-                cost: 1,
-                class: Priority::Normal,
-                at: Instant::now(),
-                deadline: None,
-                sender,
-            };
+            let input = FakeItem::new(value as u64);
+            let arrival = crate::admission::tests::arrival(input, Priority::Normal, None);
             inbox.lock().put(arrival);
         }
         let mut state = inbox.lock();

@@ -6,64 +6,43 @@ pub(crate) mod waiters;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::Poll;
 use std::time::Instant;
 
 use hashbrown::DefaultHashBuilder;
 
-use crate::admission::inbox::{Arrival, Inbox, InboxState, Permits, WaitPolicy};
-use crate::admission::waiters::Ticket;
+use crate::admission::inbox::{Arrival, Inbox, InboxState, PendingRequest, Permits, WaitPolicy};
+use crate::admission::waiters::{Patience, Requests, Ticket};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
 use crate::error::{EngineError, Refusal, SubmitError};
-use crate::handle::{Outstanding, ResponseHandle};
+use crate::handle::ResponseHandle;
 use crate::request::{Priority, Request};
-use crate::scheduler::pending::{Admitted, Pending, WaitForRoom};
-use crate::scheduler::policy::QueueId;
-use crate::scheduler::{ExecutorShared, RequestId};
-use crate::sync::{MutexGuard, Receiver, Sender, thread_waker};
+use crate::scheduler::id::{QueueId, RequestId};
+use crate::scheduler::pending::Pending;
+use crate::scheduler::shared::ExecutorShared;
+use crate::sync::{MutexGuard, Receiver, Sender};
+use crate::worker::context::{InlineProgress, this_worker};
 use crate::worker::engines::EngineFactory;
-use crate::worker::inline::{InlineProgress, this_worker};
 
-/// How long a submission is ready to wait for room.
-#[derive(Clone, Copy)]
-pub(crate) enum Patience {
-    None,
-    Until(Option<Instant>),
-}
-
-/// What is submitted at once: requests, or one.
-type Requests<E> = Vec<Request<<E as Engine>::Item>>;
-
-/// The way into one queue, for all who have a handle to it.
+/// The way into one queue, for all who have a handle to it: a user's, and those of its futures. With
+/// the last of them the queue is closed.
 pub(crate) struct Admission<E: Engine> {
     pub(crate) shared: Arc<ExecutorShared>,
     pub(crate) queue: QueueId,
     pub(crate) config: BatchConfig,
     hasher: DefaultHashBuilder,
     inbox: Arc<Inbox<E>>,
-}
-
-/// Requests that were handed over.
-pub(crate) struct Entered<E: Engine> {
-    /// The number of the first; the others follow.
-    first: u64,
-    /// What to look at while they wait for room.
-    pub(crate) ticket: Option<Arc<Ticket<E>>>,
-}
-
-/// A group that was handed over: its requests, in order.
-pub(crate) struct EnteredGroup<E: Engine> {
-    pub(crate) outstanding: Vec<Outstanding<E::Output>>,
-    pub(crate) ticket: Option<Arc<Ticket<E>>>,
-    /// The first.
-    pub(crate) request: RequestId,
+    // Dropped after `drop` below has closed the queue: this may be the executor's last handle.
+    _executor: Option<Arc<dyn Send + Sync>>,
 }
 
 impl<E: Engine> Admission<E> {
-    /// Makes a queue, and the way into it; its engines have still to be built.
+    /// Makes a queue, and the way into it; its engines have still to be built. `executor` is what
+    /// keeps the workers, unless they keep the queue.
     pub(crate) fn new(
         shared: &Arc<ExecutorShared>,
+        executor: Option<Arc<dyn Send + Sync>>,
         config: BatchConfig,
         build: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
     ) -> Option<(Self, Arc<EngineFactory<E>>)> {
@@ -73,13 +52,12 @@ impl<E: Engine> Admission<E> {
             return None;
         }
         let queue = scheduler.next_queue();
-        let build = Box::new(build);
         let factory = Arc::new(EngineFactory::new(queue, &shared.device, &config.name, build));
         let pending = Pending::new(Arc::clone(&factory), Arc::clone(&inbox), &config);
         scheduler.insert_queue(queue, Box::new(pending), config.clone());
         drop(scheduler);
         let (shared, hasher) = (Arc::clone(shared), DefaultHashBuilder::default());
-        Some((Self { shared, queue, config, hasher, inbox }, factory))
+        Some((Self { shared, queue, config, hasher, inbox, _executor: executor }, factory))
     }
 
     /// Submits a request for a thread.
@@ -89,36 +67,22 @@ impl<E: Engine> Admission<E> {
         patience: Patience,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
         let (sender, receiver) = Receiver::pair(None);
-        let (request, deadline, policy) = self.submit_with(request, sender, patience)?;
-        let outstanding = Outstanding::new(receiver, Some(request), deadline);
-        Ok(ResponseHandle::new(&self.shared, outstanding, policy))
+        self.submit_with(request, sender, receiver, patience)
     }
 
-    /// Submits a request for a thread, whose answer goes to `sender`. Returns its name, its deadline
-    /// and how to wait for it.
-    pub(crate) fn submit_with(
+    /// Submits a request for a thread; what is sent to `sender` comes out of `receiver`.
+    pub(crate) fn submit_with<T: Send + 'static>(
         &self,
         request: Request<E::Item>,
         sender: Sender<E::Output>,
+        receiver: Receiver<T>,
         patience: Patience,
-    ) -> Result<(RequestId, Option<Instant>, WaitPolicy), SubmitError<Request<E::Item>>> {
-        let permits = Permits { requests: 1, cost: request.input.cost() };
-        if let Some(refusal) = self.too_large(permits, [permits.cost]) {
-            sender.refuse();
-            return Err(self.refuse(refusal, 1, request));
+    ) -> Result<ResponseHandle<T>, SubmitError<Request<E::Item>>> {
+        let (handle, ticket) = self.start(request, sender, receiver, patience)?;
+        if let Some(ticket) = ticket {
+            self.wait_for_room(&ticket, patience).map_err(|refused| refused.map(only))?;
         }
-        let arrival = self.arrival(request, permits.cost, self.now(), sender);
-        let (hash, class, deadline) = (arrival.hash, arrival.class, arrival.deadline);
-        if let Some(mut inbox) = self.inbox.enter(permits) {
-            let policy = self.inbox.wait_policy(&mut inbox, hash, class);
-            let number = self.enter(inbox, arrival);
-            return Ok((self.request(number), deadline, policy));
-        }
-        let entered = self.enter_slowly(vec![arrival], class, patience.wait());
-        let number = entered
-            .and_then(|entered| self.wait_for_room(entered, 1, patience))
-            .map_err(|refused| refused.map(only))?;
-        Ok((self.request(number), deadline, WaitPolicy::default()))
+        Ok(handle)
     }
 
     /// Submits requests for a thread: all of them go in together, or none does.
@@ -127,27 +91,53 @@ impl<E: Engine> Admission<E> {
         requests: Requests<E>,
         patience: Patience,
     ) -> Result<Vec<ResponseHandle<E::Output>>, SubmitError<Requests<E>>> {
-        let EnteredGroup { outstanding, ticket, request } =
-            self.start_group(requests, patience.wait())?;
-        let entered = Entered { first: request.number, ticket };
-        self.wait_for_room(entered, outstanding.len(), patience)?;
-        Ok(self.handles(outstanding))
+        let (handles, ticket) = self.start_group(requests, patience)?;
+        if let Some(ticket) = ticket {
+            self.wait_for_room(&ticket, patience)?;
+        }
+        Ok(handles)
     }
 
-    pub(crate) fn handles(
+    /// Hands a request over. With a ticket, it waits for room.
+    #[inline]
+    pub(crate) fn start<T: Send + 'static>(
         &self,
-        outstanding: Vec<Outstanding<E::Output>>,
-    ) -> Vec<ResponseHandle<E::Output>> {
-        let handle = |one| ResponseHandle::new(&self.shared, one, WaitPolicy::default());
-        outstanding.into_iter().map(handle).collect()
+        request: Request<E::Item>,
+        sender: Sender<E::Output>,
+        receiver: Receiver<T>,
+        patience: Patience,
+    ) -> Result<(ResponseHandle<T>, Option<Ticket<E>>), SubmitError<Request<E::Item>>> {
+        let permits = Permits { requests: 1, cost: request.input.cost() };
+        if let Some(refusal) = self.too_large(permits, [permits.cost]) {
+            sender.forget();
+            return Err(self.refuse(refusal, 1, request));
+        }
+        let arrival = self.arrival(request, permits.cost, self.shared.clock.now(), sender);
+        let PendingRequest { class, deadline, .. } = arrival.request;
+        let hash = arrival.hash;
+        let mut policy = WaitPolicy::default();
+        let (number, ticket) = match self.inbox.enter(permits) {
+            Some(mut inbox) => {
+                if patience != Patience::UntilAnswered {
+                    policy = self.inbox.wait_policy(&mut inbox, hash, class);
+                }
+                (self.enter(inbox, arrival), None)
+            }
+            None => {
+                let entered = self.enter_slowly(vec![arrival], class, patience);
+                entered.map_err(|refused| refused.map(only))?
+            }
+        };
+        let handle = ResponseHandle::new(&self.shared, receiver);
+        Ok((handle.of_request(self.request(number), deadline, policy), ticket))
     }
 
-    /// Hands requests over that go in together, or not at all.
+    /// Hands requests over that go in together, or not at all. With a ticket, they wait for room.
     pub(crate) fn start_group(
         &self,
         requests: Requests<E>,
-        wait: WaitForRoom,
-    ) -> Result<EnteredGroup<E>, SubmitError<Requests<E>>> {
+        patience: Patience,
+    ) -> Result<(Vec<ResponseHandle<E::Output>>, Option<Ticket<E>>), SubmitError<Requests<E>>> {
         let costs: Vec<usize> = requests.iter().map(|request| request.input.cost()).collect();
         let cost = costs.iter().fold(0_usize, |sum, cost| sum.saturating_add(*cost));
         let permits = Permits { requests: requests.len(), cost };
@@ -156,47 +146,20 @@ impl<E: Engine> Admission<E> {
         }
         // The group goes in when its least urgent request may.
         let class = requests.iter().map(|request| request.priority).min().unwrap_or_default();
-        let now = self.now();
-        let (senders, receivers): (Vec<_>, Vec<_>) =
-            requests.iter().map(|_| Receiver::pair(None)).unzip();
-        let parts = requests.into_iter().zip(costs).zip(senders);
-        let arrivals: Vec<_> = parts
-            .map(|((request, cost), sender)| self.arrival(request, cost, now, sender))
-            .collect();
-        let deadlines: Vec<_> = arrivals.iter().map(|arrival| arrival.deadline).collect();
-        let Entered { first, ticket } = self.enter_slowly(arrivals, class, wait)?;
-        let outstanding = receivers.into_iter().zip(deadlines).zip(first..);
-        let outstanding = outstanding.map(|((receiver, deadline), number)| {
-            Outstanding::new(receiver, Some(self.request(number)), deadline)
-        });
-        let outstanding = outstanding.collect();
-        Ok(EnteredGroup { outstanding, ticket, request: self.request(first) })
-    }
-
-    /// Hands a request over for a task.
-    #[inline]
-    pub(crate) fn start(
-        &self,
-        request: Request<E::Item>,
-        waker: &Waker,
-    ) -> Result<(Outstanding<E::Output>, Option<Arc<Ticket<E>>>), SubmitError<Request<E::Item>>>
-    {
-        let permits = Permits { requests: 1, cost: request.input.cost() };
-        if let Some(refusal) = self.too_large(permits, [permits.cost]) {
-            return Err(self.refuse(refusal, 1, request));
+        let now = self.shared.clock.now();
+        let (mut arrivals, mut receivers) = (Vec::new(), Vec::new());
+        for (request, cost) in requests.into_iter().zip(costs) {
+            let (sender, receiver) = Receiver::pair(None);
+            let arrival = self.arrival(request, cost, now, sender);
+            receivers.push((receiver, arrival.request.deadline));
+            arrivals.push(arrival);
         }
-        let (sender, receiver) = Receiver::pair(Some(waker.clone()));
-        let arrival = self.arrival(request, permits.cost, self.now(), sender);
-        let (class, deadline) = (arrival.class, arrival.deadline);
-        let (number, ticket) = match self.inbox.enter(permits) {
-            Some(inbox) => (self.enter(inbox, arrival), None),
-            None => {
-                let entered = self.enter_slowly(vec![arrival], class, WaitForRoom::Untold);
-                let Entered { first, ticket } = entered.map_err(|refused| refused.map(only))?;
-                (first, ticket)
-            }
+        let (first, ticket) = self.enter_slowly(arrivals, class, patience)?;
+        let handle = |(number, (receiver, deadline))| {
+            let handle = ResponseHandle::new(&self.shared, receiver);
+            handle.of_request(self.request(number), deadline, WaitPolicy::default())
         };
-        Ok((Outstanding::new(receiver, Some(self.request(number)), deadline), ticket))
+        Ok(((first..).zip(receivers).map(handle).collect(), ticket))
     }
 
     /// A request on its way in, with what is a user's code or takes time done before any lock.
@@ -205,28 +168,30 @@ impl<E: Engine> Admission<E> {
         &self,
         request: Request<E::Item>,
         cost: usize,
-        at: Instant,
+        arrival: Instant,
         sender: Sender<E::Output>,
     ) -> Arrival<E> {
-        let deadline = request.deadline_from(at);
+        let deadline = request.deadline_from(arrival);
         let Request { input, priority: class, .. } = request;
         let key = input.key();
         let hash = self.hasher.hash_one(&key);
-        Arrival { number: 0, input, key, hash, cost, class, at, deadline, sender }
+        let (number, seq, group) = (0, 0, 0);
+        let request =
+            PendingRequest { input, sender, cost, class, arrival, deadline, number, seq, group };
+        Arrival { request, key, hash }
     }
 
     /// Puts a request into the inbox, for which there is room, and wakes who has to be woken.
     #[inline]
     fn enter(&self, mut inbox: MutexGuard<'_, InboxState<E>>, arrival: Arrival<E>) -> u64 {
-        let alarm = arrival.deadline.filter(|deadline| inbox.needs_alarm(*deadline));
+        let deadline = arrival.request.deadline;
+        let alarm = deadline.filter(|deadline| inbox.needs_alarm(*deadline));
         let number = inbox.put(arrival);
         let wake_needed = inbox.take_wake_needed();
         // CORRECTNESS: the executor's lock comes before the inbox's.
         drop(inbox);
         if wake_needed {
-            let mut guard = self.shared.lock();
-            let (scheduler, deferred) = guard.parts();
-            scheduler.workers.wake_one(deferred);
+            self.shared.lock().wake_worker();
         }
         if let Some(alarm) = alarm {
             self.shared.arm(self.queue, alarm);
@@ -239,32 +204,29 @@ impl<E: Engine> Admission<E> {
         &self,
         arrivals: Vec<Arrival<E>>,
         class: Priority,
-        wait: WaitForRoom,
-    ) -> Result<Entered<E>, SubmitError<Requests<E>>> {
+        patience: Patience,
+    ) -> Result<(u64, Option<Ticket<E>>), SubmitError<Requests<E>>> {
         let count = arrivals.len();
-        let deadline = arrivals.iter().filter_map(|arrival| arrival.deadline).min();
-        let mut guard = self.shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        let mut alarm = None;
-        let admitted = match scheduler.open_queue::<Pending<E>>(self.queue, deferred) {
+        let deadline = arrivals.iter().filter_map(|arrival| arrival.request.deadline).min();
+        let mut scheduler = self.shared.lock();
+        let admitted = match scheduler.open_queue::<Pending<E>>(self.queue) {
             Err(refusal) => Err((refusal, arrivals)),
-            Ok(pending) => match pending.admit(arrivals, class, wait, deferred) {
-                Admitted::No(arrivals) => Err((Refusal::Full, arrivals)),
-                Admitted::Now(first) => {
-                    alarm = deadline.filter(|deadline| pending.needs_alarm(*deadline));
-                    scheduler.workers.wake_one(deferred);
-                    Ok(Entered { first, ticket: None })
-                }
-                Admitted::Later(first, ticket) => {
-                    alarm = deadline.filter(|deadline| pending.needs_alarm(*deadline));
-                    Ok(Entered { first, ticket: Some(ticket) })
-                }
-            },
+            Ok((pending, deferred)) => {
+                let admitted = pending.admit(arrivals, class, patience, deferred);
+                admitted.map_err(|arrivals| (Refusal::Full, arrivals))
+            }
         };
-        if admitted.is_err() {
-            scheduler.count_refused(self.queue, count);
+        let mut alarm = None;
+        match &admitted {
+            Ok((_, ticket)) => {
+                alarm = deadline.filter(|deadline| self.inbox.lock().needs_alarm(*deadline));
+                if ticket.is_none() {
+                    scheduler.wake_worker();
+                }
+            }
+            Err(_) => scheduler.count_refused(self.queue, count),
         }
-        drop(guard);
+        drop(scheduler);
         if let Some(alarm) = alarm {
             self.shared.arm(self.queue, alarm);
         }
@@ -274,70 +236,53 @@ impl<E: Engine> Admission<E> {
         })
     }
 
-    /// Waits until requests that wait for room are in, as long as `patience` lasts. Returns the
-    /// number of the first.
+    /// Waits on a thread until requests that wait for room are in, as long as `patience` lasts.
     fn wait_for_room(
         &self,
-        entered: Entered<E>,
-        requests: usize,
-        patience: Patience,
-    ) -> Result<u64, SubmitError<Requests<E>>> {
-        let Entered { first, ticket } = entered;
-        if let Some(ticket) = ticket {
-            let request = self.request(first);
-            let waited = self.wait_for_ticket(&ticket, request, patience);
-            if let Some(worker) = this_worker() {
-                worker.unwait(&self.shared, request);
-            }
-            waited.inspect_err(|_| self.count_refused(requests))?;
-        }
-        Ok(first)
-    }
-
-    fn wait_for_ticket(
-        &self,
         ticket: &Ticket<E>,
-        request: RequestId,
         patience: Patience,
     ) -> Result<(), SubmitError<Requests<E>>> {
-        let waker = thread_waker();
+        let Self { shared, .. } = self;
+        let request = self.request(ticket.number);
         let until = match patience {
-            Patience::None => Some(self.now()),
             Patience::Until(until) => until,
+            Patience::None | Patience::UntilAnswered => None,
         };
-        // The requests are taken back, or went in just now: the ticket is about to say which.
-        let mut withdrawn = false;
-        loop {
-            if let Poll::Ready(settled) = ticket.poll(&waker) {
-                return settled;
-            }
-            let reason = match this_worker().map(|worker| worker.help(&self.shared, request)) {
-                Some(InlineProgress::Progress) => continue,
-                Some(InlineProgress::Stuck) => Some(Refusal::WouldDeadlock),
-                Some(InlineProgress::Elsewhere) | None => {
-                    until.is_some_and(|until| until <= self.now()).then_some(Refusal::Full)
+        let waited = shared.clock.block(until, |waker| {
+            loop {
+                if let Poll::Ready(settled) = ticket.poll(waker) {
+                    return Poll::Ready(Ok(settled));
                 }
-            };
-            if let (Some(reason), false) = (reason, withdrawn) {
-                self.withdraw(request, reason);
-                withdrawn = true;
-                continue;
+                match this_worker().map(|worker| worker.help(shared, request)) {
+                    Some(InlineProgress::Progress) => {}
+                    Some(InlineProgress::Stuck) => return Poll::Ready(Err(Refusal::WouldDeadlock)),
+                    Some(InlineProgress::Elsewhere) | None => return Poll::Pending,
+                }
             }
-            // CORRECTNESS: the waker is in the ticket before each sleep, and the ticket is settled
-            // before the waker is woken.
-            self.shared.clock.park_until(until.filter(|_| !withdrawn));
+        });
+        if let Some(worker) = this_worker() {
+            worker.unwait(shared, request);
         }
+        let reason = match waited {
+            Some(Ok(settled)) => return settled,
+            Some(Err(reason)) => reason,
+            None => Refusal::Full,
+        };
+        self.withdraw(ticket, reason);
+        // The requests are taken back, or went in just now: the ticket is about to say which.
+        let settled = shared.clock.block(None, |waker| ticket.poll(waker));
+        settled.expect("without an end of waiting, a wait ends with what it waits for")
     }
 
     /// Takes requests back that wait for room; if they do not any more, the ticket says what they do.
-    pub(crate) fn withdraw(&self, request: RequestId, reason: Refusal) {
-        let mut guard = self.shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        let pending = scheduler.queue::<Pending<E>>(self.queue);
-        let waiter = pending.and_then(|pending| pending.withdraw(request.number, deferred));
-        if let Some(waiter) = waiter {
-            waiter.refuse(reason, deferred);
-        }
+    pub(crate) fn withdraw(&self, ticket: &Ticket<E>, reason: Refusal) {
+        let mut scheduler = self.shared.lock();
+        // A queue that is not open has refused them.
+        let Ok((pending, deferred)) = scheduler.open_queue::<Pending<E>>(self.queue) else {
+            return;
+        };
+        let withdrawn = pending.withdraw(ticket.number, reason, deferred);
+        scheduler.count_refused(self.queue, withdrawn);
     }
 
     /// What requests exceed, if they are more than the queue may ever take.
@@ -360,32 +305,46 @@ impl<E: Engine> Admission<E> {
     }
 
     fn refuse<R>(&self, refusal: Refusal, requests: usize, refused: R) -> SubmitError<R> {
-        self.count_refused(requests);
-        SubmitError::new(refusal, refused)
-    }
-
-    pub(crate) fn count_refused(&self, requests: usize) {
         self.shared.lock().count_refused(self.queue, requests);
+        SubmitError::new(refusal, refused)
     }
 
     fn request(&self, number: u64) -> RequestId {
         RequestId { queue: self.queue, number }
     }
 
-    fn now(&self) -> Instant {
-        self.shared.clock.now()
+    /// Refuses new requests; what waits is run or, with `abort`, answered with an error.
+    pub(crate) fn close(&self, abort: bool) {
+        self.shared.lock().close(self.queue, abort);
     }
 }
 
-impl Patience {
-    fn wait(self) -> WaitForRoom {
-        match self {
-            Self::None => WaitForRoom::Never,
-            Self::Until(_) => WaitForRoom::Told,
-        }
+impl<E: Engine> Drop for Admission<E> {
+    fn drop(&mut self) {
+        self.shared.lock().let_go(self.queue);
     }
 }
 
 pub(crate) fn only<T>(mut one: Vec<T>) -> T {
     one.pop().expect("there is one of what was one")
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::testing::{FakeEngine, FakeItem};
+
+    /// A request on its way in that has just come.
+    pub(crate) fn arrival(
+        input: FakeItem,
+        class: Priority,
+        deadline: Option<Instant>,
+    ) -> Arrival<FakeEngine> {
+        let (sender, _receiver) = Receiver::pair(None);
+        let (cost, arrival) = (input.cost, Instant::now());
+        let (number, seq, group) = (0, 0, 0);
+        let request =
+            PendingRequest { input, sender, cost, class, arrival, deadline, number, seq, group };
+        Arrival { request, key: 0, hash: 0 }
+    }
 }

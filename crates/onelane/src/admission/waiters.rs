@@ -8,7 +8,6 @@
 //! first without looking at all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,17 @@ use crate::admission::inbox::{Arrival, Permits};
 use crate::engine::Engine;
 use crate::error::{Refusal, SubmitError};
 use crate::request::{Priority, Request};
-use crate::sync::{Deferred, Mutex};
+use crate::sync::{Deferred, Receiver, Sender};
+
+/// How long a submission is ready to wait for room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    None,
+    /// Until then, and it is told when it is in.
+    Until(Option<Instant>),
+    /// A task, which is told of the answer only.
+    UntilAnswered,
+}
 
 /// A place among the waiters; the least is the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,72 +53,44 @@ impl WaiterKey {
 pub(crate) struct Waiter<E: Engine> {
     pub(crate) arrivals: Vec<Arrival<E>>,
     /// The number of the first; the others follow.
-    pub(crate) number: u64,
+    number: u64,
     permits: Permits,
-    ticket: Arc<Ticket<E>>,
+    settled: Sender<Settled<E>>,
+    wake_when_admitted: bool,
 }
 
 impl<E: Engine> Waiter<E> {
     /// Refuses the requests, which the ticket's holder gets back.
     pub(crate) fn refuse(self, reason: Refusal, deferred: &mut Deferred) {
-        let Self { arrivals, ticket, .. } = self;
+        let Self { arrivals, settled, .. } = self;
         // A key is a user's to drop, and is dropped with its arrival.
         deferred.defer(move || {
             let requests = arrivals.into_iter().map(Arrival::into_request).collect();
-            ticket.refuse(SubmitError::new(reason, requests));
+            let refused = Err(SubmitError::new(reason, requests));
+            settled.send(Ok(refused), &mut Deferred::default());
         });
     }
 }
 
-type Requests<E> = Vec<Request<<E as Engine>::Item>>;
+/// What is submitted at once: requests, or one.
+pub(crate) type Requests<E> = Vec<Request<<E as Engine>::Item>>;
+
+/// What waiting for room comes to: the requests are in, or refused.
+type Settled<E> = Result<(), SubmitError<Requests<E>>>;
 
 /// What a submitter looks at while its requests wait for room.
-pub(crate) struct Ticket<E: Engine>(Mutex<TicketState<E>>);
-
-enum TicketState<E: Engine> {
-    /// They wait. The holder has left a waker, and whether it wants to know that they went in.
-    Waiting(Option<Waker>, bool),
-    Admitted,
-    Refused(SubmitError<Requests<E>>),
+pub(crate) struct Ticket<E: Engine> {
+    /// The number of the first of them.
+    pub(crate) number: u64,
+    settled: Receiver<Settled<E>>,
 }
 
 impl<E: Engine> Ticket<E> {
-    fn new(wake_when_admitted: bool) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(TicketState::Waiting(None, wake_when_admitted))))
-    }
-
-    /// Whether the requests went in or were refused; if neither yet, `waker` is left.
+    /// Whether the requests went in or were refused; if neither yet, `waker` is left. Of requests
+    /// whose submitter wants to know of the answer only, it is not said that they went in.
     pub(crate) fn poll(&self, waker: &Waker) -> Poll<Result<(), SubmitError<Requests<E>>>> {
-        // CORRECTNESS: cloning and dropping a waker are a user's code, so neither is under the lock.
-        let mut new = Some(waker.clone());
-        let mut state = self.0.lock();
-        match &mut *state {
-            TicketState::Waiting(left, _) => {
-                std::mem::swap(left, &mut new);
-                Poll::Pending
-            }
-            TicketState::Admitted => Poll::Ready(Ok(())),
-            TicketState::Refused(_) => {
-                match std::mem::replace(&mut *state, TicketState::Admitted) {
-                    TicketState::Refused(refused) => Poll::Ready(Err(refused)),
-                    _ => unreachable!("matched above"),
-                }
-            }
-        }
-    }
-
-    fn admit(&self, deferred: &mut Deferred) {
-        let before = std::mem::replace(&mut *self.0.lock(), TicketState::Admitted);
-        if let TicketState::Waiting(Some(waker), wake_when_admitted) = before {
-            if wake_when_admitted { deferred.wake(waker) } else { deferred.discard(waker) }
-        }
-    }
-
-    fn refuse(&self, refused: SubmitError<Requests<E>>) {
-        let before = std::mem::replace(&mut *self.0.lock(), TicketState::Refused(refused));
-        if let TicketState::Waiting(Some(waker), _) = before {
-            waker.wake();
-        }
+        let settled = self.settled.poll(waker);
+        settled.map(|settled| settled.expect("who waits with a ticket is let in or refused"))
     }
 }
 
@@ -155,18 +136,18 @@ impl<E: Engine> Waiters<E> {
         number: u64,
         class: Priority,
         wake_when_admitted: bool,
-    ) -> Arc<Ticket<E>> {
-        let at = arrivals.first().expect("who asks for nothing does not wait").at;
+    ) -> Ticket<E> {
+        let at = arrivals.first().expect("who asks for nothing does not wait").request.arrival;
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
         let key = WaiterKey::new(class, at, number, self.ageing);
-        let ticket = Ticket::new(wake_when_admitted);
+        let (sender, receiver) = Receiver::pair(None);
         self.requests += arrivals.len();
         self.keys.insert(number, key);
         self.deadlines.extend(last_deadline(&arrivals).map(|deadline| (deadline, number)));
-        let waiter = Waiter { arrivals, number, permits, ticket: Arc::clone(&ticket) };
+        let waiter = Waiter { arrivals, number, permits, settled: sender, wake_when_admitted };
         self.by_key.insert(key, waiter);
-        ticket
+        Ticket { number, settled: receiver }
     }
 
     /// The room that the first waiter needs.
@@ -175,16 +156,24 @@ impl<E: Engine> Waiters<E> {
     }
 
     /// The first waiter, for whose requests there is room now.
-    pub(crate) fn admit_first(&mut self, deferred: &mut Deferred) -> Option<Waiter<E>> {
+    pub(crate) fn admit_first(&mut self, deferred: &mut Deferred) -> Option<Vec<Arrival<E>>> {
         let number = self.by_key.first_key_value()?.1.number;
         self.admit(number, deferred)
     }
 
-    /// A waiter whose requests go in.
-    pub(crate) fn admit(&mut self, number: u64, deferred: &mut Deferred) -> Option<Waiter<E>> {
-        let waiter = self.remove(number)?;
-        waiter.ticket.admit(deferred);
-        Some(waiter)
+    /// The requests of a waiter, which go in.
+    pub(crate) fn admit(
+        &mut self,
+        number: u64,
+        deferred: &mut Deferred,
+    ) -> Option<Vec<Arrival<E>>> {
+        let Waiter { arrivals, settled, wake_when_admitted, .. } = self.remove(number)?;
+        if wake_when_admitted {
+            settled.send(Ok(Ok(())), deferred)
+        } else {
+            settled.forget()
+        }
+        Some(arrivals)
     }
 
     /// Gives up a place.
@@ -214,22 +203,22 @@ impl<E: Engine> Waiters<E> {
 
 /// When all of these have expired.
 fn last_deadline<E: Engine>(arrivals: &[Arrival<E>]) -> Option<Instant> {
-    arrivals.iter().map(|arrival| arrival.deadline).min_by_key(Option::is_some)??;
-    arrivals.iter().filter_map(|arrival| arrival.deadline).max()
+    let deadlines = || arrivals.iter().map(|arrival| arrival.request.deadline);
+    deadlines().min_by_key(Option::is_some)??;
+    deadlines().flatten().max()
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::sync::Receiver;
+    use crate::admission::inbox::PendingRequest;
     use crate::testing::{FakeEngine, FakeItem};
 
     const CLASSES: [Priority; 3] = [Priority::Bulk, Priority::Normal, Priority::Interactive];
 
     fn arrival(class: Priority, at: Instant, deadline: Option<Instant>) -> Arrival<FakeEngine> {
-        let (sender, _receiver) = Receiver::pair(None);
-        let input = FakeItem::new(0);
-        Arrival { number: 0, input, key: 0, hash: 0, cost: 1, class, at, deadline, sender }
+        let arrival = crate::admission::tests::arrival(FakeItem::new(0), class, deadline);
+        Arrival { request: PendingRequest { arrival: at, ..arrival.request }, ..arrival }
     }
 
     /// Who goes first, and so on, of those who come at these times: (class, milliseconds).
@@ -238,11 +227,13 @@ mod tests {
         let start = Instant::now();
         for (number, &(class, ms)) in come.iter().enumerate() {
             let at = start + Duration::from_millis(ms);
-            waiters.push(vec![arrival(class, at, None)], number as u64, class, false);
+            let mut one = arrival(class, at, None);
+            one.request.number = number as u64;
+            waiters.push(vec![one], number as u64, class, false);
         }
         let mut deferred = Deferred::default();
-        let first = || waiters.admit_first(&mut deferred).map(|waiter| waiter.number as usize);
-        std::iter::from_fn(first).collect()
+        let first = || waiters.admit_first(&mut deferred);
+        std::iter::from_fn(first).map(|arrivals| arrivals[0].request.number as usize).collect()
     }
 
     #[test]

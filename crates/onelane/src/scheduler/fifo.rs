@@ -2,6 +2,7 @@
 //! two lists at once and leave both from the middle in constant time.
 
 use std::num::NonZeroU32;
+use std::ops::Deref;
 
 use slab::Slab;
 
@@ -24,21 +25,31 @@ impl At {
 
 /// The neighbours of an entry in one list.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Links {
+struct Links {
     previous: Option<At>,
     next: Option<At>,
 }
 
-/// An entry that stands in `LISTS` lists.
-pub(crate) trait Linked<const LISTS: usize> {
-    fn links(&mut self) -> &mut [Links; LISTS];
-    fn next(&self, list: usize) -> Option<usize>;
+/// A value that may stand in two lists.
+pub(crate) struct Linked<T> {
+    value: T,
+    links: [Links; 2],
 }
 
-/// Access for implementors of [`Linked`].
-impl Links {
-    pub(crate) fn following(&self) -> Option<usize> {
-        self.next.map(At::index)
+impl<T> Linked<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { value, links: Default::default() }
+    }
+
+    pub(crate) fn into_value(self) -> T {
+        self.value
+    }
+}
+
+impl<T> Deref for Linked<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
     }
 }
 
@@ -59,43 +70,36 @@ impl Fifo {
         self.head
     }
 
-    pub(crate) fn push_back<T: Linked<N>, const N: usize>(
-        &mut self,
-        slots: &mut Slab<T>,
-        index: usize,
-    ) {
-        slots[index].links()[self.list] = Links { previous: self.tail.map(At::new), next: None };
+    pub(crate) fn push_back<T>(&mut self, slots: &mut Slab<Linked<T>>, index: usize) {
+        slots[index].links[self.list] = Links { previous: self.tail.map(At::new), next: None };
         match self.tail {
-            Some(tail) => slots[tail].links()[self.list].next = Some(At::new(index)),
+            Some(tail) => slots[tail].links[self.list].next = Some(At::new(index)),
             None => self.head = Some(index),
         }
         self.tail = Some(index);
     }
 
     /// Takes `index`, which stands in this list, out of it.
-    pub(crate) fn unlink<T: Linked<N>, const N: usize>(
-        &mut self,
-        slots: &mut Slab<T>,
-        index: usize,
-    ) {
-        let Links { previous, next } = std::mem::take(&mut slots[index].links()[self.list]);
+    pub(crate) fn unlink<T>(&mut self, slots: &mut Slab<Linked<T>>, index: usize) {
+        let Links { previous, next } = std::mem::take(&mut slots[index].links[self.list]);
         match previous {
-            Some(previous) => slots[previous.index()].links()[self.list].next = next,
+            Some(previous) => slots[previous.index()].links[self.list].next = next,
             None => self.head = next.map(At::index),
         }
         match next {
-            Some(next) => slots[next.index()].links()[self.list].previous = previous,
+            Some(next) => slots[next.index()].links[self.list].previous = previous,
             None => self.tail = previous.map(At::index),
         }
     }
 
-    /// The slots in order.
-    pub(crate) fn iter<'a, T: Linked<N>, const N: usize>(
+    /// The entries in order.
+    pub(crate) fn iter<'a, T>(
         &self,
-        slots: &'a Slab<T>,
-    ) -> impl Iterator<Item = usize> + use<'a, T, N> {
+        slots: &'a Slab<Linked<T>>,
+    ) -> impl Iterator<Item = &'a T> + use<'a, T> {
         let list = self.list;
-        std::iter::successors(self.head, move |&index| slots[index].next(list))
+        let next = move |&index: &usize| slots[index].links[list].next.map(At::index);
+        std::iter::successors(self.head, next).map(|index| &slots[index].value)
     }
 }
 
@@ -103,31 +107,20 @@ impl Fifo {
 mod tests {
     use super::*;
 
-    struct Node(usize, [Links; 2]);
-
-    impl Linked<2> for Node {
-        fn links(&mut self) -> &mut [Links; 2] {
-            &mut self.1
-        }
-        fn next(&self, list: usize) -> Option<usize> {
-            self.1[list].following()
-        }
-    }
-
     #[test]
     fn an_entry_leaves_both_lists_from_anywhere() {
         for victim in 0..4 {
             let mut slots = Slab::new();
             let mut lists = [Fifo::new(0), Fifo::new(1)];
             for index in 0..4 {
-                slots.insert(Node(index, Default::default()));
+                slots.insert(Linked::new(index));
                 for list in &mut lists {
                     list.push_back(&mut slots, index);
                 }
             }
             for list in &mut lists {
                 list.unlink(&mut slots, victim);
-                let left: Vec<usize> = list.iter(&slots).map(|index| slots[index].0).collect();
+                let left: Vec<usize> = list.iter(&slots).copied().collect();
                 let expected: Vec<usize> = (0..4).filter(|&v| v != victim).collect();
                 assert_eq!(left, expected);
             }

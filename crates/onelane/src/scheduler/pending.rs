@@ -12,46 +12,21 @@ use std::time::{Duration, Instant};
 use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
-use crate::admission::inbox::{Arrival, Inbox, Permits};
-use crate::admission::waiters::{Ticket, Waiter, Waiters};
+use crate::admission::inbox::{Arrival, Inbox, PendingRequest, Permits};
+use crate::admission::waiters::{Patience, Ticket, Waiters};
 use crate::config::BatchConfig;
 use crate::engine::{BatchItem, Engine};
-use crate::error::{BuildError, Refusal, RequestError};
+use crate::error::{Refusal, RequestError};
 use crate::request::Priority;
-use crate::scheduler::fifo::{Fifo, Linked, Links};
+use crate::scheduler::fifo::{Fifo, Linked};
 use crate::scheduler::group::Group;
 use crate::scheduler::policy::Head;
-use crate::stats::{QueueStats, Stats};
-use crate::sync::{Deferred, Sender, catch_panic, forbid_locking};
+use crate::stats::Stats;
+use crate::sync::{Deferred, forbid_locking};
 use crate::worker::batch::{Batch, Outcome, RequestBatch};
 use crate::worker::engines::{EngineFactory, Engines};
 
 const BY_CLASS: usize = 0;
-
-/// One waiting request. It stands in two lists: all of its class in the queue, and those of its
-/// class and key.
-struct PendingRequest<E: Engine> {
-    input: E::Item,
-    sender: Sender<E::Output>,
-    number: u64,
-    /// The order of acceptance in the queue.
-    seq: u64,
-    group: usize,
-    cost: usize,
-    class: Priority,
-    arrival: Instant,
-    deadline: Option<Instant>,
-    links: [Links; 2],
-}
-
-impl<E: Engine> Linked<2> for PendingRequest<E> {
-    fn links(&mut self) -> &mut [Links; 2] {
-        &mut self.links
-    }
-    fn next(&self, list: usize) -> Option<usize> {
-        self.links[list].following()
-    }
-}
 
 /// What a queue's scheduler asks of what waits in it, whatever its types.
 pub(crate) trait PendingRequests: Any + Send {
@@ -60,8 +35,8 @@ pub(crate) trait PendingRequests: Any + Send {
     /// Has the next submitter wake a worker, unless there is something in the inbox. Says whether
     /// there was nothing.
     fn listen(&mut self) -> bool;
-    /// Says whether requests are accepted; if not, those who wait for room are sent away.
-    fn set_open(&mut self, refusal: Option<&Refusal>, deferred: &mut Deferred);
+    /// Accepts no more requests, and refuses those that wait for room.
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred);
     /// Says, after a batch, whether nothing waits and nothing computes, and how long it took.
     fn set_pace(&mut self, idle: bool, service: Duration);
     /// Whether the engine takes less time than a thread needs to sleep.
@@ -72,30 +47,26 @@ pub(crate) trait PendingRequests: Any + Send {
     /// Shows the heads that may claim a batch.
     fn heads(&self, visit: &mut dyn FnMut(Head));
     /// Takes the batch that the head at `index` claims out, noting how long each request waited.
-    fn take(
-        &mut self,
-        index: usize,
-        now: Instant,
-        stats: &mut Stats,
-        deferred: &mut Deferred,
-    ) -> Box<dyn Batch>;
+    fn take(&mut self, index: usize, now: Instant, deferred: &mut Deferred) -> Box<dyn Batch>;
     /// Removes a request that waits, in the queue or for room in it, and answers it with `error`.
-    /// Says how many were removed from the queue.
-    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> usize;
+    /// Says whether it has been answered.
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> bool;
     /// The same with all that wait in the queue.
-    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) -> usize;
-    /// Removes what has expired, and says how many.
-    fn expire(&mut self, now: Instant, deferred: &mut Deferred) -> usize;
+    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred);
+    /// The same with those that have expired.
+    fn expire(&mut self, now: Instant, deferred: &mut Deferred);
     /// When the next request expires.
     fn next_deadline(&self) -> Option<Instant>;
     /// The next deadline, for the timer to be told of, when the alarm of the last one has gone off.
     fn next_alarm(&mut self, last: Instant) -> Option<Instant>;
     /// A batch is done: remembers what it taught.
-    fn finished(&mut self, group: usize, outcome: &Outcome, now: Instant, deferred: &mut Deferred);
+    fn finished(&mut self, outcome: &Outcome, now: Instant, deferred: &mut Deferred);
     /// What builds the engine of a worker that has none.
-    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send>;
-    /// Writes down what waits, and what has come.
-    fn describe(&self, now: Instant, counters: &mut QueueStats);
+    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> bool + Send>;
+    /// What has been counted.
+    fn stats(&mut self) -> &mut Stats;
+    /// The same, and what waits.
+    fn snapshot(&self, now: Instant) -> Stats;
 }
 
 /// The requests that wait in one batch queue.
@@ -109,7 +80,8 @@ pub(crate) struct Pending<E: Engine> {
     open: bool,
     /// The inbox is closed because somebody waits for room.
     shut: bool,
-    requests: Slab<PendingRequest<E>>,
+    /// Each stands in two lists: all of its class in the queue, and those of its class and key.
+    requests: Slab<Linked<PendingRequest<E>>>,
     by_number: HashMap<u64, usize>,
     /// Room that the inbox has not been given back: it is when the inbox is drained, or when somebody
     /// finds no room in it.
@@ -120,9 +92,7 @@ pub(crate) struct Pending<E: Engine> {
     class_len: [usize; 3],
     deadlines: BTreeSet<(Instant, u64)>,
     cost: usize,
-    accepted: u64,
-    /// Requests whose key could not be compared, which have been answered.
-    failed: u64,
+    stats: Stats,
 }
 
 /// Groups that are kept for their learnt ceiling alone; beyond that many, ceilings are forgotten.
@@ -130,26 +100,6 @@ const MAX_REMEMBERED: usize = 1024;
 
 /// Groups that are kept although they are empty, since their key is likely to come again.
 const MAX_KEPT: usize = 16;
-
-/// What becomes of requests that ask for room.
-pub(crate) enum Admitted<E: Engine> {
-    /// They are in, and the first has this number.
-    Now(u64),
-    /// They wait for room.
-    Later(u64, Arc<Ticket<E>>),
-    /// There is none.
-    No(Vec<Arrival<E>>),
-}
-
-/// How requests are to wait for room.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WaitForRoom {
-    Never,
-    /// The submitter wants to know when they are in.
-    Told,
-    /// It wants to know of the answer only.
-    Untold,
-}
 
 impl<E: Engine> Pending<E> {
     pub(crate) fn new(
@@ -174,53 +124,56 @@ impl<E: Engine> Pending<E> {
             class_len: [0; 3],
             deadlines: BTreeSet::new(),
             cost: 0,
-            accepted: 0,
-            failed: 0,
+            stats: Stats::default(),
         }
     }
 
     /// Lets requests in for which the inbox had no room, or has them wait; the inbox is drained.
+    /// Returns the number of the first, and the ticket of those that wait; or gives them back.
     pub(crate) fn admit(
         &mut self,
         mut arrivals: Vec<Arrival<E>>,
         class: Priority,
-        wait: WaitForRoom,
+        patience: Patience,
         deferred: &mut Deferred,
-    ) -> Admitted<E> {
+    ) -> Result<(u64, Option<Ticket<E>>), Vec<Arrival<E>>> {
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
-        let is_first =
-            arrivals.first().is_none_or(|first| self.waiters.would_be_first(class, first.at));
+        let is_first = arrivals
+            .first()
+            .is_none_or(|first| self.waiters.would_be_first(class, first.request.arrival));
         let mut inbox = self.inbox.lock();
         inbox.release(&mut self.freed);
         let room = is_first && inbox.reserve(permits);
-        if !room && wait == WaitForRoom::Never {
-            return Admitted::No(arrivals);
+        if !room && patience == Patience::None {
+            return Err(arrivals);
         }
         let number = inbox.number_all(&mut arrivals);
         if !room {
             // CORRECTNESS: under the lock under which there was no room; what makes room holds it.
-            inbox.set_open(false);
+            inbox.open = false;
             drop(inbox);
             self.shut = true;
-            let told = wait == WaitForRoom::Told;
-            return Admitted::Later(number, self.waiters.push(arrivals, number, class, told));
+            let told = patience != Patience::UntilAnswered;
+            return Ok((number, Some(self.waiters.push(arrivals, number, class, told))));
         }
         drop(inbox);
         self.push_all(arrivals, deferred);
-        Admitted::Now(number)
+        Ok((number, None))
     }
 
-    /// Withdraws requests that wait for room, if they still do.
-    pub(crate) fn withdraw(&mut self, number: u64, deferred: &mut Deferred) -> Option<Waiter<E>> {
-        let waiter = self.waiters.remove(number);
+    /// Refuses requests that wait for room, if they still do. Says how many those were.
+    pub(crate) fn withdraw(
+        &mut self,
+        number: u64,
+        reason: Refusal,
+        deferred: &mut Deferred,
+    ) -> usize {
+        let Some(waiter) = self.waiters.remove(number) else { return 0 };
+        let count = waiter.arrivals.len();
+        waiter.refuse(reason, deferred);
         self.assign_room(deferred);
-        waiter
-    }
-
-    /// Whether the timer has to be told of a deadline.
-    pub(crate) fn needs_alarm(&mut self, deadline: Instant) -> bool {
-        self.inbox.lock().needs_alarm(deadline)
+        count
     }
 
     /// Assigns room that is free to those who wait for it; behind the last of them the inbox opens.
@@ -235,26 +188,26 @@ impl<E: Engine> Pending<E> {
                 return;
             }
             drop(inbox);
-            if let Some(Waiter { arrivals, .. }) = self.waiters.admit_first(deferred) {
+            if let Some(arrivals) = self.waiters.admit_first(deferred) {
                 self.push_all(arrivals, deferred);
             }
         }
         self.shut = false;
-        self.inbox.lock().set_open(self.open);
+        self.inbox.lock().open = self.open;
     }
 
     fn push_all(&mut self, arrivals: Vec<Arrival<E>>, deferred: &mut Deferred) {
         arrivals.into_iter().for_each(|arrival| self.push(arrival, deferred));
-        self.inbox.set_idle(false);
+        self.inbox.idle.set(false);
     }
 
     /// Appends a request to its group; answers it if that fails.
     fn push(&mut self, arrival: Arrival<E>, deferred: &mut Deferred) {
-        let Arrival { number, input, key, hash, cost, class, at, deadline, sender } = arrival;
-        self.accepted += 1;
+        let Arrival { mut request, key, hash } = arrival;
+        self.stats.counters.submitted += 1;
         // CORRECTNESS: the key's `Eq` is a user's code and comes first: if it panics, nothing has
         // changed yet.
-        let group = match catch_panic(|| forbid_locking(|| self.known_group(&key, hash))) {
+        let group = match forbid_locking(|| self.known_group(&key, hash)) {
             Ok(Some(group)) => {
                 deferred.discard(key);
                 group
@@ -262,30 +215,17 @@ impl<E: Engine> Pending<E> {
             Ok(None) => self.add_group(key, hash),
             Err(message) => {
                 deferred.discard(key);
-                sender.send(Err(RequestError::Panicked(message)), deferred);
-                deferred.discard(input);
-                self.failed += 1;
-                return self.free(1, cost);
+                self.freed.add(Permits { requests: 1, cost: request.cost });
+                return self.answer(request, RequestError::Panicked(message), deferred);
             }
         };
-        let seq = self.accepted;
-        let links = Default::default();
-        let index = self.requests.insert(PendingRequest {
-            input,
-            sender,
-            number,
-            seq,
-            group,
-            cost,
-            class,
-            arrival: at,
-            deadline,
-            links,
-        });
+        (request.seq, request.group) = (self.stats.counters.submitted, group);
+        let PendingRequest { cost, class, arrival, deadline, number, .. } = request;
+        let index = self.requests.insert(Linked::new(request));
         self.by_number.insert(number, index);
         self.by_class[class.index()].push_back(&mut self.requests, index);
         self.class_len[class.index()] += 1;
-        let ready_at = (!self.config.max_wait.is_zero()).then(|| self.ready_at(at, deadline));
+        let ready_at = (!self.config.max_wait.is_zero()).then(|| self.ready_at(arrival, deadline));
         let group = &mut self.groups[group];
         group.by_class[class.index()].push_back(&mut self.requests, index);
         group.len += 1;
@@ -295,11 +235,6 @@ impl<E: Engine> Pending<E> {
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, number));
         }
-    }
-
-    /// Notes the room of requests that do not wait any more.
-    fn free(&mut self, requests: usize, cost: usize) {
-        self.freed.add(Permits { requests, cost });
     }
 
     fn known_group(&self, key: &<E::Item as BatchItem>::Key, hash: u64) -> Option<usize> {
@@ -320,22 +255,34 @@ impl<E: Engine> Pending<E> {
     }
 
     /// Answers requests that have expired while they waited for room. They are counted as those that
-    /// expire in the queue.
-    fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) -> usize {
-        let waiter = self.waiters.admit(number, deferred);
-        let arrivals = waiter.map(|waiter| waiter.arrivals).unwrap_or_default();
-        let count = arrivals.len();
-        for Arrival { input, key, sender, .. } in arrivals {
-            sender.send(Err(RequestError::DeadlineExceeded), deferred);
-            deferred.discard((input, key));
+    /// expire in the queue. Says whether they waited.
+    fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) -> bool {
+        let Some(arrivals) = self.waiters.admit(number, deferred) else { return false };
+        for Arrival { request, key, .. } in arrivals {
+            self.stats.counters.submitted += 1;
+            self.answer(request, RequestError::DeadlineExceeded, deferred);
+            deferred.discard(key);
         }
-        self.accepted += count as u64;
-        count
+        true
+    }
+
+    /// Answers a request that will not be computed, and counts what it came to.
+    fn answer(&mut self, request: PendingRequest<E>, error: RequestError, deferred: &mut Deferred) {
+        let counters = &mut self.stats.counters;
+        let counter = match error {
+            RequestError::Cancelled => &mut counters.cancelled,
+            RequestError::DeadlineExceeded => &mut counters.expired,
+            RequestError::Panicked(_) => &mut counters.failed,
+            _ => &mut counters.closed,
+        };
+        *counter += 1;
+        request.sender.send(Err(error), deferred);
+        deferred.discard(request.input);
     }
 
     /// Takes a request out of all lists and sums.
     fn unlink(&mut self, index: usize) -> PendingRequest<E> {
-        let PendingRequest { class, group, cost, deadline, number, .. } = self.requests[index];
+        let PendingRequest { class, group, cost, deadline, number, .. } = *self.requests[index];
         self.by_class[class.index()].unlink(&mut self.requests, index);
         self.class_len[class.index()] -= 1;
         let group = &mut self.groups[group];
@@ -347,15 +294,15 @@ impl<E: Engine> Pending<E> {
             self.deadlines.remove(&(deadline, number));
         }
         self.by_number.remove(&number);
-        self.free(1, cost);
-        self.requests.remove(index)
+        self.freed.add(Permits { requests: 1, cost });
+        self.requests.remove(index).into_value()
     }
 
     /// Removes a request that waits in the queue, and answers it.
     fn dismiss_at(&mut self, index: usize, error: RequestError, deferred: &mut Deferred) {
-        let PendingRequest { input, sender, group, .. } = self.unlink(index);
-        sender.send(Err(error), deferred);
-        deferred.discard(input);
+        let request = self.unlink(index);
+        let group = request.group;
+        self.answer(request, error, deferred);
         self.tidy(group, deferred);
     }
 
@@ -373,8 +320,7 @@ impl<E: Engine> Pending<E> {
     }
 
     fn head(&self, index: usize, ready_at: Instant) -> Head {
-        let request = &self.requests[index];
-        let PendingRequest { class, arrival, seq, .. } = *request;
+        let PendingRequest { class, arrival, seq, .. } = *self.requests[index];
         Head { index, class, arrival, seq, ready_at }
     }
 
@@ -393,39 +339,38 @@ impl<E: Engine> PendingRequests for Pending<E> {
         let mut inbox = self.inbox.lock();
         inbox.swap(&mut accepted);
         inbox.release(&mut self.freed);
-        inbox.set_wake_needed(wake_needed);
+        inbox.wake_needed = wake_needed;
         drop(inbox);
-        let failed = self.failed;
+        let failed = self.stats.counters.failed;
         accepted.drain(..).for_each(|arrival| self.push(arrival, deferred));
         self.empty = accepted;
         if !self.requests.is_empty() {
-            self.inbox.set_idle(false);
+            self.inbox.idle.set(false);
         }
-        if self.failed > failed {
+        if self.stats.counters.failed > failed {
             self.assign_room(deferred);
         }
     }
 
     fn listen(&mut self) -> bool {
         let mut inbox = self.inbox.lock();
-        let is_empty = inbox.is_empty();
+        let is_empty = inbox.accepted.is_empty();
         if is_empty {
-            inbox.set_wake_needed(true);
-            self.inbox.set_idle(self.requests.is_empty());
+            inbox.wake_needed = true;
+            self.inbox.idle.set(self.requests.is_empty());
         }
         is_empty
     }
 
-    fn set_open(&mut self, refusal: Option<&Refusal>, deferred: &mut Deferred) {
-        self.open = refusal.is_none();
-        self.inbox.lock().set_open(self.open);
-        if let Some(refusal) = refusal {
-            self.waiters.refuse_all(refusal, deferred);
-        }
+    fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred) {
+        self.open = false;
+        self.inbox.lock().open = false;
+        self.stats.counters.refused += self.waiters.requests() as u64;
+        self.waiters.refuse_all(refusal, deferred);
     }
 
     fn set_pace(&mut self, idle: bool, service: Duration) {
-        self.inbox.set_idle(idle);
+        self.inbox.idle.set(idle);
         self.inbox.set_pace(service);
     }
 
@@ -459,13 +404,7 @@ impl<E: Engine> PendingRequests for Pending<E> {
         }
     }
 
-    fn take(
-        &mut self,
-        index: usize,
-        now: Instant,
-        stats: &mut Stats,
-        deferred: &mut Deferred,
-    ) -> Box<dyn Batch> {
+    fn take(&mut self, index: usize, now: Instant, deferred: &mut Deferred) -> Box<dyn Batch> {
         let at = self.requests[index].group;
         let limit = self.groups[at].limit(self.config.max_batch_size, now);
         let size = limit.min(self.groups[at].len);
@@ -478,61 +417,56 @@ impl<E: Engine> PendingRequests for Pending<E> {
             if taken > 0 && batch.cost().saturating_add(cost) > self.config.max_batch_cost {
                 break;
             }
-            let PendingRequest { input, sender, number, class, arrival, .. } = self.unlink(index);
-            stats.record_wait(class, now.saturating_duration_since(arrival));
-            batch.push(input, sender, number, cost);
+            let request = self.unlink(index);
+            let waited = now.saturating_duration_since(request.arrival);
+            self.stats.record_wait(request.class, waited);
+            batch.push(request);
             next = self.groups[at].first();
         }
-        self.inbox.set_idle(false);
+        self.inbox.idle.set(false);
+        self.stats.counters.running += batch.len();
         self.groups[at].running += 1;
         self.groups[at].ready_at = None;
         if !self.config.max_wait.is_zero() {
             let by_class = self.groups[at].by_class;
             let left = by_class.iter().flat_map(|list| list.iter(&self.requests));
-            let ready = left.map(|index| &self.requests[index]);
             self.groups[at].ready_at =
-                ready.map(|request| self.ready_at(request.arrival, request.deadline)).min();
+                left.map(|request| self.ready_at(request.arrival, request.deadline)).min();
         }
         self.assign_room(deferred);
         Box::new(batch)
     }
 
-    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> usize {
-        let index = self.by_number.get(&number).copied();
-        let mut count = usize::from(index.is_some());
-        if let Some(index) = index {
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> bool {
+        let answered = if let Some(&index) = self.by_number.get(&number) {
             self.dismiss_at(index, error, deferred);
+            true
         } else if matches!(error, RequestError::DeadlineExceeded) {
-            count += self.expire_waiter(number, deferred);
-        } else if let Some(waiter) = self.waiters.remove(number) {
-            deferred.discard(waiter);
-        }
+            self.expire_waiter(number, deferred)
+        } else {
+            self.waiters.remove(number).into_iter().for_each(|waiter| deferred.discard(waiter));
+            false
+        };
         self.assign_room(deferred);
-        count
+        answered
     }
 
-    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) -> usize {
-        let mut count = 0;
+    fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) {
         while let Some(index) = self.by_class.iter().find_map(Fifo::head) {
             self.dismiss_at(index, error.clone(), deferred);
-            count += 1;
         }
         self.assign_room(deferred);
-        count
     }
 
-    fn expire(&mut self, now: Instant, deferred: &mut Deferred) -> usize {
-        let mut count = 0;
+    fn expire(&mut self, now: Instant, deferred: &mut Deferred) {
         while let Some((_, number)) = self.waiters.first_deadline().filter(|(at, _)| *at <= now) {
-            count += self.expire_waiter(number, deferred);
+            self.expire_waiter(number, deferred);
         }
         while let Some(&(_, number)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             let index = self.by_number[&number];
             self.dismiss_at(index, RequestError::DeadlineExceeded, deferred);
-            count += 1;
         }
         self.assign_room(deferred);
-        count
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -545,23 +479,27 @@ impl<E: Engine> PendingRequests for Pending<E> {
         self.inbox.lock().next_alarm(last, next)
     }
 
-    fn finished(&mut self, group: usize, outcome: &Outcome, now: Instant, deferred: &mut Deferred) {
-        let Self { config, groups, .. } = self;
-        let requests = outcome.completed + outcome.failed;
-        groups[group].running -= 1;
-        groups[group].learn(requests, outcome.ceiling, now, config.ceiling_retry);
-        groups[group].forget_ceiling_of(config.max_batch_size);
-        self.tidy(group, deferred);
+    fn finished(&mut self, outcome: &Outcome, now: Instant, deferred: &mut Deferred) {
+        let Outcome { group: at, completed, failed, ceiling, .. } = *outcome;
+        let group = &mut self.groups[at];
+        group.running -= 1;
+        group.learn(completed + failed, ceiling, now, self.config.ceiling_retry);
+        group.forget_ceiling_of(self.config.max_batch_size);
+        self.tidy(at, deferred);
     }
 
-    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send> {
+    fn rebuild(&self) -> Box<dyn FnOnce(&Engines) -> bool + Send> {
         let factory = Arc::clone(&self.factory);
-        Box::new(move |engines| engines.build(&factory))
+        Box::new(move |engines| engines.rebuild(&factory))
     }
 
-    fn describe(&self, now: Instant, counters: &mut QueueStats) {
-        counters.submitted = self.accepted;
-        counters.failed += self.failed;
+    fn stats(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+
+    fn snapshot(&self, now: Instant) -> Stats {
+        let mut stats = self.stats.clone();
+        let counters = &mut stats.counters;
         counters.waiting = self.requests.len();
         counters.waiting_cost = self.cost;
         counters.waiting_for_room = self.waiters.requests();
@@ -575,5 +513,6 @@ impl<E: Engine> PendingRequests for Pending<E> {
             counters.classes[at].oldest_wait =
                 oldest.map(|arrival| now.saturating_duration_since(arrival)).unwrap_or_default();
         }
+        stats
     }
 }

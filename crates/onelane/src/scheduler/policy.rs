@@ -12,9 +12,7 @@
 use std::time::{Duration, Instant};
 
 use crate::request::Priority;
-
-/// The names of a queue in its executor.
-pub(crate) type QueueId = u64;
+use crate::scheduler::id::QueueId;
 
 /// The oldest request of one class in one group: the one that claims a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +25,6 @@ pub(crate) struct Head {
     pub(crate) seq: u64,
     /// From when on its group may be dispatched: at once unless `max_wait` is set.
     pub(crate) ready_at: Instant,
-}
-
-/// One claim on the worker.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Candidate {
-    pub(crate) queue: QueueId,
-    pub(crate) head: Head,
-    pub(crate) ageing: Duration,
-    /// Device time that the queue has had, divided by its weight.
-    pub(crate) virtual_time: Duration,
 }
 
 /// What a free worker does.
@@ -59,13 +47,12 @@ pub(crate) fn effective_class(class: Priority, waited: Duration, ageing: Duratio
     class.index().saturating_sub(usize::try_from(lifts).unwrap_or(usize::MAX))
 }
 
-/// Effective class, device time, arrival, order of acceptance: the least goes first.
-type Claim = (usize, Duration, Instant, u64);
-
 /// Chooses among everything that waits, shown one after another.
 pub(crate) struct Choice {
     now: Instant,
-    best: Option<(Claim, QueueId, usize)>,
+    /// The claim (effective class, device time, arrival, order of acceptance: the least goes first),
+    /// and whose it is.
+    best: Option<((usize, Duration, Instant, u64), QueueId, usize)>,
     earliest: Option<Instant>,
 }
 
@@ -74,17 +61,23 @@ impl Choice {
         Self { now, best: None, earliest: None }
     }
 
-    pub(crate) fn consider(&mut self, candidate: Candidate) {
-        let head = candidate.head;
+    /// Considers a head of `queue`, which has had so much device time, divided by its weight.
+    pub(crate) fn consider(
+        &mut self,
+        queue: QueueId,
+        head: Head,
+        ageing: Duration,
+        virtual_time: Duration,
+    ) {
         if head.ready_at > self.now {
             self.earliest = Some(self.earliest.map_or(head.ready_at, |e| e.min(head.ready_at)));
             return;
         }
         let waited = self.now.saturating_duration_since(head.arrival);
-        let class = effective_class(head.class, waited, candidate.ageing);
-        let claim = (class, candidate.virtual_time, head.arrival, head.seq);
+        let class = effective_class(head.class, waited, ageing);
+        let claim = (class, virtual_time, head.arrival, head.seq);
         if self.best.as_ref().is_none_or(|(least, ..)| claim < *least) {
-            self.best = Some((claim, candidate.queue, head.index));
+            self.best = Some((claim, queue, head.index));
         }
     }
 
@@ -103,16 +96,26 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// A head of `queue`, which has had so much device time.
+    #[derive(Clone, Copy)]
+    struct Candidate {
+        queue: QueueId,
+        head: Head,
+        virtual_time: Duration,
+    }
+
     /// A candidate of `queue` that arrived `age` before `now`.
     fn candidate(queue: QueueId, class: Priority, age: Duration, now: Instant) -> Candidate {
         let arrival = now - age;
         let head = Head { index: 0, class, arrival, seq: 0, ready_at: arrival };
-        Candidate { queue, head, ageing: SECOND, virtual_time: Duration::ZERO }
+        Candidate { queue, head, virtual_time: Duration::ZERO }
     }
 
     fn decide(candidates: &[Candidate], now: Instant) -> Decision {
         let mut choice = Choice::at(now);
-        candidates.iter().for_each(|&candidate| choice.consider(candidate));
+        for &Candidate { queue, head, virtual_time } in candidates {
+            choice.consider(queue, head, SECOND, virtual_time);
+        }
         choice.decision()
     }
 

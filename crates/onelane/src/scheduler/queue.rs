@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::config::BatchConfig;
 use crate::error::{Refusal, RequestError};
+use crate::scheduler::id::QueueId;
 use crate::scheduler::pending::PendingRequests;
-use crate::scheduler::policy::{Candidate, Head, QueueId};
-use crate::stats::{Health, Stats};
+use crate::scheduler::policy::{Choice, Head};
+use crate::stats::Health;
 use crate::sync::Deferred;
-use crate::worker::batch::{Batch, Outcome};
+use crate::worker::batch::{Dispatched, Outcome};
+use crate::worker::wait_graph;
 
 /// A batch that runs.
 pub(crate) struct Running {
@@ -50,7 +52,6 @@ pub(crate) struct Queue {
     pub(crate) running: Vec<Running>,
     /// Who waits for the queue to be gone.
     pub(crate) closers: Vec<Waker>,
-    pub(crate) stats: Stats,
 }
 
 /// The first engine that is lost is built again at once, the next ones later and later.
@@ -74,7 +75,6 @@ impl Queue {
             virtual_time,
             running: Vec::new(),
             closers: Vec::new(),
-            stats: Stats::default(),
         }
     }
 
@@ -101,72 +101,46 @@ impl Queue {
         }
     }
 
-    /// Takes the batch that the head at `index` claims out of what waits.
-    pub(crate) fn take(
-        &mut self,
-        index: usize,
-        now: Instant,
-        deferred: &mut Deferred,
-    ) -> Box<dyn Batch> {
-        let batch = self.pending.take(index, now, &mut self.stats, deferred);
-        self.stats.counters.running += batch.len();
-        batch
+    /// Refuses new requests, and those that wait for room.
+    pub(crate) fn close(&mut self, deferred: &mut Deferred) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Closed;
+        }
+        if let Some(refusal) = self.refusal() {
+            self.pending.refuse_all(&refusal, deferred);
+        }
     }
 
-    /// Removes a request that waits. Says whether it did.
-    pub(crate) fn dismiss(
-        &mut self,
-        number: u64,
-        error: RequestError,
-        deferred: &mut Deferred,
-    ) -> bool {
-        let was_cancelled = matches!(error, RequestError::Cancelled);
-        let count = self.pending.dismiss(number, error, deferred);
-        let counters = &mut self.stats.counters;
-        *(if was_cancelled { &mut counters.cancelled } else { &mut counters.expired }) +=
-            count as u64;
-        count > 0
-    }
-
-    pub(crate) fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) {
-        let count = self.pending.dismiss_all(error, deferred);
-        self.stats.counters.closed += count as u64;
-    }
-
-    pub(crate) fn expire(&mut self, now: Instant, deferred: &mut Deferred) {
-        let count = self.pending.expire(now, deferred);
-        self.stats.counters.expired += count as u64;
-    }
-
-    /// Refuses new requests, and answers those that wait.
+    /// As [`close`](Self::close), for an engine that is given up; answers those that wait.
     pub(crate) fn fail(&mut self, why: String, deferred: &mut Deferred) {
         self.rebuilds.clear();
-        self.pending.set_open(Some(&Refusal::Failed(why.clone())), deferred);
-        self.dismiss_all(&RequestError::QueueFailed(why.clone()), deferred);
+        self.pending.refuse_all(&Refusal::Failed(why.clone()), deferred);
+        self.pending.dismiss_all(&RequestError::QueueFailed(why.clone()), deferred);
         self.failed = Some(why);
     }
 
     /// Counts a batch that has run. Returns why the queue gives up, if it does.
     pub(crate) fn book(
         &mut self,
-        number: u64,
-        batch: &dyn Batch,
+        dispatched: &Dispatched,
         service: Duration,
         now: Instant,
         deferred: &mut Deferred,
     ) -> Option<String> {
+        let Dispatched { number, batch, .. } = dispatched;
         let outcome = batch.outcome();
-        if let Some(running) = self.running.iter_mut().find(|running| running.number == number) {
+        if let Some(running) = self.running.iter_mut().find(|running| running.number == *number) {
             running.ended = true;
             let worker = running.worker;
             self.note_engine(worker, &outcome, now);
         }
         let is_idle = self.pending.len() == 0 && self.running.iter().all(|running| running.ended);
         self.pending.set_pace(is_idle, service);
-        self.pending.finished(batch.group(), &outcome, now, deferred);
+        self.pending.finished(&outcome, now, deferred);
         self.virtual_time += service / self.config.weight;
-        self.stats.record_batch(batch.len(), outcome.cost, service);
-        let counters = &mut self.stats.counters;
+        let stats = self.pending.stats();
+        stats.record_batch(batch.len(), outcome.cost, service);
+        let counters = &mut stats.counters;
         counters.running -= batch.len();
         counters.completed += outcome.completed as u64;
         counters.failed += outcome.failed as u64;
@@ -174,7 +148,8 @@ impl Queue {
         counters.padded_cost = counters.padded_cost.saturating_add(outcome.padded_cost as u64);
         counters.engine_losses += u64::from(outcome.losses);
         counters.memory_splits += u64::from(outcome.ceiling.is_some());
-        self.gives_up(deferred)
+        let device_lost = batch.device_lost().filter(|_| self.failed.is_none());
+        device_lost.map(ToString::to_string).or_else(|| self.gives_up(deferred))
     }
 
     /// Counts losses, and notes whether a worker has to build its engine again.
@@ -207,7 +182,7 @@ impl Queue {
             self.rebuilds.remove(&worker);
             return None;
         }
-        self.stats.counters.engine_losses += 1;
+        self.pending.stats().counters.engine_losses += 1;
         self.losses_in_a_row += 1;
         if let Some(at) = self.rebuilds.get_mut(&worker) {
             let doublings = self.losses_in_a_row.saturating_sub(1).min(16);
@@ -238,22 +213,13 @@ impl Queue {
         self.pending.len() == 0 && self.running.is_empty()
     }
 
-    pub(crate) fn candidate(&self, id: QueueId, head: Head) -> Candidate {
-        Candidate { queue: id, head, ageing: self.config.ageing, virtual_time: self.virtual_time }
+    /// Has a head of this queue considered among those of all.
+    pub(crate) fn enter(&self, choice: &mut Choice, id: QueueId, head: Head) {
+        choice.consider(id, head, self.config.ageing, self.virtual_time);
     }
 
-    pub(crate) fn snapshot(&self, now: Instant) -> Stats {
-        let mut stats = self.stats.clone();
-        self.pending.describe(now, &mut stats.counters);
-        stats
-    }
-
-    /// `waits_for`: the device that a worker waits for, if it does.
-    pub(crate) fn health(
-        &self,
-        now: Instant,
-        waits_for: impl Fn(usize) -> Option<String>,
-    ) -> Health {
+    /// As a queue of the executor with this id.
+    pub(crate) fn health(&self, executor: u64, now: Instant) -> Health {
         match (&self.failed, self.phase) {
             (Some(why), _) => return Health::Failed(why.clone()),
             (None, Phase::Open) => {}
@@ -265,7 +231,8 @@ impl Queue {
         if let Some(Running { since, worker, .. }) = longest {
             let running_for = now.saturating_duration_since(*since);
             if running_for >= self.config.stall_after {
-                return Health::Stalled { running_for, waits_for: waits_for(*worker) };
+                let waits_for = wait_graph::waits_for((executor, *worker));
+                return Health::Stalled { running_for, waits_for };
             }
         }
         if !self.rebuilds.is_empty() {

@@ -3,8 +3,7 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use crate::error::BuildError;
-use crate::scheduler::policy::QueueId;
+use crate::scheduler::id::QueueId;
 use crate::sync::Deferred;
 use crate::worker::engines::Engines;
 
@@ -12,8 +11,8 @@ use crate::worker::engines::Engines;
 pub(crate) enum WorkerCommand {
     /// Anything with its engines: build one.
     Run(Box<dyn FnOnce(&Engines) + Send>),
-    /// Build the engine of a queue again.
-    Rebuild(QueueId, Box<dyn FnOnce(&Engines) -> Result<(), BuildError> + Send>),
+    /// Build the engine of a queue again, and say whether it is there.
+    Rebuild(QueueId, Box<dyn FnOnce(&Engines) -> bool + Send>),
     /// Drop the engine of a closed queue.
     Retire(QueueId),
     /// End out of turn, as no user's code can bring about.

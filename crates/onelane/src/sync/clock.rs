@@ -1,9 +1,9 @@
 //! What time it is, and sleeping until a time: the system's clock, or a virtual one in tests.
 
-use std::task::Waker;
-use std::time::Instant;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
 
-use super::primitives::{park, park_timeout};
+use super::primitives::{park, park_timeout, thread_waker};
 #[cfg(not(all(test, loom)))]
 use super::timer;
 #[cfg(any(test, feature = "test-util"))]
@@ -28,6 +28,11 @@ impl Clock {
         }
     }
 
+    /// The instant when `timeout` is over; `None` if it never is.
+    pub(crate) fn after(&self, timeout: Duration) -> Option<Instant> {
+        self.now().checked_add(timeout)
+    }
+
     /// Parks the calling thread until it is unparked or `until` has come; may return early.
     ///
     /// CORRECTNESS: the caller has stored `thread_waker()` where the waking side looks, and checks
@@ -49,15 +54,34 @@ impl Clock {
         }
     }
 
-    /// Wakes `waker` when `at` has come.
-    pub(crate) fn wake_at(&self, at: Instant, waker: Waker) {
+    /// Blocks the calling thread until `poll` is ready, which leaves the waker where that wakes it.
+    /// `None` when `until` has come first.
+    pub(crate) fn block<T>(
+        &self,
+        until: Option<Instant>,
+        mut poll: impl FnMut(&Waker) -> Poll<T>,
+    ) -> Option<T> {
+        let waker = thread_waker();
+        loop {
+            if let Poll::Ready(value) = poll(&waker) {
+                return Some(value);
+            }
+            if until.is_some_and(|until| until <= self.now()) {
+                return None;
+            }
+            self.park_until(until);
+        }
+    }
+
+    /// Runs `alarm` when `at` has come.
+    pub(crate) fn call_at(&self, at: Instant, alarm: impl FnOnce() + Send + 'static) {
         match self {
             #[cfg(not(all(test, loom)))]
-            Self::System => timer::wake_at(at, waker),
+            Self::System => timer::call_at(at, Box::new(alarm)),
             #[cfg(all(test, loom))]
-            Self::System => drop((at, waker)),
+            Self::System => drop((at, alarm)),
             #[cfg(any(test, feature = "test-util"))]
-            Self::Virtual(clock) => clock.wake_at(at, waker),
+            Self::Virtual(clock) => clock.call_at(at, Box::new(alarm)),
         }
     }
 }

@@ -4,10 +4,9 @@ use std::sync::{Arc, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
+pub(crate) use loom::sync::MutexGuard;
 pub(crate) use loom::thread::JoinHandle;
 pub(crate) use loom::thread_local;
-
-pub(crate) type MutexGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
 
 #[derive(Debug)]
 pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);

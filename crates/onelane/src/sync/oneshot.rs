@@ -91,8 +91,8 @@ impl<T: Send + 'static> Sender<T> {
         self.0.as_ref().is_none_or(|slot| slot.is_closed())
     }
 
-    /// Sends nothing: the request was refused, and its submitter is told so otherwise.
-    pub(crate) fn refuse(mut self) {
+    /// Sends nothing: who would wait for it is told otherwise.
+    pub(crate) fn forget(mut self) {
         self.0 = None;
     }
 }

@@ -9,10 +9,9 @@ use std::sync::{self, Arc, LazyLock, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
+pub(crate) use std::sync::MutexGuard;
 pub(crate) use std::thread::JoinHandle;
 pub(crate) use std::thread_local;
-
-pub(crate) type MutexGuard<'a, T> = sync::MutexGuard<'a, T>;
 
 /// A mutex without poisoning: code that runs under it leaves the data whole at each point that can
 /// panic.

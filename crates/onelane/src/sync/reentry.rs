@@ -3,21 +3,18 @@
 
 use std::cell::Cell;
 
+use super::catch_panic::catch_panic;
+
 std::thread_local! {
     static FORBIDDEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `body`, under a lock; in it [`may_lock`] panics.
-pub(crate) fn forbid_locking<R>(body: impl FnOnce() -> R) -> R {
-    struct Allow;
-    impl Drop for Allow {
-        fn drop(&mut self) {
-            FORBIDDEN.set(false);
-        }
-    }
+/// Runs `body`, under a lock; in it [`may_lock`] panics. A panic becomes its message.
+pub(crate) fn forbid_locking<R>(body: impl FnOnce() -> R) -> Result<R, String> {
     FORBIDDEN.set(true);
-    let _allow = Allow;
-    body()
+    let result = catch_panic(body);
+    FORBIDDEN.set(false);
+    result
 }
 
 /// Comes before each lock of an executor.

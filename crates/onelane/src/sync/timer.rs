@@ -1,5 +1,5 @@
-//! The timer: one thread for the process, started by the first deadline, that wakes wakers when
-//! their time has come. Without a deadline it sleeps; it does not poll.
+//! The timer: one thread for the process, started by the first deadline, that runs what is to be
+//! done at a time. Without a deadline it sleeps; it does not poll.
 
 use std::collections::BTreeMap;
 use std::task::Waker;
@@ -12,7 +12,7 @@ use super::primitives::{Mutex, park, park_timeout, spawn, thread_waker};
 #[derive(Default)]
 struct Timer {
     /// By time and, of the same time, order of coming.
-    alarms: BTreeMap<(Instant, u64), Waker>,
+    alarms: BTreeMap<(Instant, u64), Box<dyn FnOnce() + Send>>,
     next: u64,
     /// The timer's thread, once there is one.
     thread: Option<Waker>,
@@ -21,16 +21,15 @@ struct Timer {
 static TIMER: PerProcess<Mutex<Timer>> =
     PerProcess::new(Mutex::new(Timer { alarms: BTreeMap::new(), next: 0, thread: None }));
 
-/// Wakes `waker`, on the timer's thread, when `at` has come. `waker` is this crate's: it may take an
-/// executor's lock.
+/// Runs `alarm`, on the timer's thread, when `at` has come. It may take an executor's lock.
 ///
-/// If there is no thread to be had, nobody is woken: the worker sees to deadlines when it is free.
-pub(crate) fn wake_at(at: Instant, waker: Waker) {
+/// If there is no thread to be had, nothing is run: the worker sees to deadlines when it is free.
+pub(crate) fn call_at(at: Instant, alarm: Box<dyn FnOnce() + Send>) {
     let mut timer = TIMER.get().lock();
     let is_first = timer.alarms.first_key_value().is_none_or(|((first, _), _)| at < *first);
     timer.next += 1;
     let key = (at, timer.next);
-    timer.alarms.insert(key, waker);
+    timer.alarms.insert(key, alarm);
     match &timer.thread {
         // CORRECTNESS: the thread looks at the alarms under this lock before it sleeps, and its
         // token keeps a wake-up that comes in between.
@@ -59,7 +58,7 @@ fn run() {
             }
         };
         match due {
-            Ok(waker) => drop(catch_panic(|| waker.wake())),
+            Ok(alarm) => drop(catch_panic(alarm)),
             Err(None) => park(),
             Err(Some(at)) => park_timeout(at.saturating_duration_since(Instant::now())),
         }

@@ -12,17 +12,22 @@ use super::primitives::{park, thread_waker};
 ///
 /// Give it to an executor with [`ExecutorConfig::clock`](crate::ExecutorConfig::clock). Whatever
 /// waits for a time on that executor waits for this clock.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct VirtualClock(Arc<(Mutex<Time>, Condvar)>);
 
-#[derive(Debug)]
 struct Time {
     now: Instant,
     /// How far each look moves it.
     tick: Duration,
     sleepers: Vec<(Instant, Waker)>,
-    alarms: Vec<(Instant, Waker)>,
+    alarms: Vec<(Instant, Box<dyn FnOnce() + Send>)>,
     timed_sleeps: u64,
+}
+
+impl std::fmt::Debug for VirtualClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VirtualClock").finish_non_exhaustive()
+    }
 }
 
 impl Default for VirtualClock {
@@ -67,27 +72,21 @@ impl VirtualClock {
         let mut time = self.time();
         time.now += by;
         let now = time.now;
-        let due = |list: &mut Vec<(Instant, Waker)>| {
-            let (due, rest) = list.drain(..).partition(|(at, _)| *at <= now);
-            *list = rest;
-            due
-        };
-        let alarms: Vec<(Instant, Waker)> = due(&mut time.alarms);
-        let sleepers: Vec<(Instant, Waker)> = due(&mut time.sleepers);
+        let alarms: Vec<_> = time.alarms.extract_if(.., |(at, _)| *at <= now).collect();
+        let sleepers: Vec<_> = time.sleepers.extract_if(.., |(at, _)| *at <= now).collect();
         drop(time);
-        for (_, waker) in alarms.into_iter().chain(sleepers) {
-            waker.wake();
-        }
+        alarms.into_iter().for_each(|(_, alarm)| alarm());
+        sleepers.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
-    /// Wakes `waker` when `at` has come: in [`advance`](Self::advance), or now.
-    pub(crate) fn wake_at(&self, at: Instant, waker: Waker) {
+    /// Runs `alarm` when `at` has come: in [`advance`](Self::advance), or now.
+    pub(crate) fn call_at(&self, at: Instant, alarm: Box<dyn FnOnce() + Send>) {
         let mut time = self.time();
         if time.now < at {
-            return time.alarms.push((at, waker));
+            return time.alarms.push((at, alarm));
         }
         drop(time);
-        waker.wake();
+        alarm();
     }
 
     /// Waits until at least `count` threads sleep until a time on this clock.

@@ -6,15 +6,18 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::admission::inbox::PendingRequest;
 use crate::engine::{BatchItem, Engine};
 use crate::error::{BuildError, EngineError, RequestError};
-use crate::scheduler::policy::QueueId;
+use crate::scheduler::id::QueueId;
 use crate::sync::{Answer, Deferred, Sender, catch_panic};
-use crate::worker::engines::{EngineFactory, Engines};
+use crate::worker::engines::{EngineFactory, Engines, log};
 
 /// What a finished batch tells the executor.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome {
+    /// Where its key is in its queue.
+    pub(crate) group: usize,
     /// Requests answered with a response, and with an error.
     pub(crate) completed: usize,
     pub(crate) failed: usize,
@@ -35,12 +38,12 @@ pub(crate) trait Batch: Send {
     fn len(&self) -> usize;
     /// The numbers of its requests, once.
     fn take_numbers(&mut self) -> Vec<u64>;
-    /// Where its key is in its queue.
-    fn group(&self) -> usize;
     /// Computes all answers; runs without the lock and does not panic.
     fn run(&mut self, engines: &Engines);
     /// What came of it.
     fn outcome(&self) -> Outcome;
+    /// The error that says that the device is lost, if it is.
+    fn device_lost(&self) -> Option<&EngineError>;
     /// Drops the inputs: on the worker, where they were used.
     fn drop_inputs(&mut self);
     /// Hands the answers over.
@@ -73,68 +76,41 @@ impl Dispatched {
 /// A batch of requests with one key.
 pub(crate) struct RequestBatch<E: Engine> {
     factory: Arc<EngineFactory<E>>,
-    group: usize,
     items: Vec<E::Item>,
     senders: Vec<Sender<E::Output>>,
     numbers: Vec<u64>,
     answers: Vec<Option<Answer<E::Output>>>,
     outcome: Outcome,
+    device_lost: Option<EngineError>,
 }
 
-/// Why a part of the batch was not computed.
-enum Failure {
-    Engine(EngineError),
-    Panicked(String),
-    /// There is no engine, and none could be built; nothing more of this batch can be computed.
-    NoEngine(EngineError),
-}
-
-/// What is done with a part that was not computed.
-enum Retry {
-    No,
-    Halves,
-    Singles,
-}
-
-impl Failure {
-    fn to_error(&self) -> RequestError {
-        match self {
-            Self::Engine(error) => RequestError::Engine(error.clone()),
-            Self::Panicked(message) => RequestError::Panicked(message.clone()),
-            Self::NoEngine(error) => RequestError::Rebuild(error.clone()),
-        }
+/// Whether the device answers nothing but errors from now on.
+fn device_lost(error: &RequestError) -> Option<&EngineError> {
+    match error {
+        RequestError::Engine(error) | RequestError::Rebuild(error) => Some(error),
+        _ => None,
     }
-}
-
-/// Logging runs a user's code: a subscriber that panics harms nobody.
-fn log(event: impl FnOnce()) {
-    let _ = catch_panic(event);
+    .filter(|error| matches!(error, EngineError::DeviceLost(_)))
 }
 
 impl<E: Engine> RequestBatch<E> {
     pub(crate) fn new(factory: Arc<EngineFactory<E>>, group: usize, requests: usize) -> Self {
         Self {
             factory,
-            group,
             items: Vec::with_capacity(requests),
             senders: Vec::with_capacity(requests),
             numbers: Vec::with_capacity(requests),
             answers: Vec::new(),
-            outcome: Outcome::default(),
+            outcome: Outcome { group, ..Outcome::default() },
+            device_lost: None,
         }
     }
 
-    pub(crate) fn push(
-        &mut self,
-        item: E::Item,
-        sender: Sender<E::Output>,
-        number: u64,
-        cost: usize,
-    ) {
-        self.items.push(item);
-        self.senders.push(sender);
-        self.numbers.push(number);
-        self.outcome.cost = self.outcome.cost.saturating_add(cost);
+    pub(crate) fn push(&mut self, request: PendingRequest<E>) {
+        self.items.push(request.input);
+        self.senders.push(request.sender);
+        self.numbers.push(request.number);
+        self.outcome.cost = self.outcome.cost.saturating_add(request.cost);
     }
 
     pub(crate) fn cost(&self) -> usize {
@@ -154,40 +130,37 @@ impl<E: Engine> RequestBatch<E> {
                 self.answers[part.start] = Some(Err(RequestError::Cancelled));
                 continue;
             }
-            let Err((failure, retry)) = self.attempt(engine, part.clone()) else {
+            let Err((error, size)) = self.attempt(engine, part.clone()) else {
                 continue;
             };
-            if matches!(failure, Failure::NoEngine(_)) {
+            self.device_lost = device_lost(&error).cloned();
+            if matches!(error, RequestError::Rebuild(_)) || self.device_lost.is_some() {
+                // Nothing more of this batch can be computed.
                 parts.push(part);
-                parts.drain(..).for_each(|part| self.fail(part, &failure));
-                continue;
-            }
-            match retry {
-                _ if part.len() == 1 => self.fail(part, &failure),
-                Retry::No => self.fail(part, &failure),
-                Retry::Halves => {
-                    let middle = part.start + part.len() / 2;
-                    parts.push(middle..part.end);
-                    parts.push(part.start..middle);
+                parts.drain(..).for_each(|part| self.fail(part, &error));
+            } else if part.len() == 1 || size == 0 {
+                self.fail(part, &error);
+            } else {
+                let mut end = part.end;
+                while end > part.start {
+                    let start = end.saturating_sub(size).max(part.start);
+                    parts.push(start..end);
+                    end = start;
                 }
-                Retry::Singles => parts.extend(part.rev().map(|at| at..at + 1)),
             }
         }
     }
 
-    fn fail(&mut self, part: Range<usize>, failure: &Failure) {
-        for answer in &mut self.answers[part] {
-            *answer = Some(Err(failure.to_error()));
-        }
+    fn fail(&mut self, part: Range<usize>, error: &RequestError) {
+        self.answers[part].fill_with(|| Some(Err(error.clone())));
     }
 
     /// The engine, built again if it was lost.
     fn present<'a>(&mut self, engine: &'a mut Option<Box<E>>) -> Result<&'a mut E, EngineError> {
         if engine.is_none() {
             let built = self.factory.build().map_err(|failure| {
+                self.factory.log_failure(&failure);
                 self.outcome.losses += 1;
-                let name = &self.factory.name;
-                log(|| tracing::error!(queue = %name, error = %failure, "the engine was not rebuilt"));
                 match failure {
                     BuildError::Engine(error) => error,
                     other => EngineError::failed(other),
@@ -198,17 +171,14 @@ impl<E: Engine> RequestBatch<E> {
         Ok(engine.as_deref_mut().expect("it is there, or has just been built"))
     }
 
-    /// One run of the engine on a part of the batch. A failure comes with how the part may be run
-    /// again.
+    /// One run of the engine on a part of the batch. An error comes with the size of the parts in
+    /// which it may be run again: 0 if not at all.
     fn attempt(
         &mut self,
         engine: &mut Option<Box<E>>,
         part: Range<usize>,
-    ) -> Result<(), (Failure, Retry)> {
-        let present = match self.present(engine) {
-            Ok(present) => present,
-            Err(error) => return Err((Failure::NoEngine(error), Retry::No)),
-        };
+    ) -> Result<(), (RequestError, usize)> {
+        let present = self.present(engine).map_err(|error| (RequestError::Rebuild(error), 0))?;
         let items = &self.items[part.clone()];
         let (mut idempotent, mut survives) = (false, false);
         let ran = catch_panic(|| {
@@ -223,7 +193,7 @@ impl<E: Engine> RequestBatch<E> {
             Ok((outputs, cost, present.padded_cost(items)))
         });
         let outcome = &mut self.outcome;
-        let failure = match ran {
+        let error = match ran {
             Ok(Ok((outputs, cost, padded_cost))) => {
                 outcome.computed_cost = outcome.computed_cost.saturating_add(cost);
                 outcome.padded_cost = outcome.padded_cost.saturating_add(padded_cost);
@@ -232,18 +202,19 @@ impl<E: Engine> RequestBatch<E> {
                 }
                 return Ok(());
             }
-            Ok(Err(error)) => Failure::Engine(error),
-            Err(message) => Failure::Panicked(message),
+            Ok(Err(error)) => RequestError::Engine(error),
+            Err(message) => RequestError::Panicked(message),
         };
-        let is_lost = match &failure {
-            Failure::Engine(EngineError::OutOfMemory(_)) if part.len() > 1 => {
-                let half = part.len() / 2;
+        let half = part.len() / 2;
+        let is_lost = match &error {
+            RequestError::Engine(EngineError::OutOfMemory(_)) if half > 0 => {
                 outcome.ceiling = Some(outcome.ceiling.map_or(half, |lower| lower.min(half)));
                 false
             }
-            Failure::Engine(error) => matches!(error, EngineError::Lost(_)),
-            Failure::Panicked(_) => !survives,
-            Failure::NoEngine(_) => unreachable!("there was an engine"),
+            RequestError::Engine(error) => {
+                matches!(error, EngineError::Lost(_) | EngineError::DeviceLost(_))
+            }
+            _ => !survives,
         };
         if is_lost {
             // What is left of it is not to be trusted: drop it here, on the worker, and build
@@ -253,14 +224,14 @@ impl<E: Engine> RequestBatch<E> {
             outcome.losses += 1;
         }
         let (name, size) = (&self.factory.name, part.len());
-        log(|| tracing::warn!(queue = %name, size, error = %failure.to_error(), "a batch failed"));
-        let retry = match failure {
-            _ if !idempotent => Retry::No,
+        log(|| tracing::warn!(queue = %name, size, %error, "a batch failed"));
+        let size = match error {
+            _ if !idempotent => 0,
             // Each loss costs a restart, and halves would lose it once for each halving.
-            Failure::Engine(EngineError::Lost(_)) => Retry::Singles,
-            _ => Retry::Halves,
+            RequestError::Engine(EngineError::Lost(_)) => 1,
+            _ => part.len() - half,
         };
-        Err((failure, retry))
+        Err((error, size))
     }
 }
 
@@ -271,10 +242,6 @@ impl<E: Engine> Batch for RequestBatch<E> {
 
     fn take_numbers(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.numbers)
-    }
-
-    fn group(&self) -> usize {
-        self.group
     }
 
     fn run(&mut self, engines: &Engines) {
@@ -302,6 +269,10 @@ impl<E: Engine> Batch for RequestBatch<E> {
     fn outcome(&self) -> Outcome {
         let completed = self.answers.iter().filter(|answer| matches!(answer, Some(Ok(_)))).count();
         Outcome { completed, failed: self.senders.len() - completed, ..self.outcome }
+    }
+
+    fn device_lost(&self) -> Option<&EngineError> {
+        self.device_lost.as_ref()
     }
 
     fn drop_inputs(&mut self) {

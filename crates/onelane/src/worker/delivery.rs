@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use crate::config::Delivery;
-use crate::scheduler::ExecutorShared;
+use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{
     JoinHandle, Mutex, catch_panic, is_processor_spare, park, spawn, spin_until_woken, thread_waker,
 };
 use crate::worker::batch::Dispatched;
-use crate::worker::inline::belong_to;
+use crate::worker::context::belong_to;
 
 /// From how many requests on a batch is worth waking the thread (docs/decisions has the figures).
 const LARGE_BATCH: usize = 8;
@@ -72,32 +72,33 @@ impl DeliveryThread {
             return Err(dispatched);
         }
         dispatched.batch.drop_inputs();
+        self.tell(|handoff| {
+            if handoff.busy {
+                return Err(dispatched);
+            }
+            handoff.busy = true;
+            handoff.next = Some(dispatched);
+            Ok(())
+        })
+    }
+
+    /// Changes what the thread looks at, and wakes it.
+    fn tell<R>(&self, change: impl FnOnce(&mut Handoff) -> R) -> R {
         let mut handoff = self.handoff.lock();
-        if handoff.busy {
-            return Err(dispatched);
-        }
-        handoff.busy = true;
-        handoff.next = Some(dispatched);
+        let result = change(&mut handoff);
         let asleep = handoff.asleep.take();
         drop(handoff);
         if let Some(waker) = asleep {
             waker.wake();
         }
-        Ok(())
+        result
     }
 }
 
 /// Ends the thread when it has delivered what was left to it.
 impl Drop for DeliveryThread {
     fn drop(&mut self) {
-        let asleep = {
-            let mut handoff = self.handoff.lock();
-            handoff.closed = true;
-            handoff.asleep.take()
-        };
-        if let Some(waker) = asleep {
-            waker.wake();
-        }
+        self.tell(|handoff| handoff.closed = true);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -124,8 +125,11 @@ fn run_delivery(handoff: &Mutex<Handoff>, shared: &Arc<ExecutorShared>) {
             next
         };
         match next {
-            Some(dispatched) => {
-                hand_over(dispatched, shared);
+            Some(mut dispatched) => {
+                // Wakers are a user's, but each is contained by itself; this is for what we have not
+                // thought of.
+                let _ = catch_panic(|| dispatched.deliver());
+                shared.lock().finish(dispatched);
                 handoff.lock().busy = false;
                 ran = true;
             }
@@ -133,13 +137,4 @@ fn run_delivery(handoff: &Mutex<Handoff>, shared: &Arc<ExecutorShared>) {
             None => park(),
         }
     }
-}
-
-/// Delivers a batch, and says that it is done.
-fn hand_over(mut dispatched: Dispatched, shared: &ExecutorShared) {
-    // Wakers are a user's, but each is contained by itself; this is for what we have not thought of.
-    let _ = catch_panic(|| dispatched.deliver());
-    let mut guard = shared.lock();
-    let (scheduler, deferred) = guard.parts();
-    scheduler.finish(dispatched, deferred);
 }

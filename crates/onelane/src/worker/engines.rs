@@ -8,22 +8,26 @@ use std::collections::BTreeMap;
 
 use crate::engine::Engine;
 use crate::error::{BuildError, EngineError};
-use crate::scheduler::policy::QueueId;
+use crate::scheduler::id::QueueId;
 use crate::sync::catch_panic;
-
-type Build<E> = Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>;
 
 /// What all batches of one queue share: its names, and how its engine is built.
 pub(crate) struct EngineFactory<E: Engine> {
     pub(crate) queue: QueueId,
     pub(crate) device: String,
     pub(crate) name: String,
-    build: Build<E>,
+    build: Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>,
 }
 
 impl<E: Engine> EngineFactory<E> {
-    pub(crate) fn new(queue: QueueId, device: &str, name: &str, build: Build<E>) -> Self {
-        Self { queue, device: device.to_owned(), name: name.to_owned(), build }
+    pub(crate) fn new(
+        queue: QueueId,
+        device: &str,
+        name: &str,
+        build: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
+    ) -> Self {
+        let (device, name) = (device.to_owned(), name.to_owned());
+        Self { queue, device, name, build: Box::new(build) }
     }
 
     /// Builds and warms up an engine; on the worker. A panic is contained.
@@ -39,6 +43,15 @@ impl<E: Engine> EngineFactory<E> {
             Err(message) => Err(BuildError::Panicked(message)),
         }
     }
+
+    pub(crate) fn log_failure(&self, error: &BuildError) {
+        log(|| tracing::error!(queue = %self.name, %error, "the engine was not rebuilt"));
+    }
+}
+
+/// Logging runs a user's code: a subscriber that panics harms nobody.
+pub(crate) fn log(event: impl FnOnce()) {
+    let _ = catch_panic(event);
 }
 
 /// The engines of one worker, by queue. `None`: in use further up the stack. Absent: not built.
@@ -68,6 +81,11 @@ impl Engines {
             self.put(factory.queue, Some(engine));
         }
         Ok(())
+    }
+
+    /// As [`build`](Self::build), in place of one that was lost. Says whether it is there.
+    pub(crate) fn rebuild<E: Engine>(&self, factory: &EngineFactory<E>) -> bool {
+        self.build(factory).inspect_err(|error| factory.log_failure(error)).is_ok()
     }
 
     pub(crate) fn is_in_use(&self, queue: QueueId) -> bool {

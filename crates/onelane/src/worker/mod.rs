@@ -1,115 +1,127 @@
 //! The worker thread: its loop.
 
 pub(crate) mod batch;
+pub(crate) mod context;
 pub(crate) mod delivery;
 pub(crate) mod engines;
-pub(crate) mod inline;
 pub(crate) mod wait_graph;
 
-use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::config::Delivery;
+use crate::config::{Around, Delivery};
+use crate::scheduler::Step;
+use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
-use crate::scheduler::{ExecutorShared, Step};
 use crate::sync::{catch_panic, is_processor_spare, spin_until_woken, thread_waker};
+use crate::worker::context::WorkerContext;
 use crate::worker::delivery::DeliveryThread;
-use crate::worker::inline::WorkerContext;
 
 /// After a batch of so many the worker looks whether more comes before it parks. More who were
 /// answered want its processor, unless there are others (docs/decisions has the figures).
 const FEW: usize = 8;
 
-/// The body of a worker thread.
-pub(crate) fn run_worker(shared: Arc<ExecutorShared>, index: usize, delivery: Delivery) {
-    let context = WorkerContext::enter(shared, index);
-    let delivery = DeliveryThread::start(&context.shared, delivery, index);
-    let exit = Exit { context, delivery };
-    exit.run_until_stopped();
+/// What a worker was told to do besides.
+#[derive(Clone, Copy)]
+pub(crate) struct Hooks {
+    /// Around all that may be others' code.
+    pub(crate) around: Option<Around>,
+    /// After a sleep.
+    pub(crate) on_wake: Option<fn()>,
 }
 
-/// Leaves the executor, however the thread ends: no request waits for a worker that is gone.
-struct Exit {
-    context: Rc<WorkerContext>,
-    delivery: Option<DeliveryThread>,
-}
-
-impl Exit {
-    fn run_until_stopped(&self) {
-        let worker = &*self.context;
-        let mut finished = None;
-        // How many requests were in the batch that has just run.
-        let mut ran = None;
-        loop {
-            let step = {
-                let mut guard = worker.shared.lock();
-                let (scheduler, deferred) = guard.parts();
-                if let Some(dispatched) = finished.take() {
-                    scheduler.finish(dispatched, deferred);
+impl Hooks {
+    fn around(self, body: impl FnOnce()) {
+        let Some(around) = self.around else { return body() };
+        let mut body = Some(body);
+        let _ = catch_panic(|| {
+            around(&mut || {
+                if let Some(body) = body.take() {
+                    body();
                 }
-                scheduler.next_step(worker.index, &worker.shared.clock, thread_waker(), deferred)
-            };
-            match step {
-                Step::Batch(mut dispatched) => {
-                    ran = Some(dispatched.batch.len());
+            });
+        });
+        // One that does not call it must not leave requests without an answer.
+        if let Some(body) = body {
+            body();
+        }
+    }
+}
+
+/// The body of a worker thread.
+pub(crate) fn run_worker(
+    shared: Arc<ExecutorShared>,
+    index: usize,
+    delivery: Delivery,
+    hooks: Hooks,
+) {
+    let worker = WorkerContext::enter(shared, index);
+    let delivery = DeliveryThread::start(&worker.shared, delivery, index);
+    // However this ends, no request waits for a worker that is gone.
+    let _ = catch_panic(|| run_until_stopped(&worker, delivery.as_ref(), hooks));
+    // Engines are dropped on the worker in every case.
+    hooks.around(|| worker.engines.clear());
+    WorkerContext::leave();
+    drop(delivery);
+    worker.shared.lock().worker_ended(index);
+}
+
+fn run_until_stopped(worker: &WorkerContext, delivery: Option<&DeliveryThread>, hooks: Hooks) {
+    let shared = &worker.shared;
+    let mut finished = None;
+    // How many requests were in the batch that has just run.
+    let mut ran = None;
+    loop {
+        let step = {
+            let mut scheduler = shared.lock();
+            if let Some(dispatched) = finished.take() {
+                scheduler.finish(dispatched);
+            }
+            scheduler.next_step(worker.index, &shared.clock, thread_waker())
+        };
+        match step {
+            Step::Batch(mut dispatched) => {
+                ran = Some(dispatched.batch.len());
+                hooks.around(|| {
                     worker.run(&mut dispatched);
-                    finished = match &self.delivery {
+                    finished = match delivery {
                         Some(delivery) => delivery.leave(dispatched).err(),
                         None => Some(dispatched),
                     };
                     if let Some(kept) = &mut finished {
                         worker.deliver(kept);
                     }
-                }
-                Step::Command(command) => self.execute(command),
-                Step::Sleep { until, is_quick } => {
-                    let spins = |ran| ran <= FEW || is_quick || is_processor_spare();
-                    if !(ran.take().is_some_and(spins) && spin_until_woken()) {
-                        worker.shared.clock.park_until(until);
-                    }
-                }
-                Step::Stop => return,
-            }
-        }
-    }
-
-    fn execute(&self, command: WorkerCommand) {
-        let WorkerContext { shared, engines, index, .. } = &*self.context;
-        match command {
-            #[cfg(test)]
-            WorkerCommand::Die => std::panic::resume_unwind(Box::new("a worker that dies")),
-            WorkerCommand::Run(command) => drop(catch_panic(|| command(engines))),
-            WorkerCommand::Rebuild(queue, build) => {
-                let built = catch_panic(|| build(engines));
-                let built = built.is_ok_and(|built| {
-                    let failed = |error| tracing::error!(%error, "an engine was not rebuilt");
-                    let _ = catch_panic(|| built.as_ref().map_err(failed).ok());
-                    built.is_ok()
                 });
-                let now = shared.clock.now();
-                let mut guard = shared.lock();
-                let (scheduler, deferred) = guard.parts();
-                scheduler.rebuilt(queue, *index, built, now, deferred);
             }
-            WorkerCommand::Retire(queue) => {
-                engines.retire(queue);
-                let mut guard = shared.lock();
-                let (scheduler, deferred) = guard.parts();
-                scheduler.retired(queue, deferred);
+            Step::Command(command) => hooks.around(|| execute(worker, command)),
+            Step::Sleep { until, is_quick } => {
+                let spins = |ran| ran <= FEW || is_quick || is_processor_spare();
+                if !(ran.take().is_some_and(spins) && spin_until_woken()) {
+                    shared.clock.park_until(until);
+                }
+                if let Some(on_wake) = hooks.on_wake {
+                    drop(catch_panic(on_wake));
+                }
             }
+            Step::Stop => return,
         }
     }
 }
 
-impl Drop for Exit {
-    fn drop(&mut self) {
-        // Engines are dropped on the worker in every case.
-        self.context.engines.clear();
-        WorkerContext::leave();
-        drop(self.delivery.take());
-        let mut guard = self.context.shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        scheduler.worker_ended(self.context.index, deferred);
+fn execute(worker: &WorkerContext, command: WorkerCommand) {
+    let WorkerContext { shared, engines, index, .. } = worker;
+    match command {
+        #[cfg(test)]
+        WorkerCommand::Die => std::panic::resume_unwind(Box::new("a worker that dies")),
+        WorkerCommand::Run(command) => drop(catch_panic(|| command(engines))),
+        WorkerCommand::Rebuild(queue, build) => {
+            let built = catch_panic(|| build(engines)).unwrap_or(false);
+            let now = shared.clock.now();
+            shared.lock().rebuilt(queue, *index, built, now);
+        }
+        WorkerCommand::Retire(queue) => {
+            engines.retire(queue);
+            shared.lock().retired(queue);
+        }
     }
 }
 
@@ -151,12 +163,9 @@ mod tests {
                 std::thread::scope(|scope| {
                     let in_line = scope.spawn(|| queue.submit(FakeItem::new(99)));
                     let ends = scope.spawn(|| queue.shutdown(Shutdown::Drain, Duration::MAX));
-                    let mut guard = device.owner().shared.lock();
-                    let (scheduler, deferred) = guard.parts();
-                    for worker in 0..workers {
-                        scheduler.workers.send(worker, WorkerCommand::Die, deferred);
-                    }
-                    drop(guard);
+                    let mut scheduler = device.owner().shared.lock();
+                    (0..workers).for_each(|worker| scheduler.send(worker, WorkerCommand::Die));
+                    drop(scheduler);
                     gate.open_for_good();
                     // What runs ends; nothing else is computed.
                     running.into_iter().for_each(|handle| assert_eq!(handle.wait().unwrap(), 0));

@@ -7,13 +7,11 @@
 #![allow(clippy::disallowed_types, reason = "a leaf lock: nothing waits under it")]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::scheduler::RequestId;
+use crate::scheduler::id::{QueueId, RequestId, WorkerId};
 use crate::sync::PerProcess;
-
-/// A worker of the process: its executor's id, and its index there.
-pub(crate) type WorkerId = (u64, usize);
 
 /// What a worker waits for.
 #[derive(Clone, Debug)]
@@ -29,6 +27,9 @@ pub(crate) struct WaitEdge {
 
 type WaitGraph = BTreeMap<WorkerId, Vec<WaitEdge>>;
 
+/// A worker has waited: before the first does, no batch need look.
+static USED: AtomicBool = AtomicBool::new(false);
+
 static GRAPH: PerProcess<Mutex<WaitGraph>> = PerProcess::new(Mutex::new(BTreeMap::new()));
 
 fn graph() -> MutexGuard<'static, WaitGraph> {
@@ -38,6 +39,7 @@ fn graph() -> MutexGuard<'static, WaitGraph> {
 /// Notes that `worker` waits. `false`: whoever it would wait for waits for it, directly or through
 /// others, so it must not.
 pub(crate) fn wait(worker: WorkerId, edge: WaitEdge) -> bool {
+    USED.store(true, Ordering::Relaxed);
     let mut graph = graph();
     if is_stuck(&graph, &edge, &mut vec![worker]) {
         return false;
@@ -45,10 +47,8 @@ pub(crate) fn wait(worker: WorkerId, edge: WaitEdge) -> bool {
     let edges = graph.entry(worker).or_default();
     let is_same =
         |other: &WaitEdge| (other.executor, other.request) == (edge.executor, edge.request);
-    match edges.iter_mut().find(|other| is_same(other)) {
-        Some(known) => *known = edge,
-        None => edges.push(edge),
-    }
+    edges.retain(|other| !is_same(other));
+    edges.push(edge);
     true
 }
 
@@ -81,6 +81,22 @@ pub(crate) fn unwait(worker: WorkerId, executor: u64, request: RequestId) {
         if edges.is_empty() {
             graph.remove(&worker);
         }
+    }
+}
+
+/// These requests have run: who waits for one goes on by itself, and is in nobody's way.
+///
+/// CORRECTNESS: under the scheduler's lock, as [`wait`] is for a request, so none is noted later.
+pub(crate) fn have_run(executor: u64, queue: QueueId, numbers: &[u64]) {
+    if USED.load(Ordering::Relaxed) {
+        let has_run = |edge: &WaitEdge| {
+            (edge.executor, edge.request.queue) == (executor, queue)
+                && numbers.contains(&edge.request.number)
+        };
+        graph().retain(|_, edges| {
+            edges.retain(|edge| !has_run(edge));
+            !edges.is_empty()
+        });
     }
 }
 
@@ -120,6 +136,19 @@ mod tests {
         let path = [(a, edge(2, 1, None)), (b, edge(3, 1, None))];
         assert!(stuck(&path, c, edge(1, 1, None)));
         assert!(!stuck(&path[1..], c, edge(1, 1, None)));
+    }
+
+    /// The worker that is woken by an answer may take its time to look.
+    #[test]
+    fn who_waited_for_what_has_run_is_in_nobodys_way() {
+        let [here, there] = [(u64::MAX, 0), (u64::MAX - 1, 0)];
+        assert!(wait(there, edge(here.0, 1, None)));
+        assert!(!wait(here, edge(there.0, 1, None)));
+        have_run(here.0, 1, &[2]);
+        assert!(!wait(here, edge(there.0, 1, None)));
+        have_run(here.0, 1, &[1, 2]);
+        assert!(wait(here, edge(there.0, 1, None)));
+        forget(here);
     }
 
     #[test]

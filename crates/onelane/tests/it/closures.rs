@@ -1,5 +1,6 @@
 //! Closures are requests: bounded, with priorities and deadlines, answered once.
 
+use std::future::Future;
 use std::time::Duration;
 
 use onelane::testing::{Gate, VirtualClock, within_a_minute};
@@ -46,6 +47,50 @@ fn closures_are_bounded_and_come_back() {
         let stats = device.stats();
         assert_eq!((stats.submitted, stats.completed, stats.refused), (4, 4, 2));
     });
+}
+
+#[test]
+fn closures_wait_for_room_without_a_thread() {
+    within_a_minute(|| {
+        let clock = VirtualClock::new();
+        let (device, gate, busy) = occupied(&clock);
+        let first = [1, 2].map(|value| device.submit(move || value).unwrap());
+        let wanted = std::sync::Arc::new(Wanted::default());
+        let waker = std::task::Waker::from(wanted.clone());
+        let mut context = std::task::Context::from_waker(&waker);
+        let mut begin = |value| {
+            let mut submission = device.submit_async(Request::new(move || value));
+            assert!(std::pin::Pin::new(&mut submission).poll(&mut context).is_pending());
+            submission
+        };
+        // Given up, and never looked at again: neither keeps those behind it out.
+        let (given_up, forgotten, third) = (begin(3), begin(4), begin(5));
+        assert_eq!(device.stats().waiting_for_room, 3);
+        drop(given_up);
+        assert_eq!(device.stats().waiting_for_room, 2);
+        let cancelled = device.submit_async(Request::new(|| panic!("it was given up")));
+        drop(cancelled);
+        gate.open_for_good();
+        let third = block_on(third).map_err(drop).unwrap();
+        assert_eq!(third.wait().unwrap(), 5);
+        busy.wait().unwrap();
+        assert_eq!(first.map(|handle| handle.wait().unwrap()), [1, 2]);
+        assert!(wanted.0.load(std::sync::atomic::Ordering::SeqCst), "it was woken");
+        drop(forgotten);
+        device.shutdown(Shutdown::Drain, Duration::MAX).unwrap();
+        let refused = block_on(device.submit_async(Request::new(|| "back"))).map(drop).unwrap_err();
+        assert_eq!(*refused.reason(), Refusal::Closed);
+        assert_eq!(refused.into_refused().into_input()(), "back");
+    });
+}
+
+#[derive(Default)]
+struct Wanted(std::sync::atomic::AtomicBool);
+
+impl std::task::Wake for Wanted {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use onelane::testing::{FakeEngine, FakeItem, Gate, VirtualClock};
 use onelane::{
-    BatchConfig, BatchQueue, DeviceExecutor, ExecutorConfig, Refusal, ResponseHandle, SubmitError,
+    BatchConfig, BatchQueue, DeviceExecutor, ExecutorConfig, Refusal, RequestError, ResponseHandle,
+    SubmitError,
 };
 
 /// An executor of one worker.
@@ -95,4 +96,17 @@ pub fn soon(what: &str, has_come: impl Fn() -> bool) {
         assert!(begun.elapsed() < limit, "{what}: not in {limit:?}");
         std::thread::yield_now();
     }
+}
+
+/// Runs `values` as one batch and returns the answers.
+pub fn as_one_batch(
+    queue: &BatchQueue<FakeEngine>,
+    gate: &Gate,
+    values: &[u64],
+) -> Vec<Result<u64, RequestError>> {
+    let first = occupy(queue, gate);
+    let handles: Vec<_> = values.iter().map(|&v| queue.submit(FakeItem::new(v)).unwrap()).collect();
+    gate.open_for_good();
+    first.wait().unwrap();
+    handles.into_iter().map(|handle| handle.wait()).collect()
 }

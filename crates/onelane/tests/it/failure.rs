@@ -42,19 +42,6 @@ fn fragile(
     (queue, gate, built, device)
 }
 
-/// Runs `values` as one batch and returns the answers.
-fn as_one_batch(
-    queue: &BatchQueue<FakeEngine>,
-    gate: &Gate,
-    values: &[u64],
-) -> Vec<Result<u64, RequestError>> {
-    let first = occupy(queue, gate);
-    let handles: Vec<_> = values.iter().map(|&v| queue.submit(FakeItem::new(v)).unwrap()).collect();
-    gate.open_for_good();
-    first.wait().unwrap();
-    handles.into_iter().map(|handle| handle.wait()).collect()
-}
-
 #[test]
 fn bisection_finds_the_requests_at_fault_wherever_they_are() {
     within_a_minute(|| {

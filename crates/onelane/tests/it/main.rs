@@ -1,5 +1,6 @@
 //! The promises of the core (lib.rs, "What is promised"), as tests of its public interface.
 
+mod around;
 mod backpressure;
 mod cancel;
 mod circles;
@@ -7,6 +8,7 @@ mod closures;
 mod common;
 mod deadline;
 mod delivery;
+mod device_lost;
 mod failure;
 mod foreign;
 mod inbox;

@@ -24,6 +24,8 @@ pub(crate) struct Settings {
     reuse: Option<String>,
     streams: Option<String>,
     thread_cache: bool,
+    /// Aborts, hangs and memory of the graph cache are the process's.
+    real_faults: bool,
 }
 
 impl Settings {
@@ -52,6 +54,7 @@ impl Settings {
         if !self.thread_cache {
             profile = profile.with_thread_cache(None);
         }
+        profile = profile.with_real_faults(self.real_faults);
         let schedule = match self.schedule.as_str() {
             "random" => Schedule::Random,
             "pct" => Schedule::pct(self.depth),

@@ -6,11 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::scheduler::{ExecutorShared, RequestId, RequestLocation};
+use crate::scheduler::RequestLocation;
+use crate::scheduler::id::{RequestId, WorkerId};
+use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{catch_panic, thread_local};
 use crate::worker::batch::Dispatched;
 use crate::worker::engines::Engines;
-use crate::worker::wait_graph::{self, WaitEdge, WorkerId};
+use crate::worker::wait_graph::{self, WaitEdge};
 
 thread_local! {
     #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
@@ -102,40 +104,30 @@ impl WorkerContext {
     /// Does, inline, what a request of `shared` needs to be answered; a request that waits for room
     /// needs that.
     pub(crate) fn help(&self, shared: &ExecutorShared, request: RequestId) -> InlineProgress {
-        let mut guard = shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        let location = scheduler.location(request, deferred);
-        if shared.id != self.shared.id {
-            drop(guard);
-            return match location {
-                RequestLocation::Running(worker) => self.wait(shared, request, Some(worker)),
-                _ => self.wait(shared, request, None),
-            };
-        }
-        match location {
-            RequestLocation::Running(worker) if worker != self.index => {
-                drop(guard);
+        let is_elsewhere = shared.id != self.shared.id;
+        let mut scheduler = shared.lock();
+        match scheduler.location(request) {
+            RequestLocation::Running(worker) if is_elsewhere || worker != self.index => {
                 self.wait(shared, request, Some(worker))
             }
             RequestLocation::Running(_) => InlineProgress::Stuck,
             RequestLocation::InDelivery => InlineProgress::Elsewhere,
+            // The waker that was left in the look before is woken by it.
+            RequestLocation::Answered if is_elsewhere => InlineProgress::Elsewhere,
             RequestLocation::Answered => InlineProgress::Progress,
+            RequestLocation::Waiting if is_elsewhere => self.wait(shared, request, None),
             RequestLocation::Waiting if self.engines.is_in_use(request.queue) => {
                 InlineProgress::Stuck
             }
             RequestLocation::Waiting => {
                 let now = shared.clock.now();
-                let Some(index) = scheduler.best_head(request.queue, now, deferred) else {
-                    return InlineProgress::Progress;
-                };
-                let mut dispatched =
-                    scheduler.dispatch(request.queue, index, self.index, now, deferred);
-                drop(guard);
-                self.run(&mut dispatched);
-                self.deliver(&mut dispatched);
-                let mut guard = shared.lock();
-                let (scheduler, deferred) = guard.parts();
-                scheduler.finish(dispatched, deferred);
+                let dispatched = scheduler.dispatch_of(request.queue, self.index, now);
+                drop(scheduler);
+                if let Some(mut dispatched) = dispatched {
+                    self.run(&mut dispatched);
+                    self.deliver(&mut dispatched);
+                    shared.lock().finish(dispatched);
+                }
                 InlineProgress::Progress
             }
         }
@@ -180,10 +172,7 @@ impl WorkerContext {
         if self.waits.take() {
             wait_graph::forget(self.id());
         }
-        let Dispatched { queue, number, batch } = dispatched;
-        let mut guard = self.shared.lock();
-        let (scheduler, deferred) = guard.parts();
-        scheduler.book(*queue, *number, &**batch, service, now, deferred);
+        self.shared.lock().book(dispatched, service, now);
     }
 
     /// Hands the answers of a batch over. It counts as running until the scheduler is told that it

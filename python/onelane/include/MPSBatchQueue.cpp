@@ -1,0 +1,1 @@
+../../../crates/capi/torch/MPSBatchQueue.cpp
