@@ -53,10 +53,11 @@ impl Call {
         }
         // The openai client sends its own timeout, in seconds.
         let stainless = text(headers, "x-stainless-read-timeout");
-        if let Some(after) = stainless.and_then(|value| value.trim().parse::<f64>().ok()) {
-            if after.is_finite() && after > 0.0 {
-                call = call.within(seconds(after));
-            }
+        if let Some(after) = stainless.and_then(|value| value.trim().parse::<f64>().ok())
+            && after.is_finite()
+            && after > 0.0
+        {
+            call = call.within(seconds(after));
         }
         if let Some(after) = text(headers, "grpc-timeout").and_then(grpc_timeout) {
             call = call.within(after);

@@ -66,10 +66,10 @@ impl Rate {
         shared_by: impl FnOnce() -> usize,
     ) -> Duration {
         let mut measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, estimate)) = measured.estimate {
-            if now.saturating_duration_since(at) < KEPT {
-                return estimate;
-            }
+        if let Some((at, estimate)) = measured.estimate
+            && now.saturating_duration_since(at) < KEPT
+        {
+            return estimate;
         }
         let stats = stats();
         let look = Look::of(&stats);

@@ -57,10 +57,10 @@ fn unwrap_verbatim(value: &mut Value) {
 fn bound(value: &mut Value, most: usize) {
     match value {
         Value::Object(fields) => {
-            if let Some(bound) = fields.get_mut("maxItems") {
-                if bound.as_u64().is_some_and(|bound| bound > most as u64) {
-                    *bound = json!(most);
-                }
+            if let Some(bound) = fields.get_mut("maxItems")
+                && bound.as_u64().is_some_and(|bound| bound > most as u64)
+            {
+                *bound = json!(most);
             }
             fields.values_mut().for_each(|value| bound(value, most));
         }
