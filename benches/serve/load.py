@@ -5,14 +5,16 @@
 
 Parts: `throughput` (the server beside `onelane embed` of the same texts, and beside TEI, infinity
 and vLLM if their programs are on the PATH), `interactive` (latency of single urgent texts beside a
-full indexing load). Nothing but the standard library; JSON on stdout. Figures want a machine that
-is otherwise idle.
+full indexing load), `overload` (four times as many calls as the server can answer: what it still
+answers, how true its Retry-After is, its memory). Nothing but the standard library; JSON on stdout.
+Figures want a machine that is otherwise idle.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
 import json
 import os
 import random
@@ -63,8 +65,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], port: int, health: str) -> Iterator[None]:
-    """A server, from when it says that it is healthy."""
+def running(command: list[str], port: int, health: str) -> Iterator[int]:
+    """A server's process, from when it says that it is healthy."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(1200):
@@ -77,7 +79,7 @@ def running(command: list[str], port: int, health: str) -> Iterator[None]:
                 time.sleep(0.1)
         else:
             raise SystemExit(f"{command[0]} did not become ready in two minutes")
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -244,18 +246,102 @@ def interactive(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
+class Overload:
+    """Calls of one text that come at a steady rate, whatever becomes of those before."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.idle: list[Client] = []
+        # When a call began, its status, its latency, and the wait that a refusal told, in seconds.
+        self.calls: list[tuple[float, int, float, float]] = []
+
+    async def call(self, text: str) -> None:
+        client = self.idle.pop() if self.idle else await Client(self.port).__aenter__()
+        body = json.dumps({"model": "model", "input": [text]}).encode()
+        head = (
+            "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        start = time.perf_counter()
+        client.writer.write(head.encode() + body)
+        answer = (await client.reader.readuntil(b"\r\n\r\n")).lower()
+        await client.reader.readexactly(int(field(answer, b"content-length")))
+        wait = field(answer, b"retry-after-ms") / 1e3 if b"retry-after-ms" in answer else 0.0
+        status = int(answer.split(b" ", 2)[1])
+        self.calls.append((start, status, time.perf_counter() - start, wait))
+        self.idle.append(client)
+
+    async def run(self, rate: float, seconds: float) -> None:
+        work, begin = texts(1000, 4), time.perf_counter()
+        calls = []
+        for i in range(int(rate * seconds)):
+            due = begin + i / rate - time.perf_counter()
+            # As often as not it is late: then it does not sleep, but lets the others run.
+            await asyncio.sleep(max(due, 0))
+            calls.append(asyncio.create_task(self.call(work[i % len(work)])))
+        await asyncio.gather(*calls)
+        for client in self.idle:
+            client.writer.close()
+
+
+def field(head: bytes, name: bytes) -> float:
+    return float(head.split(name + b":")[1].split(b"\r\n")[0])
+
+
+def resident(pid: int) -> float:
+    """Megabytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def overload(args: argparse.Namespace) -> dict[str, object]:
+    port, seconds = free_port(), 15.0
+    command = [*ours(args.onelane, args.model, port), "--max-concurrent-requests", "256"]
+    with running(command, port, "/ready") as pid:
+        asyncio.run(closed_loop(port, texts(args.texts, 1), args.clients))
+        best, _ = asyncio.run(closed_loop(port, texts(args.texts, 1), args.clients))
+        before = resident(pid)
+        load = Overload(port)
+        asyncio.run(load.run(4 * best, seconds))
+        after = resident(pid)
+    # Without the start, when the queue fills, and the end, when it empties.
+    first = min(start for start, *_ in load.calls)
+    last = max(start for start, *_ in load.calls)
+    steady = [c for c in load.calls if first + 3 <= c[0] <= last]
+    answered = sorted((start, latency) for start, status, latency, _ in steady if status == 200)
+    in_window = [c for c in load.calls if c[1] == 200 and first + 3 <= c[0] + c[2] <= last]
+    ratios = []
+    for start, status, _, told in steady:
+        if status == 429:
+            near = min(bisect.bisect_left(answered, (start, 0.0)), len(answered) - 1)
+            ratios.append(told / answered[near][1])
+    return {
+        "best texts/s": best,
+        "calls/s": len(load.calls) / (last - first),
+        "answered/s": len(in_window) / (last - first - 3),
+        "goodput of best": len(in_window) / (last - first - 3) / best,
+        "refused": sum(c[1] == 429 for c in steady) / len(steady),
+        "other statuses": sorted({c[1] for c in load.calls} - {200, 429}),
+        "Retry-After of the true wait, median": statistics.median(ratios),
+        "within a factor of two": sum(0.5 <= r <= 2 for r in ratios) / len(ratios),
+        "MB before and after": [before, after],
+    }
+
+
+PARTS = {"throughput": throughput, "interactive": interactive, "overload": overload}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--onelane", required=True, help="the binary")
     parser.add_argument("--model", required=True, help="the model's folder")
-    parser.add_argument("--part", choices=["throughput", "interactive"], default="throughput")
+    parser.add_argument("--part", choices=list(PARTS), default="throughput")
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     args.model = os.path.abspath(args.model)
-    part = throughput if args.part == "throughput" else interactive
-    json.dump(part(args), sys.stdout, indent=2)
+    json.dump(PARTS[args.part](args), sys.stdout, indent=2)
     print()
     return 0
 

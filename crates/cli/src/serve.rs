@@ -1,10 +1,12 @@
-//! `onelane serve`: embeddings over HTTP and gRPC, by candle engines behind batch queues.
+//! `onelane serve`: embeddings, reranking and classification over HTTP and gRPC, by candle engines behind batch queues.
 //!
-//! This file has the flags and starts the server; [`embedding`] binds an engine to it, [`isolated`]
-//! it in a child process.
+//! This file has the flags and starts the server; [`embedding`] and [`scoring`] bind engines to it,
+//! [`isolated`] runs them in child processes.
 
 mod embedding;
 mod isolated;
+mod scoring;
+mod tokens;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,15 +15,20 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::ArgAction;
 use onelane::{BatchConfig, DeviceExecutor, ExecutorConfig};
-use onelane_engines::{DeviceName, EmbeddingConfig, EmbeddingModel};
+use onelane_engines::{
+    ClassificationEngine, ClassificationModel, DeviceName, EmbeddingConfig, EmbeddingEngine,
+    EmbeddingModel,
+};
+use onelane_isolate::Isolated;
 use onelane_server::{Listener, Model, ServeError, Server, ServerConfig, Signals};
 use onelane_terminal::at_least_one;
 
 use embedding::Embedding;
+use scoring::Scoring;
 
 pub use isolated::run_if_child;
 
-/// Serves embeddings over HTTP and gRPC: the routes of OpenAI, text-embeddings-inference (TEI),
+/// Serves embeddings, reranking and classification over HTTP and gRPC: the routes of OpenAI, text-embeddings-inference (TEI),
 /// Ollama and the Open Inference Protocol, on one port.
 ///
 /// Every text of every call goes through the model's batch queue: texts of similar length run
@@ -84,6 +91,11 @@ pub struct Args {
           env = "MAX_BATCH_REQUESTS", hide_env_values = true)]
     max_batch_requests: usize,
 
+    /// How long a text waits until it goes before younger ones of the next class (bulk, normal,
+    /// interactive), in seconds: so that none waits for ever
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    ageing: Duration,
+
     /// The most texts in a call
     #[arg(long, value_name = "N", default_value = "2048", value_parser = at_least_one,
           env = "MAX_CLIENT_BATCH_SIZE", hide_env_values = true)]
@@ -121,6 +133,16 @@ pub struct Args {
     /// Listens on this Unix socket instead
     #[arg(long, value_name = "PATH", env = "UDS_PATH", hide_env_values = true)]
     uds_path: Option<PathBuf>,
+
+    /// A certificate chain, PEM: speaks TLS
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert, PEM
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
 
     /// The most bytes in a body
     #[arg(long, value_name = "BYTES", default_value = "2000000", value_parser = at_least_one,
@@ -184,6 +206,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(path) => Listener::unix(path)?,
             None => listen(&args.hostname, args.port)?,
         };
+        #[cfg(feature = "tls")]
+        let listener = match (&args.tls_cert, &args.tls_key) {
+            (Some(certificate), Some(key)) => listener.tls(certificate, key)?,
+            _ => listener,
+        };
         eprintln!("listening on {listener}");
         anyhow::Ok(server.serve(listener, signals).await)
     })?;
@@ -232,24 +259,46 @@ fn models(args: &Args) -> anyhow::Result<Vec<Model>> {
         .max_batch_size(args.max_batch_requests)
         .max_batch_cost(args.max_batch_tokens)
         .capacity(args.max_concurrent_requests)
-        .capacity_cost(args.max_queued_tokens.unwrap_or(usize::MAX));
+        .capacity_cost(args.max_queued_tokens.unwrap_or(usize::MAX))
+        .ageing(args.ageing);
     queue.validate()?;
     let mut models = Vec::new();
     for id in &args.model_id {
         let (name, dir) = named(id)?;
-        let model = EmbeddingModel::open(&dir, args.device, EmbeddingConfig::default())?;
-        let mut model = if args.isolate {
-            let model = isolated::embedding(model, &dir, args.device)?;
-            Model::embedder(name, model, &device, queue.clone())
-        } else {
-            Model::embedder(name, Embedding::new(model), &device, queue.clone())
-        };
+        let mut model = model(name, &dir, args, (&device, queue.clone()))?;
         if let (true, Some(alias)) = (models.is_empty(), &args.served_model_name) {
             model = model.alias(alias);
         }
         models.push(model);
     }
     Ok(models)
+}
+
+/// What a directory holds, bound to its queue.
+fn model(
+    name: String,
+    dir: &Path,
+    args: &Args,
+    (device, queue): (&DeviceExecutor, BatchConfig),
+) -> anyhow::Result<Model> {
+    let config = EmbeddingConfig::default();
+    let supervisor = || isolated::supervisor(dir, args.device);
+    if ClassificationModel::is_in(dir)? {
+        let model = ClassificationModel::open(dir, args.device, config)?;
+        return Ok(if args.isolate {
+            let load = Isolated::<ClassificationEngine>::factory(&supervisor()?);
+            Scoring::with(model, load).served(name, device, queue)
+        } else {
+            Scoring::new(model).served(name, device, queue)
+        });
+    }
+    let model = EmbeddingModel::open(dir, args.device, config)?;
+    Ok(if args.isolate {
+        let load = Isolated::<EmbeddingEngine>::factory(&supervisor()?);
+        Model::embedder(name, Embedding::with(model, load), device, queue)
+    } else {
+        Model::embedder(name, Embedding::new(model), device, queue)
+    })
 }
 
 /// `NAME=DIR`, or a directory and its own name.

@@ -16,11 +16,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
 use crate::config::ServerConfig;
-
-/// A client's byte stream.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+use crate::handshake::Handshake;
+use crate::stream::Stream;
 
 /// What a connection is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,13 +44,13 @@ const STREAMS: u32 = 1024;
 
 /// Serves one connection to its end, or, once `closing` says so, to the end of what it has asked.
 pub(crate) async fn serve(
-    stream: Box<dyn Stream>,
+    (stream, handshake): (Box<dyn Stream>, Handshake),
     router: Router,
     config: &ServerConfig,
     mut closing: watch::Receiver<Closing>,
 ) {
     let begun = tokio::select! {
-        begun = tokio::time::timeout(config.header_timeout, begin(stream)) => begun,
+        begun = tokio::time::timeout(config.header_timeout, begin(stream, handshake)) => begun,
         () = told(&mut closing, Closing::Finish) => return,
     };
     let Ok(Ok((stream, is_http2))) = begun else { return };
@@ -103,7 +100,8 @@ pub(crate) async fn serve(
 }
 
 /// Reads until it is clear what the client speaks, and gives back what was read with the stream.
-async fn begin(mut stream: Box<dyn Stream>) -> io::Result<(Prefixed, bool)> {
+async fn begin(stream: Box<dyn Stream>, handshake: Handshake) -> io::Result<(Prefixed, bool)> {
+    let mut stream = handshake.with(stream).await?;
     let mut read = [0; PREFACE.len()];
     let mut filled = 0;
     while filled < PREFACE.len() && PREFACE.starts_with(&read[..filled]) {

@@ -43,6 +43,8 @@ pub(crate) struct Inputs {
     pub(crate) single: bool,
     /// The field that they came in.
     pub(crate) field: &'static str,
+    /// What is put before each text, if another prompt than the model's own is asked for.
+    pub(crate) prompt: Option<String>,
 }
 
 /// What of a server's settings decides whether texts are taken.
@@ -63,9 +65,11 @@ impl Inputs {
         limits: InputLimits,
     ) -> Result<Self, Failure> {
         let inputs = match value {
-            Value::String(text) => Self { items: vec![Input::Text(text)], single: true, field },
+            Value::String(text) => {
+                Self { items: vec![Input::Text(text)], single: true, field, prompt: None }
+            }
             Value::Array(values) if values.first().is_some_and(Value::is_number) => {
-                Self { items: vec![ids(values, field, limits)?], single: true, field }
+                Self { items: vec![ids(values, field, limits)?], single: true, field, prompt: None }
             }
             Value::Array(values) => {
                 // Before anything is made of them.
@@ -78,7 +82,7 @@ impl Inputs {
                     }
                 };
                 let items = values.into_iter().enumerate().map(item).collect::<Result<_, _>>()?;
-                Self { items, single: false, field }
+                Self { items, single: false, field, prompt: None }
             }
             Value::Null => return Err(Failure::malformed("must be given").at(field)),
             _ => {
@@ -99,7 +103,7 @@ impl Inputs {
         limits: InputLimits,
     ) -> Result<Self, Failure> {
         let items = texts.into_iter().map(Input::Text).collect();
-        Self { items, single: false, field }.checked(limits)
+        Self { items, single: false, field, prompt: None }.checked(limits)
     }
 
     /// Of a query and the texts to be scored.
@@ -118,7 +122,7 @@ impl Inputs {
         let pair = |text| Input::Pair(query.to_owned(), text);
         count(texts.len(), field, limits)?;
         let items = texts.into_iter().map(pair).collect();
-        Self { items, single: false, field }.checked(limits)
+        Self { items, single: false, field, prompt: None }.checked(limits)
     }
 
     /// One or more texts or pairs, each checked.
@@ -138,6 +142,18 @@ impl Inputs {
             }
         }
         Ok(self)
+    }
+
+    /// Puts the prompt that was asked for, or else the model's own, before each text.
+    pub(crate) fn prompted(mut self, default: Option<&str>) -> Self {
+        if let Some(prompt) = self.prompt.take().or_else(|| default.map(str::to_owned)) {
+            for item in &mut self.items {
+                if let Input::Text(text) = item {
+                    text.insert_str(0, &prompt);
+                }
+            }
+        }
+        self
     }
 
     /// How errors name a text.

@@ -32,6 +32,7 @@ mod embedder;
 mod failure;
 mod family;
 mod group;
+mod handshake;
 mod health;
 mod inputs;
 mod lane;
@@ -47,7 +48,10 @@ mod reranker;
 mod routes;
 mod self_check;
 mod server;
+mod stream;
 mod text;
+#[cfg(feature = "tls")]
+mod tls;
 mod whole;
 mod work;
 

@@ -1,5 +1,6 @@
 //! A model as the server is given it: a name, what it does, and how its queue is made.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use onelane::{BatchConfig, BatchQueue, BuildError, DeviceExecutor, Engine, EngineError};
@@ -28,6 +29,10 @@ pub struct ModelInfo {
     pub pooling: Option<String>,
     /// The type of its numbers, for example `float32`.
     pub dtype: String,
+    /// What may be put before a text that is embedded, by name.
+    pub prompts: BTreeMap<String, String>,
+    /// What is put before it unless another prompt is asked for.
+    pub default_prompt: Option<String>,
 }
 
 impl ModelInfo {
@@ -47,6 +52,14 @@ impl ModelInfo {
     #[must_use]
     pub fn matryoshka(mut self, matryoshka: bool) -> Self {
         self.matryoshka = matryoshka;
+        self
+    }
+
+    /// Sets what may be put before a text, by name, and what is unless another is asked for.
+    #[must_use]
+    pub fn prompts(mut self, prompts: BTreeMap<String, String>, default: Option<String>) -> Self {
+        self.prompts = prompts;
+        self.default_prompt = default;
         self
     }
 

@@ -271,6 +271,7 @@ async fn accept(
             Ok(stream) => {
                 let (app, router) = (Arc::clone(app), router.clone());
                 let (closing, alive) = (closing.clone(), alive.clone());
+                let stream = (stream, listener.handshake());
                 tokio::spawn(async move {
                     connection::serve(stream, router, &app.config, closing).await;
                     drop(alive);

@@ -2,8 +2,10 @@
 //! child.
 
 use onelane::{Engine, EngineError};
-use onelane_engines::{EmbeddingEngine, EmbeddingModel, Pooling, TextToken, TokenisedText};
+use onelane_engines::{EmbeddingEngine, EmbeddingModel, Pooling, TokenisedText};
 use onelane_server::{Embedder, ModelInfo, TextError, Token, Tokenised, Tokens};
+
+use super::tokens;
 
 /// An embedding model whose engine is an `E`.
 pub struct Embedding<E> {
@@ -31,19 +33,11 @@ impl<E> Embedding<E> {
 
 impl<E: 'static> Tokens for Embedding<E> {
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<Token>, TextError> {
-        let token = |token: TextToken| Token {
-            id: token.id,
-            text: token.text,
-            special: token.special,
-            start: token.span.map(|(start, _)| start),
-            stop: token.span.map(|(_, stop)| stop),
-        };
-        let tokens = self.model.tokeniser().tokens(text, special).map_err(text_error)?;
-        Ok(tokens.into_iter().map(token).collect())
+        tokens::tokens(self.model.tokeniser(), text, special)
     }
 
     fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        self.model.tokeniser().decode(ids, skip_special).map_err(text_error)
+        tokens::decode(self.model.tokeniser(), ids, skip_special)
     }
 }
 
@@ -55,15 +49,18 @@ impl<E: Engine<Item = TokenisedText, Output = Vec<f32>>> Embedder for Embedding<
     }
 
     fn encode(&self, text: &str) -> Result<Tokenised<TokenisedText>, TextError> {
-        self.model.tokeniser().encode(text).map(weighed).map_err(text_error)
+        let encoded = self.model.tokeniser().encode(text);
+        encoded.map(tokens::weighed).map_err(tokens::text_error)
     }
 
     fn encode_ids(&self, ids: &[u32]) -> Result<Tokenised<TokenisedText>, TextError> {
-        self.model.tokeniser().encode_ids(ids).map(weighed).map_err(text_error)
+        let encoded = self.model.tokeniser().encode_ids(ids);
+        encoded.map(tokens::weighed).map_err(tokens::text_error)
     }
 
     fn info(&self) -> ModelInfo {
-        let pooling = match self.model.settings().pooling {
+        let settings = self.model.settings();
+        let pooling = match settings.pooling {
             Pooling::Mean => "mean",
             Pooling::First => "cls",
             Pooling::Last => "last_token",
@@ -72,13 +69,6 @@ impl<E: Engine<Item = TokenisedText, Output = Vec<f32>>> Embedder for Embedding<
         ModelInfo::new(self.model.tokeniser().max_length())
             .dimensions(self.model.hidden_size())
             .pooling(pooling)
+            .prompts(settings.prompts.clone(), settings.default_prompt.clone())
     }
-}
-
-fn text_error(error: impl std::fmt::Display) -> TextError {
-    TextError(error.to_string())
-}
-
-fn weighed(text: TokenisedText) -> Tokenised<TokenisedText> {
-    Tokenised { tokens: text.ids().len(), truncated: text.truncated(), item: text }
 }

@@ -5,12 +5,15 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use onelane::Engine;
+use onelane_engines::{ClassificationModel, DeviceName, EmbeddingConfig};
 use serde_json::{Value, json};
 
 use crate::binary::{finish, texts};
-use crate::common::{TinyBert, difference, in_time, text};
+use crate::common::{TinyBert, WIDTH, difference, in_time, text};
 use crate::onelane;
 
 /// A server that is killed with its test.
@@ -21,8 +24,11 @@ struct Server {
 
 impl Server {
     fn start(model: &Path, more: &[&str]) -> Self {
-        let mut command = onelane(["serve", "--port", "0", "--drain-delay", "0", "--model-id"]);
+        let mut command = onelane(["serve", "--port", "0", "--model-id"]);
         command.arg(format!("tiny={}", model.display())).args(more);
+        if !more.contains(&"--drain-delay") {
+            command.args(["--drain-delay", "0"]);
+        }
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(process.stderr.take().unwrap());
         let mut line = String::new();
@@ -129,6 +135,162 @@ fn an_isolated_model_answers_alike_and_outlives_its_child() {
         for (again, first) in server.embed(&of).iter().zip(&first) {
             assert!(difference(again, first) <= 1e-5);
         }
+        assert_eq!(server.stop(), Some(0));
+    });
+}
+
+/// A BERT with a head of so many labels.
+fn with_head(labels: usize) -> tempfile::TempDir {
+    let mut tiny = TinyBert::new();
+    let number = |i: usize| ((i * 37 % 101) as f32 / 50.0 - 1.0) / 2.0;
+    let tensors = std::mem::take(&mut tiny.tensors);
+    tiny.tensors = tensors.into_iter().map(|(name, t)| (format!("bert.{name}"), t)).collect();
+    for (name, rows) in [("bert.pooler.dense", WIDTH), ("classifier", labels)] {
+        let weight = (0..rows * WIDTH).map(number).collect();
+        tiny.tensors.insert(format!("{name}.weight"), (vec![rows, WIDTH], weight));
+        tiny.tensors.insert(format!("{name}.bias"), (vec![rows], (0..rows).map(number).collect()));
+    }
+    tiny.config["architectures"] = json!(["BertForSequenceClassification"]);
+    let names: serde_json::Map<String, Value> =
+        (0..labels).map(|label| (label.to_string(), json!(format!("label {label}")))).collect();
+    tiny.config["id2label"] = Value::Object(names);
+    tiny.write()
+}
+
+#[test]
+fn a_head_of_one_label_reranks_and_one_of_more_classifies() {
+    in_time(|| {
+        let (one, three) = (with_head(1), with_head(3));
+        let open = |dir: &Path| {
+            ClassificationModel::open(dir, DeviceName::Cpu, EmbeddingConfig::default()).unwrap()
+        };
+        let (reranker, classifier) = (open(one.path()), open(three.path()));
+        let texts: Vec<String> = (0..9).map(|i| text(3 + 11 * i, i)).collect();
+        let pairs: Vec<_> = texts
+            .iter()
+            .map(|text| reranker.tokeniser().encode_pair("w1 w2", text).unwrap())
+            .collect();
+        let one_by_one = |engine: &mut dyn FnMut(usize) -> Vec<f32>| -> Vec<Vec<f32>> {
+            (0..texts.len()).map(engine).collect()
+        };
+        let mut engine = reranker.load().unwrap();
+        let scores = one_by_one(&mut |i| engine.infer(&pairs[i..=i]).unwrap().remove(0));
+        for isolate in [&[][..], &["--isolate"]] {
+            let classes = format!("classes={}", three.path().display());
+            let more = [&["--model-id", classes.as_str()], isolate].concat();
+            let server = Server::start(one.path(), &more);
+            let body = json!({"query": "w1 w2", "texts": texts, "raw_scores": true});
+            let (status, ranks) = server.call("POST", "/rerank", &body.to_string());
+            assert_eq!(status, 200, "{ranks}");
+            let ranks: Vec<Value> = serde_json::from_str(&ranks).unwrap();
+            assert_eq!(ranks.len(), texts.len());
+            for rank in &ranks {
+                let index = rank["index"].as_u64().unwrap() as usize;
+                let score = rank["score"].as_f64().unwrap() as f32;
+                assert!((score - scores[index][0]).abs() < 1e-4, "{rank}: {:?}", scores[index]);
+            }
+            let body = json!({"model": "classes", "inputs": texts[4], "raw_scores": true});
+            let (status, found) = server.call("POST", "/predict", &body.to_string());
+            assert_eq!(status, 200, "{found}");
+            let found: Vec<Value> = serde_json::from_str(&found).unwrap();
+            let item = classifier.tokeniser().encode(&texts[4]).unwrap();
+            let expected = classifier.load().unwrap().infer(&[item]).unwrap().remove(0);
+            for (label, expected) in expected.iter().enumerate() {
+                let name = format!("label {label}");
+                let of = found.iter().find(|one| one["label"] == json!(name)).unwrap();
+                assert!((of["score"].as_f64().unwrap() as f32 - expected).abs() < 1e-4, "{of}");
+            }
+            assert_eq!(server.stop(), Some(0));
+        }
+    });
+}
+
+/// Stops the clients, also when the test fails.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Clients that embed until they are told to stop; what was answered, and what else came.
+fn under_load<T>(
+    server: &Server,
+    during: impl FnOnce(&AtomicUsize) -> T,
+) -> (T, usize, Vec<String>) {
+    let (answered, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let failures = std::sync::Mutex::new(Vec::new());
+    let texts = some_texts();
+    let during = std::thread::scope(|scope| {
+        for client in 0..8 {
+            let (texts, answered, stop, failures) = (&texts, &answered, &stop, &failures);
+            scope.spawn(move || {
+                for i in 0.. {
+                    if stop.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let some = &texts[(client + i) % 30..][..1 + i % 5];
+                    let body = json!({"inputs": some}).to_string();
+                    let (status, said) = server.call("POST", "/embed", &body);
+                    answered.fetch_add(1, Ordering::SeqCst);
+                    if status != 200 {
+                        failures.lock().unwrap().push(format!("{status}: {said}"));
+                    }
+                }
+            });
+        }
+        let _stop = StopAtEnd(&stop);
+        during(&answered)
+    });
+    (during, answered.into_inner(), failures.into_inner().unwrap())
+}
+
+/// Waits until so many more calls have been answered.
+fn more(answered: &AtomicUsize, count: usize) {
+    let (until, start) = (answered.load(Ordering::SeqCst) + count, Instant::now());
+    while answered.load(Ordering::SeqCst) < until {
+        assert!(start.elapsed() < Duration::from_secs(60), "calls are not answered");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_termination_under_load_loses_no_call() {
+    in_time(|| {
+        let model = TinyBert::new().write();
+        let mut server = Server::start(model.path(), &["--drain-delay", "60"]);
+        let pid = server.process.id().to_string();
+        let ((), answered, failures) = under_load(&server, |answered| {
+            more(answered, 50);
+            assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+            // As whoever sends traffic does: it looks at /ready, and goes on until that fails.
+            while server.call("GET", "/ready", "").0 == 200 {}
+            assert_eq!(server.call("GET", "/live", "").0, 200);
+            more(answered, 50);
+        });
+        assert_eq!(failures, Vec::<String>::new(), "of {answered}");
+        // The second one ends the delay.
+        assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+        assert_eq!(server.process.wait().unwrap().code(), Some(1));
+    });
+}
+
+#[test]
+fn children_killed_under_load_cost_no_call() {
+    in_time(|| {
+        let model = TinyBert::new().write();
+        let server = Server::start(model.path(), &["--isolate"]);
+        let parent = server.process.id().to_string();
+        let ((), answered, failures) = under_load(&server, |answered| {
+            for _ in 0..3 {
+                more(answered, 50);
+                let killed = Command::new("pkill").args(["-KILL", "-P", &parent]).status().unwrap();
+                assert!(killed.success(), "there was no child");
+            }
+            more(answered, 50);
+        });
+        assert_eq!(failures, Vec::<String>::new(), "of {answered}");
         assert_eq!(server.stop(), Some(0));
     });
 }

@@ -1,7 +1,8 @@
 //! What a server asks of a tokeniser beside encoding: the tokens of a text, the text of tokens, and
 //! token ids that somebody else made.
 
-use super::{TokeniseError, TokenisedText, Tokeniser};
+use super::{TokeniseError, Tokeniser};
+use crate::tokenised::TokenisedText;
 
 /// A token and where it comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +64,7 @@ impl Tokeniser {
         }
         Ok(TokenisedText {
             ids: kept.into(),
+            second: kept.len(),
             bucket: self.buckets.length_for(kept.len()),
             truncated: kept.len() < ids.len(),
         })

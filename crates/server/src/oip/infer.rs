@@ -107,7 +107,7 @@ pub(crate) async fn infer(
             let first = query.first().cloned().unwrap_or_default();
             let queries = query.into_iter().chain(std::iter::repeat(first));
             let items = queries.zip(text).map(|(query, text)| Input::Pair(query, text)).collect();
-            Inputs { items, single: false, field: "text" }.checked(limits(app))?
+            Inputs { items, single: false, field: "text", prompt: None }.checked(limits(app))?
         }
         _ => Inputs::texts(text, "text", limits(app))?,
     };

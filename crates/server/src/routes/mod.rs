@@ -85,6 +85,7 @@ pub(crate) async fn run(
         let message = format!("the model {} is loading: try again soon", model.name);
         return Err(Failure::unavailable(message));
     };
+    let inputs = inputs.prompted(model.info.default_prompt.as_deref());
     work.run(inputs, call, truncate).await
 }
 

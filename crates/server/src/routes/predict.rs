@@ -81,7 +81,7 @@ fn read(value: Value) -> Result<Inputs, Failure> {
         }
         value => vec![input(value, field)?],
     };
-    Ok(Inputs { items, single, field })
+    Ok(Inputs { items, single, field, prompt: None })
 }
 
 fn input(value: Value, part: &str) -> Result<Input, Failure> {

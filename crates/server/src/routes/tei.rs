@@ -84,6 +84,7 @@ struct EmbedRequest {
     normalize: Option<bool>,
     #[schema(ignore)]
     truncation_direction: Option<String>,
+    /// The name of one of the model's prompts, which is put before each text.
     #[schema(ignore)]
     prompt_name: Option<String>,
     /// Fewer dimensions than the model has: cut and scaled to length 1.
@@ -113,9 +114,6 @@ impl EmbedRequest {
         if self.normalize == Some(false) {
             return unsupported("normalize", "this server's embeddings always have length 1");
         }
-        if let Some(name) = &self.prompt_name {
-            return unsupported("prompt_name", &format!("the model has no prompt {name:?}"));
-        }
         if self.truncation_direction.as_deref().is_some_and(|side| side != "Right") {
             return unsupported("truncation_direction", "texts are cut at their end: Right");
         }
@@ -138,12 +136,27 @@ async fn embed_answer(app: &App, body: EmbedRequest, call: Call) -> Result<Respo
     let model = app.models.find(body.model.as_deref(), Wanted::Embed)?;
     let call = call.body_priority(body.priority.as_ref())?;
     let width = dimensions(app, model, body.dimensions)?;
-    let inputs = Inputs::read(body.inputs, "inputs", limits(app))?;
+    let mut inputs = Inputs::read(body.inputs, "inputs", limits(app))?;
+    if let Some(name) = &body.prompt_name {
+        inputs.prompt = Some(prompt(model, name)?);
+    }
     let spent = Spent::new(call, model, &inputs);
     let truncate = body.truncate.unwrap_or(app.config.auto_truncate);
     let mut answers = run(model, inputs, call, truncate).await?;
     cut(&mut answers.vectors, width);
     Ok(spent.on(&answers.vectors, &answers))
+}
+
+/// A model's prompt of this name.
+fn prompt(model: &Model, name: &str) -> Result<String, Failure> {
+    model.info.prompts.get(name).cloned().ok_or_else(|| {
+        let known: Vec<&str> = model.info.prompts.keys().map(String::as_str).collect();
+        let message = match known.len() {
+            0 => format!("the model {} has no prompts", model.name),
+            _ => format!("no prompt is called {name:?}; there is {}", known.join(", ")),
+        };
+        Failure::malformed(message).at("prompt_name")
+    })
 }
 
 /// Scores of texts against a query, best first

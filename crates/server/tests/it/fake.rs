@@ -21,6 +21,8 @@ pub struct Fake {
     pub ran: Arc<Mutex<Vec<Vec<String>>>>,
     /// Answers depend on the batch: what the self-check is for.
     pub wrong: bool,
+    /// What is put before each text unasked; `ask: ` is the prompt `query`.
+    pub default_prompt: Option<String>,
 }
 
 impl Fake {
@@ -134,7 +136,9 @@ impl Embedder for Fake {
     }
 
     fn info(&self) -> ModelInfo {
-        ModelInfo::new(LIMIT).dimensions(WIDTH).pooling("mean")
+        let prompts = [("query".to_owned(), "ask: ".to_owned())].into();
+        let info = ModelInfo::new(LIMIT).dimensions(WIDTH).pooling("mean");
+        info.prompts(prompts, self.default_prompt.clone())
     }
 }
 

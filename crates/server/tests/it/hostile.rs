@@ -109,3 +109,67 @@ fn what_makes_no_sense_is_told_apart() {
         assert_eq!(server.get("/live").status, 200);
     });
 }
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A header as it is spelt without tables.
+fn header(name: &str, value: &str) -> Vec<u8> {
+    let (name, value) = (name.as_bytes(), value.as_bytes());
+    [&[0, name.len() as u8][..], name, &[value.len() as u8], value].concat()
+}
+
+#[test]
+fn garbage_in_http_2_and_grpc_ends_its_own_connection_alone() {
+    const OPENING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    within_a_minute(|| {
+        let server = Running::new(&Fake::default());
+        let mut state = 1_u64;
+        let mut random = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as u8
+        };
+        let mut noise = |count: usize| -> Vec<u8> { (0..count).map(|_| random()).collect() };
+        let call = [
+            &[0x83, 0x86][..],
+            &header(":path", "/inference.GRPCInferenceService/ModelInfer"),
+            &header(":authority", "test"),
+            &header("content-type", "application/grpc"),
+            &header("te", "trailers"),
+        ]
+        .concat();
+        for round in 0..20 {
+            let any_frames = (0..50).flat_map(|_| {
+                let bytes = noise(4);
+                frame(bytes[0] % 10, bytes[1], u32::from(bytes[2] % 9), &noise(bytes[3].into()))
+            });
+            let any_frames: Vec<u8> = any_frames.collect();
+            // Streams that are reset as soon as they are opened.
+            let resets = (0..2000).flat_map(|i| {
+                let opened = frame(1, 5, 2 * i + 1, b"\x82\x87\x84\x41\x01x");
+                [opened, frame(3, 0, 2 * i + 1, b"\0\0\0\x08")].concat()
+            });
+            // Headers that never end.
+            let endless = frame(9, 0, 1, &b"\0\x01a\x01b".repeat(2000)).repeat(100);
+            // A message that is shorter, or much longer, than it says, and no message at all.
+            let stated = [10, 1000, u32::MAX / 2][round % 3].to_be_bytes();
+            let message = [&[0][..], &stated, &noise(1000)].concat();
+            for garbage in [
+                noise(5000),
+                any_frames,
+                resets.collect(),
+                [frame(1, 0, 1, b"\x82"), endless].concat(),
+                [frame(1, 4, 1, &call), frame(0, 1, 1, &message)].concat(),
+            ] {
+                let mut stream = TcpStream::connect(server.at).unwrap();
+                // The server may have closed it before everything is sent.
+                let _ = stream.write_all(OPENING).and_then(|()| stream.write_all(&garbage));
+            }
+            assert_eq!(server.get("/live").status, 200);
+        }
+        assert_eq!(server.post("/embed", json!({"inputs": "fine"})).status, 200);
+    });
+}

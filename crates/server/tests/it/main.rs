@@ -7,3 +7,5 @@ mod hostile;
 mod life;
 mod protocols;
 mod running;
+#[cfg(feature = "tls")]
+mod tls;

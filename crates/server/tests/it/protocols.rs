@@ -56,6 +56,25 @@ fn openai_embeds_as_floats_and_base64() {
     });
 }
 
+#[test]
+fn prompts_go_before_the_texts() {
+    within_a_minute(|| {
+        let fake = Fake { default_prompt: Some("text: ".to_owned()), ..Fake::default() };
+        let server = Running::new(&fake);
+        let embed = |body: Value| server.post("/embed", body);
+        let vectors = |body: Value| floats(&embed(body).json()[0]);
+        assert_eq!(vectors(json!({"inputs": ["a"]})), vector("text: a"));
+        let asked = json!({"inputs": ["a"], "prompt_name": "query"});
+        assert_eq!(vectors(asked), vector("ask: a"));
+        let openai = server.post("/v1/embeddings", json!({"input": "a"})).json();
+        assert_eq!(floats(&openai["data"][0]["embedding"]), vector("text: a"));
+        let unknown = embed(json!({"inputs": "a", "prompt_name": "other"}));
+        assert_eq!(unknown.status, 422);
+        let said = "prompt_name: no prompt is called \"other\"; there is query";
+        assert_eq!(unknown.message(), said);
+    });
+}
+
 /// The floats of a base64 text, read by hand.
 fn unpacked(text: &str) -> Vec<f32> {
     const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
