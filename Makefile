@@ -32,12 +32,13 @@ macos: ## type-check of everything that runs on a Mac
 	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-capi -p onelane-suite -p onelane-cli \
 	    -p onelane-bench
 
-# No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels, in a folder of their
-# own, so that no build takes them for real ones.
+# No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels. The target is named,
+# so that they are in a folder of their own (no build takes them for real ones), and what runs while
+# building is built once for all.
 cuda: ## type-check and lints of the CUDA code
 	PATH="$(CURDIR)/.ci/cuda/bin:$$PATH" NVCC="$(CURDIR)/.ci/cuda/bin/nvcc" CUDA_COMPUTE_CAP=90 \
 	CUDA_HOME="$(CURDIR)/.ci/cuda" CUDA_PATH="$(CURDIR)/.ci/cuda" \
-	    cargo clippy --target-dir target/cuda-check --features cuda --locked \
+	    cargo clippy --target $$(rustc -vV | sed -n 's/^host: //p') --features cuda --locked \
 	    -p onelane-engines -p onelane-suite -p onelane-cli -p onelane-bench -- -D warnings
 
 test: test-rust test-model test-python ## every test
@@ -46,10 +47,12 @@ test-rust: ## the Rust tests; the core's also with debug assertions
 	cargo test -p onelane --locked
 	cargo test --release --workspace --locked
 
-# The environment of the Python tests: torch, the package itself, a small real model.
+# The environment of the Python tests: torch, the package itself, a small real model. uv unpacks the
+# gigabytes of torch in a fraction of pip's time.
 $(VENV)/.ready: pyproject.toml tests/requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/requirements.txt
 	touch $@
 
 .PHONY: package
@@ -80,8 +83,23 @@ test-clients: $(CLIENTS)/.ready ## client libraries against the server
 
 $(CLIENTS)/.ready: tests/clients/requirements.txt
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet -r $<
+	$(CLIENTS)/bin/python -m pip install --quiet uv
+	$(CLIENTS)/bin/uv pip install --quiet --python $(CLIENTS)/bin/python -r $<
 	touch $@
+
+.PHONY: test-audit
+test-audit: package ## the Python tests on the simulated device: nothing may go around its worker
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --audit
+
+# Ray, in an environment of its own; not in CI. It wants a machine with little else to do: its own
+# processes give up when they are slow to start.
+RAY_VENV := .venv-ray
+.PHONY: test-ray
+test-ray: package ## onelane behind a real Ray Serve: replicas that die, updates under load
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	$(BIN)/uv pip install --quiet --python $(RAY_VENV)/bin/python "ray[serve]>=2.60" numpy pytest pytest-timeout
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(RAY_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .
+	cd tests/scale && RAY_USAGE_STATS_ENABLED=0 $(CURDIR)/$(RAY_VENV)/bin/python -m pytest -q -W ignore .
 
 # --- Wheels -----------------------------------------------------------------------------------------
 # All four are built on Linux: zig is compiler and linker for the other systems. It comes from PyPI, into
@@ -89,22 +107,26 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt
 WHEELS := .wheels
 WBIN := $(WHEELS)/bin
 DIST := dist
-# The oldest systems: macOS 11 (10.12 on Intel), and a Linux with glibc 2.17.
-BUILD_WHEEL = PATH="$(CURDIR)/$(WBIN):$$PATH" $(WBIN)/maturin build --release --locked --zig --out $(DIST)
+# The oldest systems: macOS 11 (10.12 on Intel), and a Linux with glibc 2.17. A target folder of their own
+# lets other builds go on at the same time.
+# zig knows no more of a Mac than its C library: what else is linked is named in a stand-in for the SDK.
+MAC_SDK := $(CURDIR)/crates/capi/macos/sdk
+BUILD_WHEEL = PATH="$(CURDIR)/$(WBIN):$$PATH" CARGO_TARGET_DIR=$(CURDIR)/target/wheels \
+    $(WBIN)/maturin build --release --locked --zig --out $(DIST)
 
 $(WBIN)/.ready:
 	$(PYTHON) -m venv $(WHEELS)
-	$(WBIN)/python -m pip install --quiet "maturin>=1.9.4,<2" ziglang twine
+	$(WBIN)/python -m pip install --quiet "maturin>=1.9.4,<2" ziglang twine lief abi3info pytest
 	touch $@
 
 .PHONY: wheel-macos wheel-macos-intel wheel-linux wheel-linux-arm wheels check-wheels
 wheel-macos: $(WBIN)/.ready ## the wheel for Macs with Apple silicon, into dist/
 	rustup target add aarch64-apple-darwin
-	MACOSX_DEPLOYMENT_TARGET=11.0 $(BUILD_WHEEL) --target aarch64-apple-darwin
+	MACOSX_DEPLOYMENT_TARGET=11.0 SDKROOT=$(MAC_SDK) $(BUILD_WHEEL) --target aarch64-apple-darwin
 
 wheel-macos-intel: $(WBIN)/.ready
 	rustup target add x86_64-apple-darwin
-	MACOSX_DEPLOYMENT_TARGET=10.12 $(BUILD_WHEEL) --target x86_64-apple-darwin
+	MACOSX_DEPLOYMENT_TARGET=10.12 SDKROOT=$(MAC_SDK) $(BUILD_WHEEL) --target x86_64-apple-darwin
 
 wheel-linux: $(WBIN)/.ready
 	rustup target add x86_64-unknown-linux-gnu
@@ -118,6 +140,7 @@ wheels: wheel-macos wheel-macos-intel wheel-linux wheel-linux-arm check-wheels #
 
 check-wheels: $(WBIN)/.ready ## what is checked of the wheels in dist/ without the machines they are for
 	$(WBIN)/python .ci/wheels/check_wheel.py $(DIST)/*.whl
+	$(WBIN)/python -m pytest -q -c /dev/null --rootdir . -p no:cacheprovider .ci/wheels
 	$(WBIN)/twine check --strict $(DIST)/*.whl
 
 # Those that are published depend on each other: one command for all.
@@ -152,4 +175,4 @@ ci-rust:
 	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
 
 clean: ## remove what was built
-	rm -rf target $(VENV) $(WHEELS) $(CLIENTS) $(DIST)
+	rm -rf target $(VENV) $(RAY_VENV) $(CLIENTS) $(WHEELS) $(DIST)

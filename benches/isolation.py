@@ -6,7 +6,8 @@
 Prints medians over the rounds, and the least and most of them. An engine that takes no time, one
 caller: what a hop adds, with a small array, a plain tensor (`--torch`) and 1 MB there and back. An
 engine of 1 ms a batch with 64 threads: throughput, isolated over in process. An engine that
-computes on one thread: two isolated workers over one.
+computes on one thread: two isolated workers over one. An engine that grows by 40 MiB a batch, with
+`max_memory` and a spare: the longest call, and how large the process got.
 """
 
 from __future__ import annotations
@@ -102,6 +103,29 @@ def copies(rounds):
     return times
 
 
+def growing(calls):
+    """What replacing a worker that grows costs the one who calls."""
+    isolation = onelane.Isolation(max_memory="600MiB", spare=True)
+    device = onelane.DeviceExecutor("cpu")
+    queue = onelane.BatchQueue(
+        models.grows, device, onelane.Items(), factory=False, isolation=isolation
+    )
+    times = []
+    for number in range(calls):
+        start = time.perf_counter()
+        assert queue(number) == number
+        times.append(time.perf_counter() - start)
+    found = queue.stats().isolation
+    say("grows 40 MiB a batch: a call", times, "ms", 1e3)
+    print(
+        f"    {found.recycled_for_memory} workers replaced, the largest had "
+        f"{found.max_footprint / 2**20:.0f} MiB; slowest calls in ms: "
+        f"{[round(one * 1e3, 1) for one in sorted(times)[-5:]]}",
+        flush=True,
+    )
+    close(queue)
+
+
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
@@ -136,6 +160,7 @@ def main():
         ratios.append(throughput(two, 8, 2.0) / single)
     say("computing on one thread: two isolated workers over one", ratios, "x")
     close(one, two)
+    growing(200)
 
 
 if __name__ == "__main__":

@@ -20,3 +20,12 @@ def burns(items):
     while time.thread_time() < end:
         pass
     return items
+
+
+_kept = []
+
+
+def grows(items):
+    """Keeps 40 MiB more with each batch, and uses them."""
+    _kept.append(bytearray(b"x") * (40 << 20))
+    return items

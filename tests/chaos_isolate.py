@@ -126,15 +126,19 @@ class Faults:
         elif isinstance(error, onelane.EngineLost):
             what = fault(number)
             right = {"hang": onelane.EngineHung, "poison": onelane.EngineLost}
-            # One that is stopped from outside while it runs what would have ended it has hung.
-            if what is None or not isinstance(
-                error, (right.get(what, onelane.EngineCrashed), onelane.EngineHung)
+            if what is None or not (
+                isinstance(error, right.get(what, onelane.EngineCrashed)) or is_struck(error)
             ):
                 self.world.fail(f"{self.name}: request {number} ({what}) got {error!r}")
         else:
             super().failed(error, number)
             return
         self.count["errors"] += 1
+
+
+def is_struck(error):
+    """Whether a worker may have been struck from outside before it did what would have ended it."""
+    return isinstance(error, onelane.EngineHung) or getattr(error, "signal", None) in SIGNALS
 
 
 class Thread(Faults, chaos.Thread):

@@ -182,3 +182,15 @@ def chaos(items):
         if number % 53 == 0:
             _kept.append(bytearray(b"x") * (8 << 20))
     return [item * 2 for item in items]
+
+
+def add_in_place(items):
+    """Write into what it is given, and return it."""
+    for item in items:
+        item[0] += 1
+    return items
+
+
+def all_the_same(items):
+    """Return one object for all."""
+    return [items[0]] * len(items)

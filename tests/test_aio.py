@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 import pytest
 
@@ -143,3 +144,97 @@ def test_a_timeout_counts_from_the_call(device):
 
     asyncio.run(main())
     assert queue.stats().submitted <= 1
+
+
+# What each asynchronous form of a call runs: whether there is grad, and a context variable.
+MINE = contextvars.ContextVar("mine", default="none")
+
+
+class Seen:
+    """A guarded object that says in which modes and context it is called."""
+
+    def state(self):
+        return torch.is_grad_enabled(), MINE.get()
+
+    @property
+    def attribute(self):
+        return self.state()
+
+    async def asynchronous(self):
+        return self.state()
+
+    def exclusive(self):
+        return self.state()
+
+    def batched(self, items):
+        return [self.state() for _ in items]
+
+    def stream(self):
+        while True:
+            yield self.state()
+
+
+def forms(device):
+    """The asynchronous forms of a call, by name: each makes what is awaited for the state."""
+    guarded = onelane.guard(Seen, device, batch={"batched": 2}, exclusive=("exclusive",))
+    guarded.batched(["learn", "that", "a list is several"])
+    queue = onelane.BatchQueue(
+        lambda xs: [(torch.is_grad_enabled(), MINE.get()) for _ in xs],
+        device,
+        onelane.Items(),
+        context="key",
+    )
+    seen, stream = Seen(), guarded.stream()
+    return {
+        "acall": lambda: device.acall(seen.state),
+        "acall of async": lambda: device.acall(seen.asynchronous),
+        "infer": lambda: queue.infer(1),
+        "method": lambda: guarded.state.acall(),
+        "with options": lambda: guarded.state.options(wait=False).acall(),
+        "async method": lambda: guarded.asynchronous(),
+        "exclusive": lambda: guarded.exclusive.acall(),
+        "item": lambda: guarded.batched.acall("a"),
+        "item, options": lambda: guarded.batched.options(wait=False).acall("b"),
+        "pieces": lambda: guarded.batched.acall(["a", "b", "c"]),
+        "attribute": lambda: onelane.aget(guarded, "attribute"),
+        "next item": lambda: anext(stream),
+    }
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_every_form_reads_modes_and_context_at_the_call(device, held):
+    """And not when it is first awaited, in another task perhaps, after the caller's `with`."""
+
+    async def call(make, name):
+        token = MINE.set(name)
+        with torch.no_grad():
+            pending = make()
+        MINE.reset(token)
+        if not held:
+            # A task of its own, in whose context the variable is not set.
+            return await asyncio.create_task(pending)
+        async with device.hold():
+            return await pending
+
+    async def main():
+        found = {}
+        for name, make in forms(device).items():
+            if held and name == "infer":
+                with pytest.raises(onelane.WouldDeadlock, match="inside of the block"):
+                    await call(make, name)
+                found[name] = (False, name)
+                continue
+            state = await asyncio.wait_for(call(make, name), 30)
+            found[name] = state[-1] if name == "pieces" else state
+        return found
+
+    assert asyncio.run(main()) == {name: (False, name) for name in forms(device)}
+
+
+def test_on_the_worker_modes_are_those_of_the_call(device):
+    async def inside():
+        with torch.no_grad():
+            pending = device.acall(torch.is_grad_enabled)
+        return await pending
+
+    assert device.call(lambda: asyncio.run(inside())) is False

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -208,3 +212,50 @@ def test_on_the_simulated_device_every_action_is_seen():
             module = x = None
     finally:
         device.__exit__()
+
+
+AUDITED = """
+import pytest, onelane
+torch = pytest.importorskip("torch")
+
+class Holder:
+    def __init__(self):
+        self.layer = torch.nn.Linear(2, 2).to("mps")
+
+    def call(self):
+        return self.layer(torch.ones(1, 2, device="mps"))
+
+def test_fine(device):
+    assert onelane.guard(Holder, device).call().shape == (1, 2)
+
+def test_around_the_worker(device, monkeypatch):
+    # The package as it must not be: an object is dropped where its proxy goes.
+    monkeypatch.setattr(onelane._lane.Lane, "release", lambda lane, cell: cell.empty())
+    onelane.guard(Holder, device).call()
+
+def test_of_what_is_not_simulated(device):
+    assert device.device == "cpu"
+
+def test_without_a_device():
+    raise AssertionError("it is not run")
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform == "darwin" or not (shutil.which("c++") or shutil.which("g++")),
+    reason="needs the simulated device, which needs a C++ compiler",
+)
+@pytest.mark.timeout(300)
+def test_the_audited_run_fails_where_the_package_goes_around_its_worker(tmp_path):
+    here = Path(__file__).parent
+    shutil.copy(here / "conftest.py", tmp_path)
+    (tmp_path / "test_audited.py").write_text(AUDITED)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--audit", "-rA", "--rootdir", str(tmp_path), "."],
+        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    said = done.stdout
+    assert done.returncode == 1, said
+    assert "2 passed, 1 skipped, 1 deselected, 1 error" in said
+    assert "ERROR test_audited.py::test_around_the_worker" in said
+    assert "free" in said

@@ -71,9 +71,9 @@ def test_variables(monkeypatch):
 
 
 def test_libraries_that_install_does_not_know(monkeypatch):
-    found = lines(monkeypatch, torch="2.15.0", sentence_transformers="3.0.0", ultralytics="8.4")
+    found = lines(monkeypatch, torch="2.15.0", sentence_transformers="3.0.0", diffusers="0.40")
     assert found["sentence-transformers"].level == "do"
-    assert "guard" in found["ultralytics"].meaning
+    assert "guard" in found["diffusers"].meaning
     assert versions.numbers("6.2.0rc1") == (6, 2)
 
 

@@ -107,6 +107,23 @@ def test_requests_of_batch_false_keep_their_form():
         assert back["b"] == given["b"]
 
 
+def test_no_request_or_response_shares_memory_with_another():
+    pair = {"max_batch_size": 2, "max_wait": 30.0}
+    given = np.zeros(4)
+    with queue(isolated_models.add_in_place, **pair) as q:
+        for item, first in ((given, lambda x: x[0]), ([given[:1]], lambda x: x[0][0])):
+            # One batch of twice the same.
+            responses = [future.result(30) for future in q.submit_many([item, item])]
+            assert [first(response) for response in responses] == [1, 1]
+        assert given.tolist() == [0] * 4
+    with queue(isolated_models.all_the_same, **pair) as q:
+        for items in ([given, given], [[given], [given]], [given, 1.0]):
+            one, two = (future.result(30) for future in q.submit_many(items))
+            array = one[0] if type(one) is list else one
+            array += 5
+            np.testing.assert_array_equal(two[0] if type(two) is list else two, np.zeros(4))
+
+
 def test_a_deadline_passes_while_the_worker_is_busy():
     with queue(isolated_models.slow, max_batch_size=1) as q:
         futures = [q.submit(1) for _ in range(10)]

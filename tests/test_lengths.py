@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from onelane._install.lengths import LENGTHS, ROWS, LaunchCost, length_bucket, plan, row_bucket
+from onelane._lengths import LENGTHS, ROWS, LaunchCost, length_bucket, plan, row_bucket
 
 
 def test_buckets_are_a_bounded_set():
@@ -61,3 +61,16 @@ def test_the_cost_of_a_launch_is_learnt():
         tokens = draw.randint(8, 4000)
         learnt.note(tokens, 0.005 + tokens * 1e-5)
     assert learnt.tokens == pytest.approx(500, rel=0.05)
+
+
+def test_a_piece_is_as_large_as_its_time_allows():
+    cost = LaunchCost()
+    assert cost.rows(100, 32, 0.2) == 8, "nothing is known"
+    assert cost.rows(100, 4, 0.2) == 4
+    for _ in range(4):
+        cost.note(1000, 0.1)
+    # 0.1 ms a token: 2,000 tokens in 0.2 s.
+    assert cost.rows(60, 32, 0.2) == 16
+    assert cost.rows(250, 32, 0.2) == 4
+    assert cost.rows(250, 2, 0.2) == 2
+    assert cost.rows(5000, 32, 0.2) == 1

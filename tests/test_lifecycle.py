@@ -334,6 +334,28 @@ def test_a_sub_interpreter_that_used_the_package_ends():
     assert "ended" in out
 
 
+def test_a_sub_interpreter_that_nobody_ended_does_not_keep_the_process():
+    """It ends inside of the main one's end, when no thread can wait for another any more."""
+    out, _ = run(
+        """
+        try:
+            import _interpreters as sub
+        except ImportError:
+            import _xxsubinterpreters as sub
+        inside = sub.create()
+        sub.run_string(inside, "if True:" + '''
+            try:
+                import onelane
+                onelane.executor("cpu").call(int)
+            except ImportError:
+                pass  # Said at once is fine, too.
+            ''')
+        print("ended")
+        """
+    )
+    assert "ended" in out
+
+
 @posix
 def test_multiprocessing_with_fork():
     out, _ = run(

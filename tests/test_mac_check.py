@@ -7,13 +7,16 @@ themselves run, on the simulated device.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+import onelane
 from onelane import _mac_check
+from onelane._mac_check import isolated, whole
 from onelane._mac_check.checks import BY_NAME, CHECKS, Condition, Observed
 from onelane._mac_check.page import page
 
@@ -32,7 +35,11 @@ FLAT = {
     "plain after 100": 10, "plain at the end": 20, "bucketed after 100": 10,
     "bucketed at the end": 10,
 }  # fmt: skip
-E2E = {"findings": 0, "difference": 1e-6, "shapes": 90}
+E2E = {"findings": 0, "difference": 1e-6, "shapes": 90, "streamed": "as alone"}
+CONTAINED = {"abort": "EngineCrashed", "hang": "EngineHung", "others right": 6, "others": 6}
+RECYCLED = {
+    "most in the first third": 100, "most at the end": 104, "replaced": 2, "lost": 0,
+}  # fmt: skip
 
 # For each check: an observation that is as expected, and those that refute it.
 TABLE = {
@@ -63,15 +70,27 @@ TABLE = {
     ],
     "missing-pools": [(clean(lines=0), NEW, [clean(lines=1)])],
     "isolation": [
-        (clean(culprit_failed=True, others_right=7, others=7), NEW, [
-            clean(culprit_failed=True, others_right=6, others=7),
-            clean(culprit_failed=False, others_right=7, others=7), ABORT])
+        (Observed("clean", "", CONTAINED), NEW, [
+            Observed("clean", "", {**CONTAINED, "others right": 5}),
+            Observed("clean", "", {**CONTAINED, "abort": "an answer"}),
+            Observed("clean", "", {**CONTAINED, "hang": "TimeoutError"}), ABORT, HANG])
+    ],
+    "shapes-recycled": [
+        (Observed("clean", "", RECYCLED), NEW, [
+            Observed("clean", "", {**RECYCLED, "most at the end": 106}),
+            Observed("clean", "", {**RECYCLED, "replaced": 0}),
+            Observed("clean", "", {**RECYCLED, "lost": 1}), ABORT])
+    ],
+    "candle-pool": [
+        (clean(with_our_pool=1 << 20, without=23 << 20), NEW, [
+            clean(with_our_pool=22 << 20, without=23 << 20), ABORT])
     ],
     "throughput": [(clean(lock=10.0, queue=25.0), NEW, [clean(lock=10.0, queue=9.0)])],
     "install-E2E": [
         (Observed("clean", "", E2E), NEW, [
             Observed("clean", "", {**E2E, "findings": 1}),
             Observed("clean", "", {**E2E, "difference": 1e-3}),
+            Observed("clean", "", {**E2E, "streamed": "another text"}),
             Observed("clean", "", {**E2E, "shapes": 97}), ABORT])
     ],
     "release": [
@@ -163,3 +182,40 @@ def test_the_page_escapes_what_a_check_said():
     made = page(_mac_check.report([result], mac=False))
     assert "<script>" not in made
     assert "&lt;script&gt;" in made
+
+
+@needs_sim
+@pytest.mark.skipif(os.name != "posix", reason="isolated workers are for Unix")
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", ["isolation", "shapes-recycled"])
+def test_on_the_simulated_device_isolated_workers_contain_and_are_replaced(name):
+    pytest.importorskip("torch")
+    check = BY_NAME[name]
+    result = _mac_check.run(check, _mac_check.conditions(check, mac=False)[0])
+    assert result.verdict == "as expected", (result.end, result.text, result.figures, result.stderr)
+
+
+def test_without_isolation_the_same_requests_are_not_contained(device):
+    """What the check of isolation asks, of a model in this process that only raises."""
+
+    def model(items):
+        if {isolated._ABORTS, isolated._HANGS} & set(items):
+            raise RuntimeError("not contained")
+        return [at * 2 for at in items]
+
+    queue = onelane.BatchQueue(model, device, onelane.Items(), factory=False)
+    figures = isolated.answers(queue, 60)
+    assert figures["others right"] == figures["others"]
+    assert BY_NAME["isolation"].judge(Observed("clean", "", figures), NEW) == "refuted"
+
+
+def test_the_streamer_of_the_whole_program(home, tmp_path):
+    """On the host: on a Mac the check runs the same on mps."""
+    pytest.importorskip("transformers")
+    onelane.install(home)
+    try:
+        told = []
+        assert whole.streamed(tmp_path, "cpu", told.append) == "as alone"
+        assert len(told) == 8
+    finally:
+        onelane.uninstall()

@@ -24,7 +24,7 @@ OVERLOAD_SECONDS := 20
 CASES := 1000
 MUTANTS_PART = --sharding round-robin --shard $(MUTANTS_SHARD)
 # Miri is about a thousand times slower than the machine.
-MIRI_TESTS := lib cancel truth
+MIRI_TESTS := lib cancel
 MIRI_CASES := 2
 endif
 SEED ?= 1

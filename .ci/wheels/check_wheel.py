@@ -1,10 +1,13 @@
-"""Checks wheels of onelane without the machine that they are for.
+"""Checks wheels of onelane without the machines that they are for.
 
     python .ci/wheels/check_wheel.py dist/*.whl
 
 For each: the tags say abi3 and one platform; the native module is a Mach-O or ELF file for that
-platform; it needs no newer system than the tag says, and no library outside of the system's; RECORD
-has every file with its hash. Exits with 1 and says what is wrong.
+platform, with the entry that Python looks for; it needs nothing of Python but its stable ABI, no
+newer system than the tag says, and no library outside of the system's; it does not go by the name
+of libonelane; on Apple silicon it is signed, and each page is as signed; RECORD has every file with
+its hash. Exits with 1 and says what is wrong. `test_check_wheel.py` breaks wheels in each of these
+ways.
 """
 
 from __future__ import annotations
@@ -17,17 +20,25 @@ import sys
 import zipfile
 from pathlib import Path
 
+import abi3info
+import lief
+
+# What is wrong is told below.
+lief.logging.disable()
+
 MODULE = "onelane/_onelane.abi3.so"
-# Mach-O: the processor's number, and the oldest macOS that there can be.
-CPUS = {"arm64": 0x0100000C, "x86_64": 0x01000007}
-ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
-MACH_O_64, LC_LOAD_DYLIB, LC_BUILD_VERSION, LC_VERSION_MIN_MACOSX = 0xFEEDFACF, 0xC, 0x32, 0x24
-LC_LOAD_WEAK_DYLIB, LC_REEXPORT_DYLIB = 0x80000018, 0x8000001F
+ENTRY = "PyInit__onelane"
+MACH_O_CPUS = {"arm64": "ARM64", "x86_64": "X86_64"}
+ELF_MACHINES = {"x86_64": "X86_64", "aarch64": "AARCH64"}
 SYSTEM = ("/usr/lib/", "/System/Library/")
 # What every Linux that the tags name has.
 LINUX = re.compile(
     r"^(libc|libm|libpthread|libdl|librt|libutil)\.so\.\d+$|^libgcc_s\.so\.1$|^ld-linux.*\.so\.\d+$"
 )
+# Every CPython since 3.3 has these; they are promised since 3.11.
+PROMISED_LATER = {"PyObject_GetBuffer", "PyBuffer_Release"}
+# Of Apple's code signatures: the list of blobs, the directory of pages, hashes by SHA-256.
+SUPER_BLOB, CODE_DIRECTORY, SHA256 = 0xFADE0CC0, 0xFADE0C02, 2
 
 
 def problems(wheel: Path) -> list[str]:
@@ -47,7 +58,8 @@ def problems(wheel: Path) -> list[str]:
         if "onelane/py.typed" not in archive.namelist():
             found.append("there is no onelane/py.typed in it")
     mac = re.fullmatch(r"macosx_(\d+)_(\d+)_(arm64|x86_64)", platforms)
-    linux = re.match(r"manylinux_(\d+)_(\d+)_(x86_64|aarch64)", platforms)
+    # An old name of the tag may come first: manylinux2014_x86_64.manylinux_2_17_x86_64.
+    linux = re.search(r"(?:^|\.)manylinux_(\d+)_(\d+)_(x86_64|aarch64)$", platforms)
     if mac:
         return found + _mach_o(module, mac[3], (int(mac[1]), int(mac[2])))
     if linux:
@@ -78,67 +90,109 @@ def _record(archive: zipfile.ZipFile, info: str) -> list[str]:
     ]
 
 
+def _python(imported: set[str]) -> list[str]:
+    """Return what of Python is not in the stable ABI of the oldest version that the tag names."""
+    promised = {
+        symbol.name: entry.added
+        for table in (abi3info.FUNCTIONS, abi3info.DATAS)
+        for symbol, entry in table.items()
+    }
+    return [
+        f"it uses {name}, which is not in the stable ABI of Python 3.10"
+        for name in sorted(imported - PROMISED_LATER)
+        if re.match(r"_?Py[A-Z_]", name)
+        and (name not in promised or (promised[name].major, promised[name].minor) > (3, 10))
+    ]
+
+
 def _mach_o(module: bytes, cpu: str, tag: tuple[int, int]) -> list[str]:
-    if len(module) < 32 or struct.unpack_from("<I", module)[0] != MACH_O_64:
-        return [f"{MODULE} is not a Mach-O file of 64 bits"]
-    _, number, _, _, commands, _, _, _ = struct.unpack_from("<8I", module)
-    found, minimum, at = [], None, 32
-    if number != CPUS[cpu]:
-        found.append(f"{MODULE} is for processor {number:#x}, and the tag says {cpu}")
-    for _ in range(commands):
-        command, size = struct.unpack_from("<2I", module, at)
-        if command in (LC_LOAD_DYLIB, LC_LOAD_WEAK_DYLIB, LC_REEXPORT_DYLIB):
-            (offset,) = struct.unpack_from("<I", module, at + 8)
-            path = module[at + offset : at + size].split(b"\0")[0].decode()
-            if not path.startswith(SYSTEM):
-                found.append(f"it needs {path}, which is not the system's")
-        elif command == LC_BUILD_VERSION:
-            (minimum,) = struct.unpack_from("<I", module, at + 12)
-        elif command == LC_VERSION_MIN_MACOSX:
-            (minimum,) = struct.unpack_from("<I", module, at + 8)
-        at += size
+    fat = lief.MachO.parse(list(module)) if lief.is_macho(list(module)) else None
+    if fat is None or fat.size != 1:
+        return [f"{MODULE} is not a Mach-O file of one processor"]
+    (binary,) = fat
+    found = []
+    if binary.header.cpu_type.name != MACH_O_CPUS[cpu]:
+        found.append(f"{MODULE} is for {binary.header.cpu_type.name}, and the tag says {cpu}")
+    for library in binary.libraries:
+        if library.command == lief.MachO.LoadCommand.TYPE.ID_DYLIB:
+            found += _own_name(library.name)
+        elif not library.name.startswith(SYSTEM):
+            found.append(f"it needs {library.name}, which is not the system's")
+    if binary.has_build_version:
+        minimum = tuple(binary.build_version.minos[:2])
+    else:
+        minimum = tuple(binary.version_min.version[:2]) if binary.has_version_min else None
     if minimum is None:
         found.append("it does not say which macOS it needs")
-    elif (minimum >> 16, minimum >> 8 & 0xFF) > tag:
-        needs = f"{minimum >> 16}.{minimum >> 8 & 0xFF}"
-        found.append(f"it needs macOS {needs}, and the tag says {tag[0]}.{tag[1]}")
-    return found
+    elif minimum > tag:
+        needs, says = (".".join(map(str, version)) for version in (minimum, tag))
+        found.append(f"it needs macOS {needs}, and the tag says {says}")
+    if f"_{ENTRY}" not in {symbol.name for symbol in binary.exported_symbols}:
+        found.append(f"it does not export {ENTRY}")
+    found += _python({symbol.name.removeprefix("_") for symbol in binary.imported_symbols})
+    if binary.has_code_signature:
+        return found + _signature(module, bytes(binary.code_signature.content))
+    # A Mac with Apple silicon kills a process that loads code without one.
+    return [*found, "it is not signed"] if cpu == "arm64" else found
+
+
+def _own_name(name: str) -> list[str]:
+    # A loader that has this would not look for the real one.
+    return [f"it goes by the name {name}"] if "libonelane" in name else []
+
+
+def _signature(module: bytes, signature: bytes) -> list[str]:
+    """Compare the pages of a file with its code signature, as the system does on loading."""
+    magic, _, count = struct.unpack_from(">3I", signature)
+    blobs = [struct.unpack_from(">2I", signature, 12 + 8 * at)[1] for at in range(count)]
+    directories = [
+        at for at in blobs if signature[at : at + 4] == CODE_DIRECTORY.to_bytes(4, "big")
+    ]
+    if magic != SUPER_BLOB or not directories:
+        return ["its code signature cannot be read"]
+    at = directories[0]
+    fields = struct.unpack_from(">9I4B", signature, at)
+    hashes, pages, end, hash_size, kind, page_bits = (fields[i] for i in (4, 7, 8, 9, 10, 12))
+    page_size = 1 << page_bits
+    if kind != SHA256 or pages != -(-end // page_size):
+        return ["its code signature is of a kind that is not known here"]
+    for page in range(pages):
+        start = page * page_size
+        made = hashlib.sha256(module[start : min(start + page_size, end)]).digest()
+        if made != signature[at + hashes + page * hash_size :][:hash_size]:
+            return [f"page {page} is not what was signed"]
+    return []
 
 
 def _elf(module: bytes, machine: str, tag: tuple[int, int]) -> list[str]:
-    if module[:4] != b"\x7fELF" or module[4] != 2:
-        return [f"{MODULE} is not an ELF file of 64 bits"]
+    binary = lief.ELF.parse(list(module)) if lief.is_elf(list(module)) else None
+    if binary is None:
+        return [f"{MODULE} is not an ELF file"]
     found = []
-    (number,) = struct.unpack_from("<H", module, 18)
-    if number != ELF_MACHINES[machine]:
-        found.append(f"{MODULE} is for machine {number}, and the tag says {machine}")
-    for name in _needed(module):
-        if not LINUX.match(name):
-            found.append(f"it needs {name}, which a Linux need not have")
-    versions = re.findall(rb"\0GLIBC_(\d+)\.(\d+)(?:\.\d+)?(?=\0)", module)
-    newest = max(((int(a), int(b)) for a, b in versions), default=(0, 0))
+    if binary.header.machine_type.name != ELF_MACHINES[machine]:
+        found.append(
+            f"{MODULE} is for {binary.header.machine_type.name}, and the tag says {machine}"
+        )
+    found += [
+        f"it needs {name}, which a Linux need not have"
+        for name in binary.libraries
+        if not LINUX.match(name)
+    ]
+    names = [
+        version.name
+        for library in binary.symbols_version_requirement
+        for version in library.get_auxiliary_symbols()
+    ]
+    versions = [match for name in names if (match := re.match(r"GLIBC_(\d+)\.(\d+)", name))]
+    newest = max(((int(match[1]), int(match[2])) for match in versions), default=(0, 0))
     if newest > tag:
         found.append(f"it needs glibc {newest[0]}.{newest[1]}, and the tag says {tag[0]}.{tag[1]}")
-    return found
-
-
-def _needed(module: bytes) -> list[str]:
-    """Return the libraries that an ELF file asks for."""
-    (offset,) = struct.unpack_from("<Q", module, 40)
-    size, count = struct.unpack_from("<2H", module, 58)
-    sections = [struct.unpack_from("<2I4Q2I2Q", module, offset + at * size) for at in range(count)]
-    names = []
-    for section in sections:
-        # SHT_DYNAMIC; its link is the table of strings.
-        if section[1] != 6:
-            continue
-        strings = sections[section[6]][4]
-        for at in range(section[4], section[4] + section[5], 16):
-            tag, value = struct.unpack_from("<2Q", module, at)
-            if tag == 1:
-                start = strings + value
-                names.append(module[start : module.index(b"\0", start)].decode())
-    return names
+    if ENTRY not in {symbol.name for symbol in binary.exported_symbols}:
+        found.append(f"it does not export {ENTRY}")
+    # Not `imported_symbols`: that leaves out those without a type, as here are all of Python's.
+    found += _python({symbol.name for symbol in binary.dynamic_symbols if symbol.shndx == 0})
+    soname = binary.get(lief.ELF.DynamicEntry.TAG.SONAME)
+    return found + (_own_name(soname.name) if soname else [])
 
 
 def main(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ if command -v cargo >/dev/null || command -v rustc >/dev/null; then
 fi
 case $dist in /*) ;; *) dist=$OLDPWD/$dist ;; esac
 "$folder/env/bin/python" -m pip install --quiet --no-index --only-binary :all: --find-links "$dist" onelane
-"$folder/env/bin/python" - <<'END'
+"$folder/env/bin/python" -W error - <<'END'
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,7 +26,10 @@ with onelane.DeviceExecutor("tensorrt", custom=True) as device:
         threads = set(pool.map(lambda _: device.call(threading.get_ident), range(100)))
     assert len(threads) == 1
     queue = onelane.BatchQueue(
-        lambda items: [item * 2 for item in items], device, collate="list", factory=False
+        lambda items: [item * 2 for item in items],
+        device,
+        requests=onelane.Items(),
+        factory=False,
     )
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(queue, range(100))) == [2 * item for item in range(100)]

@@ -44,9 +44,13 @@ $(CAPI)/torch_test: crates/capi/tests/cpp/torch_test.cpp $(CAPI)/mps_batch_queue
 	$(CXX) -std=c++20 -O0 $(CAPI_FLAGS) -isystem $(TORCH)/include $^ -o $@ $(CAPI_LINK) $(TORCH_LINK)
 
 CAPI_EXAMPLES := crates/capi/examples
-capi-examples: $(CAPI)/mps_batch_queue.o
+# These need no libtorch.
+.PHONY: capi-examples-core
+capi-examples-core: capi-prefix
 	$(CC) -std=c99 $(CAPI_FLAGS) $(CAPI_EXAMPLES)/affine.c -o $(CAPI)/affine $(CAPI_LINK)
 	$(CXX) -std=c++17 $(CAPI_FLAGS) $(CAPI_EXAMPLES)/llama_shape.cpp -o $(CAPI)/llama_shape $(CAPI_LINK)
+
+capi-examples: capi-examples-core $(CAPI)/mps_batch_queue.o
 	$(CXX) -std=c++20 $(CAPI_FLAGS) -isystem $(TORCH)/include $(CAPI_EXAMPLES)/libtorch_mlp.cpp \
 	    $(CAPI)/mps_batch_queue.o -o $(CAPI)/libtorch_mlp $(CAPI_LINK) $(TORCH_LINK)
 	$(CAPI)/affine
@@ -67,13 +71,30 @@ capi-overhead: capi-prefix ## what a request costs, beside a hand-written queue;
 	$(CXX) -std=c++17 -O2 $(CAPI_FLAGS) crates/capi/tests/cpp/overhead.cpp -o $(CAPI)/overhead $(CAPI_LINK)
 	$(CAPI)/overhead
 
-capi-asan: capi-prefix ## the C++ tests under AddressSanitizer and UBSan
-	$(CXX) -std=c++17 -O1 $(CAPI_FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all \
-	    crates/capi/tests/cpp/core_test.cpp -o $(CAPI)/core_test_asan $(CAPI_LINK)
-	$(CAPI)/core_test_asan
+# Under these a test takes many times as long.
+CAPI_SLOW = ONELANE_HANG_SECONDS=600
+CAPI_ASAN = -g -fsanitize=address,undefined -fno-sanitize-recover=all
+capi-asan: capi-prefix ## the C++ tests and examples under AddressSanitizer and UBSan
+	$(CC) -std=c99 -O1 $(CAPI_FLAGS) $(CAPI_ASAN) $(CAPI_EXAMPLES)/affine.c \
+	    -o $(CAPI)/affine_asan $(CAPI_LINK)
+	$(CXX) -std=c++17 -O1 $(CAPI_FLAGS) $(CAPI_ASAN) $(CAPI_EXAMPLES)/llama_shape.cpp \
+	    -o $(CAPI)/llama_shape_asan $(CAPI_LINK)
+	$(CXX) -std=c++17 -O1 $(CAPI_FLAGS) $(CAPI_ASAN) crates/capi/tests/cpp/core_test.cpp \
+	    -o $(CAPI)/core_test_asan $(CAPI_LINK)
+	for program in affine llama_shape core_test; do $(CAPI_SLOW) $(CAPI)/$${program}_asan || exit 1; done
 
-capi-valgrind: $(CAPI)/core_test ## the C++ tests under Valgrind
-	valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite $(CAPI)/core_test
+# Not in `capi-asan`: it needs libtorch, and its headers take long to compile.
+.PHONY: capi-asan-torch
+capi-asan-torch: capi-prefix ## MPSBatchQueue and its tests under AddressSanitizer and UBSan
+	$(CXX) -std=c++20 -O0 $(CAPI_FLAGS) $(CAPI_ASAN) -isystem $(TORCH)/include \
+	    crates/capi/tests/cpp/torch_test.cpp crates/capi/torch/MPSBatchQueue.cpp -o $(CAPI)/torch_test_asan $(CAPI_LINK) $(TORCH_LINK)
+	$(CAPI_SLOW) $(CAPI)/torch_test_asan
+
+# Threads take turns fairly: else those that only submit keep the worker from its turn.
+capi-valgrind: $(CAPI)/core_test capi-examples-core ## the C++ tests and examples without libtorch under Valgrind
+	for program in affine llama_shape core_test; do \
+	    $(CAPI_SLOW) valgrind --quiet --fair-sched=yes --error-exitcode=9 \
+	    --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite $(CAPI)/$$program || exit 1; done
 
 # The library itself is instrumented, too: else its atomics would not be seen. The runtime is Rust's,
 # which is newer than that of most compilers for C++.
@@ -87,7 +108,7 @@ capi-tsan: capi-prefix ## the C++ tests under ThreadSanitizer
 	    $(CXX) $(CAPI)/core_test_tsan.o $(PROOFS)/tsan/x86_64-unknown-linux-gnu/debug/libonelane_capi.a \
 	    -Wl$(comma)--whole-archive $(CAPI_TSAN_RUNTIME) -Wl$(comma)--no-whole-archive -Wl$(comma)--export-dynamic \
 	    -ldl -lpthread -lrt -lm -o $(CAPI)/core_test_tsan && \
-	    TSAN_OPTIONS="suppressions=crates/capi/tests/cpp/tsan.supp" setarch -R $(CAPI)/core_test_tsan)
+	    $(CAPI_SLOW) TSAN_OPTIONS="suppressions=crates/capi/tests/cpp/tsan.supp" setarch -R $(CAPI)/core_test_tsan)
 
 .PHONY: patch-038
 patch-038: ## writes patches/038-mps-batch-queue.patch anew
@@ -109,14 +130,14 @@ capi-macos: ## compiles and links libonelane, MPSBatchQueue.mm and the tests for
 
 .PHONY: capi-macos-link
 capi-macos-link:
-	ZIG=$(MAC_ZIG) ONELANE_STUBS=$(abspath crates/capi/macos) \
+	ZIG=$(MAC_ZIG) SDKROOT=$(MAC_SDK) \
 	CARGO_TARGET_AARCH64_APPLE_DARWIN_LINKER=$(abspath crates/capi/macos/zig-cc) \
 	    CARGO_TARGET_DIR=$(MAC)/target cargo build --release --locked --target aarch64-apple-darwin -p onelane-capi
 	crates/capi/install.sh $(MAC)/target/aarch64-apple-darwin/release $(MAC)/prefix dylib
 	$(MAC_CXX) -std=c++17 crates/capi/tests/cpp/core_test.cpp -o $(MAC)/core_test -L$(MAC)/prefix/lib -lonelane
 	$(MAC_CXX) -std=c++20 -I$(MAC)/torch/include crates/capi/tests/cpp/torch_test.cpp \
 	    $(MAC)/prefix/share/onelane/MPSBatchQueue.mm -o $(MAC)/torch_test -L$(MAC)/prefix/lib -lonelane \
-	    -L$(MAC)/torch/lib -ltorch -ltorch_cpu -lc10 -Lcrates/capi/macos -lobjc
+	    -L$(MAC)/torch/lib -ltorch -ltorch_cpu -lc10 -L$(MAC_SDK)/usr/lib -lobjc
 	$(PYTHON) crates/capi/pytorch/make_patch.py --check
 	rm -rf $(MAC)/pytorch && mkdir -p $(MAC)/pytorch && patch -s -p1 -d $(MAC)/pytorch < patches/038-mps-batch-queue.patch
 	$(MAC_CXX) -std=c++20 -I$(MAC)/pytorch/aten/src -I$(MAC)/torch/include -c \

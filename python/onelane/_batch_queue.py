@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import itertools
 import time
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from onelane import (
+    _aio,
     _devices,
     _factory,
     _isolation,
@@ -34,8 +34,9 @@ from onelane._keys import ALONE, Keys, of_context
 from onelane._requests import Requests
 from onelane._stats import Health, QueueStats
 from onelane._tensor_collator import TensorCollator
+from onelane._terms import seconds
 from onelane._wrap import lane_on
-from onelane.errors import DeadlineExceeded, QueueFull
+from onelane.errors import QueueFull, WouldDeadlock
 
 Priority = Literal["interactive", "normal", "bulk"]
 
@@ -65,6 +66,8 @@ class BatchQueue(_onelane.Front):
         it: tokens, pixels or bytes. A single request of more runs alone.
     max_wait: seconds that an idle worker may wait for a batch to fill; 0 never waits.
     capacity: the most requests that may wait; then calls wait for room.
+    stall_after: seconds after which a batch that runs makes `health()`, of the queue and of its
+        executor, `"stalled"`. Nothing is interrupted; `Isolation(hang_s=)` does that.
     context: whose context variables a batch runs with. `"first"`: those of its first request, so a
         model must not look at what differs between callers. `"key"`: only requests whose variables
         are all equal share a batch. A function of a `contextvars.Context`: what it returns must be
@@ -94,6 +97,7 @@ class BatchQueue(_onelane.Front):
         max_batch_cost: int | None = None,
         max_wait: float = 0.0,
         capacity: int = 1024,
+        stall_after: float = 30.0,
         context: Literal["first", "key"] | Callable[[contextvars.Context], Any] = "first",
         idempotent: bool = True,
         factory: bool | None = None,
@@ -115,6 +119,7 @@ class BatchQueue(_onelane.Front):
             )
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size={max_batch_size}: use at least 1")
+        stall_after = seconds("stall_after", stall_after)
         self._budget = Budget.of(max_batch_cost, kind, max_batch_size)
         if isinstance(device, DeviceExecutor):
             self._executor = device
@@ -149,6 +154,7 @@ class BatchQueue(_onelane.Front):
                 device=self._executor.device,
                 collator=self._collator,
                 elements=elements,
+                note=self._executor._note,
                 wrap=_wrapper(self._executor),
                 **settings,
             )
@@ -157,22 +163,25 @@ class BatchQueue(_onelane.Front):
                 model, is_factory, self._executor.device, kind, settings, idempotent
             )
             build = self._supervisor = _isolation.supervisor(isolated, spec)
+        self._name = name or getattr(model, "__name__", None) or type(model).__name__
         self._core = _onelane.Queue(
             self._executor._core,
             build,
-            name=name or getattr(model, "__name__", None) or type(model).__name__,
+            name=self._name,
             max_batch_size=max_batch_size if kind.shared else 1,
             max_batch_cost=max_batch_size if self._budget is None else self._budget.most,
             max_wait=float(max_wait),
             capacity=capacity,
+            stall_after_s=stall_after,
             idempotent=idempotent,
-            elements=elements,
+            elements=elements if kind.elements is None else kind.elements,
         )
         # A process that has no PyTorch does not load it to read requests.
         tensors = isinstance(self._collator, TensorCollator)
         plain = tensors and kind.pad is None and self._budget is None and context == "first"
         reading = _reading(self._collator, self._keys, self._autocast) if plain else None
         self._open(self._core, max_batch_size, reading)
+        self._executor._queues.add(self)
 
     @classmethod
     def from_factory(
@@ -180,6 +189,11 @@ class BatchQueue(_onelane.Front):
     ) -> BatchQueue:
         """Make a queue whose model is built by `factory()`, on the worker."""
         return cls(factory, device, factory=True, **settings)
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs and errors."""
+        return self._name
 
     @property
     def executor(self) -> DeviceExecutor:
@@ -298,32 +312,19 @@ class BatchQueue(_onelane.Front):
         """
         end = _end(timeout, deadline)
         if self._executor.is_held_here():
-            modes = _modes.capture(self._autocast)
-            return self._infer_held(modes, inputs, {**named, "deadline": end, "priority": priority})
+            return self._executor.acall(self, *inputs, deadline=end, priority=priority, **named)
         return self._answer(self._read(inputs, named, None, end, priority), end)
-
-    async def _infer_held(
-        self, modes: _modes.Modes, inputs: tuple[Any, ...], named: dict[str, Any]
-    ) -> Any:
-        return await self._executor.acall(_modes.call, modes, self, inputs, named)
 
     async def _answer(self, reading: _onelane.Reading, end: float | None) -> Any:
         """Submit a request that was read, and await its response until `end`."""
+        if self._executor.is_held_here():
+            raise WouldDeadlock(
+                "this request was made before hold() and would wait for the end of the hold that "
+                "it is awaited in: call infer() inside of the block"
+            )
         future, ticket = self._infer(reading)
-        if end is None:
-            try:
-                return await future
-            finally:
-                if not future.done() or future.cancelled():
-                    ticket.abandon()
-        left = end - time.monotonic()
-        timer = asyncio.get_running_loop().call_later(left, _expire, ticket, future)
-        try:
-            return await future
-        finally:
-            timer.cancel()
-            if not future.done() or future.cancelled():
-                ticket.abandon()
+        left = None if end is None else end - time.monotonic()
+        return await _aio.answer(future, ticket, left)
 
     def map(
         self,
@@ -476,11 +477,3 @@ def _end(timeout: float | None, deadline: float | None) -> float | None:
         return deadline
     end = time.monotonic() + timeout
     return end if deadline is None else min(end, deadline)
-
-
-def _expire(ticket: _onelane.Ticket, future: asyncio.Future[Any]) -> None:
-    # If it has not started this takes it out of the queue, and the core says that it has expired.
-    ticket.advance()
-    if not future.done():
-        ticket.abandon()
-        future.set_exception(DeadlineExceeded("the deadline passed before there was a response"))

@@ -14,15 +14,18 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Protocol
 
 from onelane import _aio, _lifecycle, _onelane
+from onelane._caller import Caller
+from onelane._queues import Queues
 from onelane._stats import Health, QueueStats
 from onelane._terms import NORMAL, Terms
 from onelane.errors import DeadlineExceeded
 
 
-class Caller(Protocol):
+class Home(Protocol):
     """The executor, as this queue sees it."""
 
     _core: _onelane.Executor
+    _queues: Queues
 
     @property
     def device(self) -> str:
@@ -31,18 +34,22 @@ class Caller(Protocol):
     def is_held_here(self) -> bool:
         """Whether the calling thread or task holds the device."""
 
-    def packed(self, fn: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a call that runs in the present thread's context and modes."""
+    def packed(self, fn: Callable[[], Any], caller: Caller | None = None) -> Any:
+        """Return a call that runs in the caller's context and modes; default: the present ones."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run something on the worker and return its future."""
+    def submit_packed(self, call: Any) -> Future[Any]:
+        """Run on the worker what `packed` has returned, and return its future."""
+
+    async def arun(self, call: Any) -> Any:
+        """Run on the worker what `packed` has returned, and await its result."""
 
 
 class CallQueue(_onelane.Front):
     """The calls of one guarded object."""
 
-    def __init__(self, home: Any, name: str, capacity: int) -> None:
-        self._home: Caller = home
+    def __init__(self, home: Any, name: str, capacity: int, stall_after: float) -> None:
+        self._home: Home = home
+        self.name = name
         self.capacity = capacity
         self._core = _onelane.Queue(
             self._home._core,
@@ -51,20 +58,24 @@ class CallQueue(_onelane.Front):
             max_batch_size=1,
             max_batch_cost=1,
             capacity=capacity,
+            stall_after_s=stall_after,
             idempotent=False,
         )
         self._open(self._core, 1, None)
+        self._home._queues.add(self)
 
     def _prepare(
-        self, inputs: tuple[Callable[[], Any]], _named: dict[str, Any]
+        self, inputs: tuple[Callable[[], Any], Caller | None], _named: dict[str, Any]
     ) -> tuple[Callable[[], Any], int, int]:
         """Pack a call; called by `_onelane.Front`."""
-        return self._home.packed(inputs[0]), 0, 1
+        return self._home.packed(*inputs), 0, 1
 
-    def _call_held(self, inputs: tuple[Callable[[], Any]], _named: dict[str, Any] | None) -> Any:
+    def _call_held(
+        self, inputs: tuple[Callable[[], Any], Caller | None], _named: dict[str, Any] | None
+    ) -> Any:
         if not self._home.is_held_here():
             return NotImplemented
-        return self._home.submit(inputs[0]).result()
+        return self._home.submit_packed(self._home.packed(*inputs)).result()
 
     def call(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Any:
         """Run a call and wait for what it returns; not on the worker."""
@@ -81,21 +92,25 @@ class CallQueue(_onelane.Front):
             future.cancel()
             raise DeadlineExceeded("the deadline passed while the call was running") from None
 
-    def submit(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Future[Any]:
+    def submit(
+        self, function: Callable[[], Any], terms: Terms = NORMAL, caller: Caller | None = None
+    ) -> Future[Any]:
         """Submit a call and return its future; blocks only for room."""
         if self._home.is_held_here():
-            return self._home.submit(function)
+            return self._home.submit_packed(self._home.packed(function, caller))
         future: Future[Any] = self._submit(
-            (function,), {}, None, terms.deadline, terms.priority, terms.wait
+            (function, caller), {}, None, terms.deadline, terms.priority, terms.wait
         )
         return future
 
-    async def infer(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Any:
+    async def infer(
+        self, function: Callable[[], Any], terms: Terms = NORMAL, caller: Caller | None = None
+    ) -> Any:
         """Await what a call returns."""
         if self._home.is_held_here():
-            return await asyncio.wrap_future(self._home.submit(function))
+            return await self._home.arun(self._home.packed(function, caller))
         if not terms.wait:
-            future = self.submit(function, terms)
+            future = self.submit(function, terms, caller)
             try:
                 return await asyncio.wait_for(asyncio.wrap_future(future), terms.left())
             except asyncio.TimeoutError:
@@ -104,7 +119,7 @@ class CallQueue(_onelane.Front):
                 text = "the deadline passed before there was a response"
                 raise DeadlineExceeded(text) from None
         awaited, ticket = self._infer(
-            self._read((function,), {}, None, terms.deadline, terms.priority)
+            self._read((function, caller), {}, None, terms.deadline, terms.priority)
         )
         return await _aio.answer(awaited, ticket, terms.left())
 

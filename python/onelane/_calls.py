@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from onelane import _keys, _responses, _tensors, _tree
+from onelane import _keys, _onelane, _responses, _tensors, _tree
 from onelane._collate import Collator, Defaults, Input, Target
+from onelane._grouping import Grouping, changes_with_neighbours
 from onelane._lane import Lane
 from onelane.errors import NotBatchable
 
@@ -77,15 +78,19 @@ class Forms:
 class CallCollator:
     """A request is a method's arguments; the first is an item, or a list or tuple of items.
 
-    lane: through which responses leave, and arguments enter.
+    lane: through which responses leave, and arguments enter. grouping: how a batch is split into
+    calls of the method.
     """
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, grouping: Grouping | None = None) -> None:
         self._lane = lane
+        self._grouping = Grouping() if grouping is None else grouping
 
     @staticmethod
     def can_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether there is a first argument, and the others can be compared."""
+        if changes_with_neighbours(kwargs):
+            return False
         try:
             _keys.of_value((args[1:], kwargs))
         except TypeError:
@@ -109,6 +114,17 @@ class CallCollator:
 
     def run(self, target: Target, inputs: list[Input]) -> tuple[list[Any], int]:
         """See `Collator`."""
+        responses: list[Any] = [None] * len(inputs)
+        computed = 0
+        for group in self._grouping.calls(inputs):
+            some, rows = self._call(target, [inputs[at] for at in group])
+            computed += rows
+            for at, response in zip(group, some, strict=True):
+                responses[at] = response
+        return responses, computed
+
+    def _call(self, target: Target, inputs: list[Input]) -> tuple[list[Any], int]:
+        """Make one call of the method for some requests."""
         items: list[Any] = []
         bounds = []
         for request in inputs:
@@ -116,7 +132,11 @@ class CallCollator:
             items += _tensors.private_arrays(request.spec[0])
         enter = self._lane.enter
         rest, named = enter(inputs[0].args), enter(inputs[0].kwargs)
-        output = target.call(enter(items), *rest, **named)
+
+        def method(items: list[Any]) -> Any:
+            return target.call(enter(items), *rest, **named)
+
+        output = self._grouping.call(inputs, items, method)
         if _is_results(output, len(items)):
             if len(output) != len(items):
                 raise NotBatchable(
@@ -149,10 +169,12 @@ class Calls(Defaults):
     """What the requests of a batched method's queue are; see `_requests.Requests`."""
 
     lane: Lane
+    grouping: Grouping
+    elements: _onelane.Elements
 
     def collator(self) -> Collator:
         """See `_requests.Requests`."""
-        return CallCollator(self.lane)
+        return CallCollator(self.lane, self.grouping)
 
 
 def _is_results(output: Any, count: int) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from onelane import _collate, _isolation, _log, _model, _modes, _onelane, _tensors, _tree, _wire
+from onelane._item_collator import ItemCollator
 from onelane._remote import ALL, ARRAYS, DONE, ONE, PLAIN, RAISED, VALUES
 from onelane._responses import split
 from onelane._tensor_collator import TensorCollator
@@ -83,7 +84,7 @@ def _server(spec: _isolation.Spec) -> Callable[..., Any]:
         model,
         factory=spec.factory,
         device=spec.device,
-        collator=_unsplit(spec.requests.collator()),
+        collator=_crossing(spec.requests.collator()),
         wrap=_refuse,
         **spec.settings,
     )
@@ -146,10 +147,31 @@ def _plain(tensor: Any) -> Any:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _unsplit(collator: _collate.Collator) -> _collate.Collator:
-    if type(collator) is not TensorCollator:
-        return collator
-    return WholeCollator(collator._pad, collator._unpack)
+class Own(_collate.Input):
+    """A request that has come with memory of its own, which no other request shares."""
+
+    __slots__ = ()
+
+
+class CrossingItemCollator(ItemCollator):
+    """Runs batches of items; a plain array is copied where it crosses, and nowhere else."""
+
+    def private(self, request: _collate.Input) -> Any:
+        """As `ItemCollator.private`."""
+        return request.args[0] if type(request) is Own else super().private(request)
+
+    def responses(self, target: _collate.Target, output: Any) -> list[Any]:
+        """As `ItemCollator.responses`; plain arrays are written out before the next batch."""
+        plain = _wire.are_plain_arrays(output)
+        return list(output) if plain else super().responses(target, output)
+
+
+def _crossing(collator: _collate.Collator) -> _collate.Collator:
+    if type(collator) is TensorCollator:
+        return WholeCollator(collator._pad, collator._unpack)
+    if type(collator) is ItemCollator:
+        return CrossingItemCollator(collator._collate)
+    return collator
 
 
 def _refuse(_: Any, value: Any) -> Any:
@@ -179,10 +201,11 @@ class Server:
         if kind == PLAIN:
             return self._run_plain(opened[0], letters[0][1])
         if kind in (ARRAYS, VALUES):
-            values = opened[0][2]
             if kind == ARRAYS:
                 values = _wire.unarrays(opened[0], letters[0][1])
-            inputs = [_collate.Input((value,), {}) for value in values]
+                inputs: list[Any] = [Own((value,), {}) for value in values]
+            else:
+                inputs = [_collate.Input((value,), {}) for value in opened[0][2]]
             responses, cost = self._run(inputs, opened[0][1])
             return _letters(responses), cost
         if kind == ALL:
@@ -208,17 +231,19 @@ class Server:
         return _letters(responses), cost
 
     def _run(self, inputs: list[Any], modes: _modes.Modes) -> tuple[list[Any], int]:
-        modes = _modes_here(modes)
-        return self._runner([self._payload(request, modes) for request in inputs])
+        modes, context = _modes_here(modes), contextvars.Context()
+        return self._runner([self._payload(request, modes, context) for request in inputs])
 
-    def _payload(self, request: Any, modes: _modes.Modes) -> _model.Payload:
+    def _payload(
+        self, request: Any, modes: _modes.Modes, context: contextvars.Context
+    ) -> _model.Payload:
         if type(request) is tuple:
             # A plain tensor that shares its batch with others.
             tensor, rows = request
             return self._runner.prepared(tensor, rows, modes, None)
         if self._tensors:
             request.args = tuple(map(_as_tensor, request.args))
-        return _model.Payload(request, modes, contextvars.Context())
+        return _model.Payload(request, modes, context)
 
 
 def _as_tensor(part: Any) -> Any:

@@ -26,6 +26,8 @@ class Defaults:
     pad: Pad | None = None
     cost: Callable[..., float] | None = None
     shared: bool = True
+    # What counts the elements of batches, where the collator itself does.
+    elements: Any = None
 
 
 @dataclass(slots=True)

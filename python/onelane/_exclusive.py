@@ -58,6 +58,11 @@ def here() -> _Asker:
     return asker
 
 
+def adopt(asker: _Asker) -> None:
+    """Ask as someone whom `here` has returned on this very thread, in another context."""
+    _ASKER.set(asker)
+
+
 class Hold:
     """What has the object alone: a stream, or a session."""
 
@@ -269,4 +274,4 @@ def _done(hold: Hold) -> Future[Hold | None]:
     return future
 
 
-__all__ = ["Exclusive", "Hold", "here"]
+__all__ = ["Exclusive", "Hold", "adopt", "here"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,9 +25,11 @@ from onelane import (
     _onelane,
     _worker_loop,
 )
+from onelane._caller import Caller
 from onelane._future import CallFuture
 from onelane._hold import DeviceHold
 from onelane._isolated_calls import Calls
+from onelane._queues import Queues
 from onelane._stats import Health, QueueStats
 from onelane._wrap import lane_on
 from onelane.errors import EngineLost, ForkedProcess, QueueFull, is_device_poisoned
@@ -45,13 +48,14 @@ class _Call:
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        context: contextvars.Context,
         modes: _modes.Modes,
         collect: Callable[[], object],
         failed: Callable[[BaseException], object],
     ) -> None:
-        self.fn, self.args, self.kwargs, self.modes = fn, args, kwargs, modes
-        self.failed = failed
-        self.context, self.collect = contextvars.copy_context(), collect
+        self.fn, self.args, self.kwargs = fn, args, kwargs
+        self.context, self.modes = context, modes
+        self.collect, self.failed = collect, failed
         # Whether a coroutine that it returns is run to its end.
         self.awaits = False
 
@@ -188,6 +192,7 @@ class DeviceExecutor(Executor):
         # Why it refuses calls: its device answers nothing but errors.
         self._poisoned: str | None = None
         self._note = _noting(self)
+        self._queues = Queues()
 
     @property
     def device(self) -> str:
@@ -207,12 +212,20 @@ class DeviceExecutor(Executor):
     def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         if self._poisoned is not None:
             raise EngineLost(self._poisoned)
-        modes = _modes.capture(self._autocast)
-        return _Call(fn, args, kwargs, modes, self._collect, self._note)
+        context, modes = contextvars.copy_context(), _modes.capture(self._autocast)
+        return _Call(fn, args, kwargs, context, modes, self._collect, self._note)
 
-    def packed(self, fn: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a call of `fn` in the present context and modes, to be made on the worker."""
-        return self._call(fn, (), {})
+    def caller(self) -> Caller:
+        """Return the context variables and modes of the calling thread, for a later `packed`."""
+        return Caller(self._autocast)
+
+    def packed(self, fn: Callable[[], Any], caller: Caller | None = None) -> _Call:
+        """Return a call of `fn` in the caller's context and modes, to be made on the worker."""
+        call = self._call(fn, (), {})
+        if caller is not None:
+            # One caller's calls may run at the same time, and a context runs one.
+            call.context, call.modes = caller.context.copy(), caller.modes
+        return call
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on the worker; on the worker itself, before this returns.
@@ -222,8 +235,12 @@ class DeviceExecutor(Executor):
         """
         if self._calls is not None:
             return self._calls.submit(fn, args, kwargs)
+        return self.submit_packed(self._call(fn, args, kwargs))
+
+    def submit_packed(self, call: _Call) -> Future[Any]:
+        """Submit what `packed` has returned."""
         future = CallFuture(self._core)
-        item = _ThreadItem(self._call(fn, args, kwargs), future)
+        item = _ThreadItem(call, future)
         if not self._put(item):
             self._core.submit(item)
         return future
@@ -264,23 +281,26 @@ class DeviceExecutor(Executor):
         result: T = self._core.call(self._call(fn, args, kwargs))
         return result
 
-    async def acall(
+    def acall(
         self, fn: Callable[P, T | Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Run `fn(*args, **kwargs)` on the worker and await what it returns.
+    ) -> Coroutine[Any, Any, T]:
+        """Return what is awaited to run `fn(*args, **kwargs)` on the worker.
 
-        Never blocks the loop: a call that finds no room waits for it by itself. An async `fn` runs
-        to its end on the worker, in a loop of the worker's own. Cancelling the task cancels the
-        call if it has not started.
+        The caller's context variables and modes are read here, at the call; `fn` is submitted when
+        this is awaited. Never blocks the loop: a call that finds no room waits for it by itself. An
+        async `fn` runs to its end on the worker, in a loop of the worker's own. Cancelling the task
+        cancels the call if it has not started.
         """
         if self._calls is not None:
-            isolated: T = await self._calls.acall(fn, args, kwargs)
-            return isolated
+            return self._calls.acall(fn, args, kwargs)
+        return self.arun(self._call(fn, args, kwargs))
+
+    async def arun(self, call: _Call) -> Any:
+        """Run what `packed` has returned on the worker, and await its result."""
         if self._core.is_worker():
-            here = fn(*args, **kwargs)
+            here = _modes.call(call.modes, call.fn, call.args, call.kwargs)
             return await here if isinstance(here, Awaitable) else here
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        call = self._call(fn, args, kwargs)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         call.awaits = True
         item = _LoopItem(call, future)
         if not self._put(item):
@@ -358,10 +378,18 @@ class DeviceExecutor(Executor):
         return QueueStats._of(self._core.stats(), self._device)
 
     def health(self) -> Health:
-        """Return the worst health of this executor and its queues."""
+        """Return whether the device works; stalled as soon as a batch or call of any queue is.
+
+        A queue whose model is lost for good has failed by itself, and others of the device have
+        not: then `detail` names it, and `queue.health()` says why.
+        """
         if self._poisoned is not None:
             return Health("failed", self._poisoned)
-        return Health(*self._core.health())
+        health = Health(*self._core.health())
+        failed = self._queues.failed()
+        if not failed or health.detail is not None:
+            return health
+        return dataclasses.replace(health, detail=f"failed: {', '.join(map(repr, failed))}")
 
     def __repr__(self) -> str:
         isolated = "" if self._isolation is None else ", isolated"

@@ -8,15 +8,17 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from onelane import _devices, _factory, _isolated_guard, _isolation, _names, _training
+from onelane import _devices, _factory, _isolated_guard, _isolation, _names, _onelane, _training
 from onelane._batch_queue import BatchQueue
 from onelane._batching import Batching
 from onelane._call_queue import CallQueue
 from onelane._calls import Calls
 from onelane._executor import DeviceExecutor, executor
+from onelane._grouping import Grouping, Rounding
 from onelane._lane import Cell, Lane
 from onelane._proxy import Guarded, cell_of, kind_of, proxy
 from onelane._stream import GuardedIterator
+from onelane._terms import seconds
 from onelane._wrap import lane_on
 
 
@@ -32,6 +34,7 @@ def guard(
     factory: bool | None = None,
     isolation: _isolation.Setting = None,
     capacity: int = 1024,
+    stall_after: float = 30.0,
 ) -> Any:
     """Return a proxy of an object that lives on a device's worker thread.
 
@@ -50,7 +53,8 @@ def guard(
     methods: run only these on the worker; other attributes are read where the caller is.
     batch: methods whose calls are batched, with the most items in a batch: with
         `batch={"encode": 32}` many threads' `encode("a text")` become one `encode([...])`, when
-        their other arguments are equal. The first argument is one item, or several, as for the
+        their other arguments are equal; what waits is sorted by length, and split where padding
+        costs more than a second call. The first argument is one item, or several, as for the
         method itself: whether a list or tuple of texts is one pair or a batch is learnt from its
         calls, and one that has not been learnt runs by itself. `"__call__"` stands for calling the
         object itself.
@@ -66,6 +70,8 @@ def guard(
         of them. `obj_or_factory` may be `"package.module:name"`.
     capacity: the most calls that may wait for the worker, of batched methods for each; then calls
         wait for room, or raise `QueueFull` with `options(wait=False)`.
+    stall_after: as for `BatchQueue`: of a call, and of a batch. With isolation, `hang_s` of the
+        `Isolation` ends what hangs instead.
 
     `proxy.method.options(timeout=, deadline=, priority=, wait=)(...)` sets terms for a call, and
     `await proxy.method.acall(...)` makes one from an event loop. `with guard(...) as proxy:`, or
@@ -77,6 +83,7 @@ def guard(
     returns the object itself, returns the proxy.
     """
     isolated = _isolation.of(isolation, device)
+    stall_after = seconds("stall_after", stall_after)
     if isolated is not None:
         obj_or_factory, factory = _isolation.named(obj_or_factory, factory)
     is_factory = _factory.is_factory_of_object(obj_or_factory, factory)
@@ -120,14 +127,16 @@ def guard(
 
     root = home.call(build)
     kind = kind_of(root)
-    lane.calls = CallQueue(home, f"guard {kind.__module__}.{kind.__qualname__}", capacity)
+    called = f"guard {kind.__module__}.{kind.__qualname__}"
+    lane.calls = CallQueue(home, called, capacity, stall_after)
     names = {"methods": lane.methods, "exclusive": lane.exclusive}
     for setting, given in names.items():
         home.call(_check_names, cell_of(root), setting, given or ())
     # A queue must not keep the object alive: it looks it up through the cell.
     cell = cell_of(root)
     for name, size in (batch or {}).items():
-        lane.batched[name] = _batched(lane, cell, name, size, context, capacity)
+        terms = {"context": context, "capacity": capacity, "stall_after": stall_after}
+        lane.batched[name] = _batched(lane, cell, name, size, terms)
     return root
 
 
@@ -138,7 +147,7 @@ def _check_names(cell: Cell, setting: str, names: Iterable[str]) -> None:
             raise TypeError(f"{setting}: there is no method {name!r}{said}")
 
 
-def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any, capacity: int) -> Batching:
+def _batched(lane: Lane, cell: Cell, name: str, size: int, terms: dict[str, Any]) -> Batching:
     home = lane.executor
 
     def method() -> Any:
@@ -146,6 +155,9 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any, capacit
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return method()(*args, **kwargs)
+
+    def look() -> tuple[str | None, Rounding | None]:
+        return first_parameter(), Rounding.of(cell.value, name, home.device)
 
     def first_parameter() -> str | None:
         if _training.is_module(cell.value):
@@ -171,18 +183,19 @@ def _batched(lane: Lane, cell: Cell, name: str, size: int, context: Any, capacit
         named = first is not None and first.kind is first.POSITIONAL_OR_KEYWORD
         return first.name if first is not None and named else None
 
-    first = home.call(first_parameter)
+    first, rounding = home.call(look)
+    elements = _onelane.Elements()
+    grouping = Grouping(rounding, elements)
     queue = BatchQueue(
         call,
         home,
-        Calls(lane),
+        Calls(lane, grouping, elements),
         max_batch_size=size,
-        capacity=capacity,
         factory=False,
         name=name,
-        context=context,
+        **terms,
     )
-    return Batching(queue, first, size)
+    return Batching(queue, first, size, grouping.piece)
 
 
 __all__ = ["Guarded", "GuardedIterator", "guard"]

@@ -28,8 +28,7 @@ class ItemCollator:
 
     def run(self, target: Target, inputs: list[Input]) -> tuple[list[Any], int]:
         """See `Collator`."""
-        # A failed batch is run again in parts: with what the callers gave.
-        batch: Any = [_tensors.private_arrays(request.args[0]) for request in inputs]
+        batch: Any = [self.private(request) for request in inputs]
         if self._collate is not None:
             batch = _tree.map_tensors(self._collate(batch), lambda t: place(target, t))
         output = target.call(batch)
@@ -41,9 +40,20 @@ class ItemCollator:
                     f"requests=onelane.Items() it has to return one for each, in "
                     f"order. If this model cannot be batched, use requests=onelane.Each()"
                 )
-            return [leave(target, part) for part in output], count
+            return self.responses(target, output), count
         bounds = [(i, i + 1) for i in range(count)]
         return split(target, output, bounds, count, item=True), count
+
+    def private(self, request: Input) -> Any:
+        """Return an item for the model, which may write into it.
+
+        A failed batch is run again in parts: with what the callers gave.
+        """
+        return _tensors.private_arrays(request.args[0])
+
+    def responses(self, target: Target, output: Any) -> list[Any]:
+        """Return results as they leave the worker."""
+        return [leave(target, part) for part in output]
 
 
 __all__ = ["ItemCollator"]

@@ -14,8 +14,9 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, NamedTuple, Protocol
 
-from onelane import _aio, _collate, _leave, _responses, _tree, _worker_loop
+from onelane import _aio, _collate, _leave, _modes, _responses, _tree, _worker_loop
 from onelane._call_queue import CallQueue
+from onelane._caller import Caller
 from onelane._exclusive import Exclusive, Hold
 from onelane._terms import NORMAL, Terms
 from onelane.errors import EngineLost, ForkedProcess, QueueClosed, QueueFull
@@ -34,14 +35,23 @@ class Home(Protocol):
     def is_worker(self) -> bool:
         """Whether the calling thread is a worker of it."""
 
+    def caller(self) -> Caller:
+        """Return the context variables and modes of the calling thread."""
+
+    def packed(self, fn: Callable[[], Any], caller: Caller | None = None) -> Any:
+        """Return a call that runs in the caller's context and modes; default: the present ones."""
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run something on the worker and return its future."""
 
+    def submit_packed(self, call: Any) -> Future[Any]:
+        """Run on the worker what `packed` has returned, and return its future."""
+
+    async def arun(self, call: Any) -> Any:
+        """Run on the worker what `packed` has returned, and await its result."""
+
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run something on the worker and return what it returns."""
-
-    async def acall(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Do what `call` does, from an event loop."""
 
     def is_held_here(self) -> bool:
         """Whether the calling thread or task holds the device."""
@@ -148,13 +158,16 @@ class Lane:
         finally:
             self.turns.leave(hold)
 
-    async def acall(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Any:
-        """Do what `call` does, from an event loop."""
+    async def acall(
+        self, caller: Caller, function: Callable[[], Any], terms: Terms = NORMAL
+    ) -> Any:
+        """Do what `call` does, from an event loop, for a caller whose state has been read."""
         if self.executor.is_worker:
-            return self.leave(await _awaited(function()))
+            called = _modes.call(caller.modes, function, (), {})
+            return self.leave(await called if inspect.iscoroutine(called) else called)
         hold = await self.aturn(terms)
         try:
-            return await self.avisit(function, terms)
+            return await self.avisit(caller, function, terms)
         finally:
             self.turns.leave(hold)
 
@@ -182,21 +195,25 @@ class Lane:
             return self.executor.call(run)
         return self.calls.call(run, terms)
 
-    async def avisit(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Any:
+    async def avisit(
+        self, caller: Caller, function: Callable[[], Any], terms: Terms = NORMAL
+    ) -> Any:
         """Do what `visit` does, from an event loop."""
 
         def run() -> Any:
             return self.leave(function())
 
         if self.calls is None:
-            return await self.executor.acall(run)
-        return await self.calls.infer(run, terms)
+            return await self.executor.arun(self.executor.packed(run, caller))
+        return await self.calls.infer(run, terms, caller)
 
-    def submit(self, function: Callable[[], Any], terms: Terms = NORMAL) -> Future[Any]:
+    def submit(
+        self, function: Callable[[], Any], terms: Terms = NORMAL, caller: Caller | None = None
+    ) -> Future[Any]:
         """Run `function` on the worker some time; on the worker itself now."""
         if self.calls is None or self.executor.is_worker:
-            return self.executor.submit(function)
-        return self.calls.submit(function, terms)
+            return self.executor.submit_packed(self.executor.packed(function, caller))
+        return self.calls.submit(function, terms, caller)
 
     def close(self, timeout: float | None, cell: Cell) -> bool:
         """Refuse new calls, run those that were accepted, and drop the object on the worker.
@@ -286,10 +303,6 @@ class Lane:
         if not kwargs:
             return function(*[self.enter(arg) for arg in args])
         return function(*[self.enter(arg) for arg in args], **self.enter(dict(kwargs)))
-
-
-async def _awaited(value: Any) -> Any:
-    return await value if inspect.iscoroutine(value) else value
 
 
 def _left(end: float | None) -> float | None:

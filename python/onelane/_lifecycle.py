@@ -79,6 +79,10 @@ def drain_s() -> float:
 def _at_exit() -> None:
     global _ending
     _ending = True
+    if sys.is_finalizing():
+        # A sub-interpreter that nobody has ended goes with the main one, whose threads cannot let
+        # go of the interpreter any more: to wait for a worker would be to wait for ever.
+        return
     # Handlers of atexit run when all threads that are not daemons have ended, so thread pools
     # that use an executor have finished with it, and the interpreter still works.
     try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from onelane import _aio
+from onelane._caller import Caller
 from onelane._exclusive import Hold
 from onelane._proxy import Guarded, cell_of, facts_of, lane_of, without_self
 from onelane._stream import GuardedIterator
@@ -81,17 +82,25 @@ class Method:
             raise
         return self._begun(result, held)
 
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method from an event loop; an async method, too."""
+    def acall(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Return what is awaited for a call of the method; of an async method, too.
+
+        The caller's context variables and modes are read here, and a timeout counts from here.
+        """
+        return self._acall(lane_of(self._proxy).executor.caller(), self._terms(), args, kwargs)
+
+    async def _acall(
+        self, caller: Caller, terms: Terms, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if self._facts.is_stream:
             return self._stream(args, kwargs)
         lane, function = lane_of(self._proxy), self._on_worker(args, kwargs)
-        hold, terms = self._own_hold(), self._terms()
+        hold = self._own_hold()
         if hold is None or lane.executor.is_worker:
-            return await lane.acall(function, terms)
+            return await lane.acall(caller, function, terms)
         held = await lane.aturn(terms, hold)
         try:
-            result = await lane.avisit(function, terms)
+            result = await lane.avisit(caller, function, terms)
         except BaseException:
             lane.turns.leave(held)
             raise
@@ -147,10 +156,15 @@ class BatchedMethod(Method):
             "use `await method.acall(...)`",
         )
 
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method from an event loop."""
-        lane = lane_of(self._proxy)
-        return await self._batching.acall(super().acall, args, kwargs, lane, self._terms())
+    async def _acall(
+        self, caller: Caller, terms: Terms, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        lane, alone = lane_of(self._proxy), super()._acall
+
+        def call(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+            return alone(caller, terms, args, kwargs)
+
+        return await self._batching.acall(call, args, kwargs, lane, terms, caller)
 
 
 __all__ = ["BatchedMethod", "Method"]

@@ -34,6 +34,8 @@ class Runner:
         self.device, self.to_cpu = build.device, build.to_cpu
         self.copy_outputs, self._costed = build.copy_outputs, build.costed
         self._wrap, self._elements = build.wrap, build.elements
+        # Looks at what batches raise: an error may say that the whole device is lost.
+        self._note = build.note
         self._collect = _devices.collector(build.device)
         self.torch_device = build.torch_device
         self.modes: _modes.Modes = None
@@ -74,6 +76,8 @@ class Runner:
         try:
             return self._run(payloads)
         except BaseException as error:
+            if self._note is not None:
+                self._note(error)
             # This frame goes with the exception.
             del self, payloads
             _failure.leave(error)
@@ -121,6 +125,8 @@ class Runner:
         try:
             return self._run_plain(tensors, rows, modes, context)
         except BaseException as error:
+            if self._note is not None:
+                self._note(error)
             del self, tensors, rows, context
             _failure.leave(error)
             raise
@@ -165,6 +171,7 @@ class Build:
         costed: bool = False,
         elements: _onelane.Elements | None = None,
         wrap: Callable[[_leave.Departure, Any], Any] | None = None,
+        note: Callable[[BaseException], None] | None = None,
     ) -> None:
         if inspect.isasyncgenfunction(model):
             raise TypeError(
@@ -175,6 +182,7 @@ class Build:
         self.device, self.collator = device, collator
         self.to_cpu, self.copy_outputs, self.cuda_graphs = to_cpu, copy_outputs, cuda_graphs
         self.costed, self.wrap, self.elements = costed, wrap, elements
+        self.note = note
         self.torch_device = _devices.torch_device(device)
         self.batches = not isinstance(collator, EachCollator)
         self.given_module = _training.is_module(model) and not factory

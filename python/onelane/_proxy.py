@@ -12,9 +12,10 @@ import inspect
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, NamedTuple
 
+from onelane._caller import Caller
 from onelane._lane import END, Cell, Lane
 from onelane._session import session
 from onelane._stats import GuardStats, Health
@@ -342,15 +343,24 @@ async def aclose(proxy: Any, timeout: float | None = None) -> bool:
     )
 
 
-async def aget(proxy: Any, name: str) -> Any:
+def aget(proxy: Any, name: str) -> Coroutine[Any, Any, Any]:
     """Await an attribute of a guarded object; `proxy.name` waits, and an event loop with it."""
     if not hasattr(type(proxy), "_onelane_is_proxy"):
-        return getattr(proxy, name)
+        return _attribute(proxy, name)
     own = getattr(type(proxy), "_onelane_aget", None)
     if own is not None:
-        return await own(proxy, name)
+        asked: Coroutine[Any, Any, Any] = own(proxy, name)
+        return asked
+    return _aget(proxy, name, lane_of(proxy).executor.caller())
+
+
+async def _attribute(value: Any, name: str) -> Any:
+    return getattr(value, name)
+
+
+async def _aget(proxy: Guarded, name: str, caller: Caller) -> Any:
     found, read = proxy._onelane_find(name)
-    return found if read is None else await lane_of(proxy).acall(read)
+    return found if read is None else await lane_of(proxy).acall(caller, read)
 
 
 def stats(proxy: Any) -> GuardStats:

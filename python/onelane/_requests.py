@@ -47,6 +47,10 @@ class Requests(Protocol):
     def shared(self) -> bool:
         """Whether requests share batches."""
 
+    @property
+    def elements(self) -> Any:
+        """What counts the elements of batches; None: nothing, or the queue by its `pad`."""
+
     def collator(self) -> Collator:
         """Make what collates them."""
 

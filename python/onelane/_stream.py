@@ -6,12 +6,13 @@ import asyncio
 import functools
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from onelane import _aio, _worker_loop
+from onelane._caller import Caller
 from onelane._exclusive import Hold, here
 from onelane._lane import END, Lane
 from onelane._proxy import Guarded, cell_of, lane_of
@@ -111,9 +112,13 @@ class GuardedIterator(Guarded):
     def __aiter__(self) -> GuardedIterator:
         return self
 
-    async def __anext__(self) -> Any:
-        lane, options = lane_of(self), self._onelane_options
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        # What belongs to the call is read at the call.
+        options = self._onelane_options
         terms = NORMAL if options is None else options.begin()
+        return self._onelane_anext(lane_of(self).executor.caller(), terms)
+
+    async def _onelane_anext(self, caller: Caller, terms: Terms) -> Any:
         if self._onelane_asked:
             raise RuntimeError("anext(): another task awaits the next item of this stream")
         task = asyncio.current_task()
@@ -122,7 +127,7 @@ class GuardedIterator(Guarded):
         _set(self, "_onelane_reader", None if task is None else weakref.ref(task))
         _set(self, "_onelane_asked", True)
         try:
-            return await self._onelane_await(lane, terms)
+            return await self._onelane_await(caller, terms)
         except asyncio.CancelledError:
             if task is not None and has_read:
                 task.add_done_callback(functools.partial(_left, weakref.ref(self)))
@@ -130,11 +135,11 @@ class GuardedIterator(Guarded):
         finally:
             _set(self, "_onelane_asked", False)
 
-    async def _onelane_await(self, lane: Lane, terms: Terms) -> Any:
+    async def _onelane_await(self, caller: Caller, terms: Terms) -> Any:
         hold = self._onelane_begin()
         if hold is not False:
-            self._onelane_held(await lane.turns.wait_async(hold, terms.deadline))
-        ahead = self._onelane_ask(terms)
+            self._onelane_held(await lane_of(self).turns.wait_async(hold, terms.deadline))
+        ahead = self._onelane_ask(terms, caller)
         # Cancelling this cancels what has not started; what has stays for the next one who asks.
         awaited, left = asyncio.wrap_future(ahead), terms.left()
         try:
@@ -158,7 +163,8 @@ class GuardedIterator(Guarded):
     async def aclose(self) -> None:
         """Close the generator on the worker, from an event loop."""
         lane = lane_of(self)
-        await lane.executor.acall(lane.empty, cell_of(self))
+        close = functools.partial(lane.empty, cell_of(self))
+        await lane.executor.arun(lane.executor.packed(close))
 
     def _onelane_begin(self) -> Any:
         """Return what has to be waited for before the next item; False: nothing."""
@@ -182,12 +188,13 @@ class GuardedIterator(Guarded):
         lane = lane_of(self)
         cell_of(self).releases.append(lambda: lane.turns.leave(hold))
 
-    def _onelane_ask(self, terms: Terms) -> Future[Any]:
+    def _onelane_ask(self, terms: Terms, caller: Caller | None = None) -> Future[Any]:
         """Have the next item made, unless it has been asked for already."""
         ahead = self._onelane_ahead
         if ahead is None or ahead.cancelled():
             # The deadline is the consumer's: an item that is made late is not lost.
-            ahead = lane_of(self).submit(self._onelane_on_worker(), terms._replace(deadline=None))
+            step, terms = self._onelane_on_worker(), terms._replace(deadline=None)
+            ahead = lane_of(self).submit(step, terms, caller)
             _set(self, "_onelane_ahead", ahead)
         return ahead
 

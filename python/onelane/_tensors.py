@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onelane import _tree
+from onelane import _leave, _tree
 
 # PyTorch copies this many elements and more with all its threads, which then spin for milliseconds
 # on the cores that those who wait for the batch need.
@@ -129,6 +129,8 @@ def private(torch: Any, tensor: Any) -> Any:
 
 def private_arrays(value: Any) -> Any:
     """Copy the tensors and arrays in nested containers, for a model that may write into them."""
+    if type(value) in _leave.EXACT:
+        return value
 
     def copy(part: Any) -> Any:
         if _tree.is_array(part):

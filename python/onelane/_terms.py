@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Literal, NamedTuple
 
@@ -52,6 +53,15 @@ def options(
     return Options(timeout, deadline, priority, bool(wait))
 
 
+def seconds(name: str, value: object) -> float:
+    """Return a setting that is a time and more than nothing."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r}: use a number of seconds")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r}: use a number of seconds greater than 0")
+    return float(value)
+
+
 NORMAL = Terms()
 
-__all__ = ["NORMAL", "Options", "Priority", "Terms", "options"]
+__all__ = ["NORMAL", "Options", "Priority", "Terms", "options", "seconds"]

@@ -8,8 +8,11 @@
 //! plain symbol look-up.
 
 use std::ffi::{CStr, CString, c_void};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "exports")]
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use crate::api::{Api, own_api};
 
@@ -21,6 +24,7 @@ pub extern "C" fn onelane_wheel_api(version: u32) -> *const Api {
 }
 
 /// Whether this copy, being libonelane, owns the devices of this process.
+#[cfg(feature = "exports")]
 static IS_OWNER: AtomicBool = AtomicBool::new(false);
 
 /// The symbol of libonelane: whether it was used before a Python package was there.
@@ -32,6 +36,7 @@ pub extern "C" fn onelane_is_owner() -> bool {
 
 /// The table that this copy's functions go through; `None` if the process has another owner, of
 /// another version.
+#[cfg(feature = "exports")]
 pub(crate) fn resolve(version: u32) -> Option<&'static Api> {
     static RESOLVED: OnceLock<Option<&'static Api>> = OnceLock::new();
     *RESOLVED.get_or_init(|| {

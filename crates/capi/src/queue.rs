@@ -100,7 +100,6 @@ pub(crate) unsafe extern "C" fn submit(
     })
 }
 
-/// Nothing was accepted: the item stays the caller's.
 pub(crate) unsafe extern "C" fn is_worker(queue: *mut Queue, is_worker: *mut bool) -> Status {
     contain(|| {
         sized::check_out(is_worker, "is_worker")?;

@@ -73,6 +73,24 @@ def test_python_cpp_and_rust_have_one_worker_for_the_cpu(extension):
         assert len(workers("cpu")) == 1
 
 
+def test_a_library_that_links_libonelane_is_not_given_the_package(tmp_path):
+    """The loader looks for a library by its name: the package must not go by libonelane's."""
+    source, linked = tmp_path / "linked.c", tmp_path / "liblinked.so"
+    source.write_text(
+        '#include <onelane.h>\nextern "C" const void *table() { return onelane_get_api(1); }\n'
+    )
+    folder = Path(LIBRARY).resolve().parent
+    command = ["g++", "-x", "c++", "-shared", "-fPIC", f"-I{onelane.get_include()}", str(source)]
+    command += ["-x", "none", "-o", str(linked), f"-Wl,-rpath,{folder}", LIBRARY]
+    subprocess.run(command, check=True)
+    script = (
+        "import ctypes, onelane\n"
+        "onelane.executor('cpu')\n"
+        f"assert ctypes.CDLL({str(linked)!r}).table()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_the_package_is_not_a_second_owner():
     script = (
         "import ctypes, sys\n"

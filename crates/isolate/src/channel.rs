@@ -127,6 +127,7 @@ impl Channel {
     /// Until there is one.
     pub fn receive(&mut self) -> io::Result<Option<ChildBatch>> {
         let mut bytes = [0; FRAME_LEN];
+        socket::spin(&self.socket);
         if let Err(error) = (&self.socket).read_exact(&mut bytes) {
             // The parent is gone; the thread that watches it may not have seen it yet.
             return if error.kind() == io::ErrorKind::UnexpectedEof {

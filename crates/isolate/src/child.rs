@@ -37,8 +37,12 @@ pub(crate) trait Child: Send + Sized + 'static {
 }
 
 /// What a child answered to a batch.
-pub(crate) enum Answer<O> {
-    Outputs { outputs: Vec<O>, cost: u64 },
+pub(crate) enum Answer<R> {
+    /// The outputs as they were read, and the cost of the batch as computed.
+    Outputs {
+        outputs: R,
+        cost: u64,
+    },
     Error(Kind, RemoteError),
 }
 

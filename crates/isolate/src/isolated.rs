@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use onelane::{Engine, EngineError};
 
+use crate::arena::Reader;
 use crate::channel;
+use crate::error::WireError;
 use crate::serving::Serving;
 use crate::supervisor::{FactoryGuard, Supervisor};
 use crate::wire::Wire;
@@ -45,6 +47,25 @@ where
             Ok(Self { serving, padded_cost: 0, engine: PhantomData })
         }
     }
+
+    /// As [`Engine::infer`], with outputs that `read` makes of what the child has written, given
+    /// their number: for who needs a lock to read them, and for what comes after.
+    ///
+    /// # Errors
+    /// As [`Engine::infer`]. What `read` cannot read loses the child, as does what it leaves unread.
+    ///
+    /// # Blocking
+    /// Until the child has answered, or has been given up; see [`IsolationConfig`](crate::IsolationConfig).
+    pub fn infer_with<R>(
+        &mut self,
+        batch: &[E::Item],
+        mut read: impl FnMut(usize, &mut Reader<'_>) -> Result<R, WireError>,
+    ) -> Result<R, EngineError> {
+        let run = |worker: &mut Worker| worker.run(batch, &mut read);
+        let (outputs, cost) = self.serving.run(batch.len(), run)?;
+        self.padded_cost = usize::try_from(cost).unwrap_or(usize::MAX);
+        Ok(outputs)
+    }
 }
 
 impl<E> Engine for Isolated<E>
@@ -55,10 +76,7 @@ where
     type Output = E::Output;
 
     fn infer(&mut self, batch: &[E::Item]) -> Result<Vec<E::Output>, EngineError> {
-        let run = |worker: &mut Worker| worker.run::<E::Item, E::Output>(batch);
-        let (outputs, cost) = self.serving.run(batch.len(), run)?;
-        self.padded_cost = usize::try_from(cost).unwrap_or(usize::MAX);
-        Ok(outputs)
+        self.infer_with(batch, E::Output::read_vec)
     }
 
     fn delivered(&mut self) {

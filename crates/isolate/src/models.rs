@@ -123,7 +123,7 @@ impl Fake {
             Fate::HangsInBatch => Interruption::TimedOut(Duration::from_secs(1)),
             Fate::SendsGarbage => Interruption::Garbage("noise".to_owned()),
             Fate::LosesItsEngine => Interruption::EngineLost(RemoteError::new("lost", Vec::new())),
-            _ => return Ok(Answer::Outputs { outputs: vec![batch], cost: 1 }),
+            _ => return Ok(Answer::Outputs { outputs: batch, cost: 1 }),
         };
         world(|world| world.dead.insert(number));
         Err(interruption.into())
@@ -211,9 +211,9 @@ fn config(spare: bool) -> IsolationConfig {
 }
 
 fn ask(serving: &mut Serving<Fake>, batch: u64, size: usize) -> Result<u64, EngineError> {
-    let (outputs, _) = serving.run(size, |fake| fake.run(batch))?;
-    assert_eq!(outputs, [batch], "an answer of another batch");
-    Ok(outputs[0])
+    let (answer, _) = serving.run(size, |fake| fake.run(batch))?;
+    assert_eq!(answer, batch, "an answer of another batch");
+    Ok(answer)
 }
 
 /// No process is left, and the ledger says so.

@@ -58,11 +58,11 @@ impl<C: Child> Serving<C> {
 
     /// Has a batch of `size` run, by `run` in a child, until there is an answer or nothing more to
     /// try. The outputs come with their cost.
-    pub(crate) fn run<O>(
+    pub(crate) fn run<R>(
         &mut self,
         size: usize,
-        mut run: impl FnMut(&mut C) -> Result<Answer<O>, RunError>,
-    ) -> Result<(Vec<O>, u64), EngineError> {
+        mut run: impl FnMut(&mut C) -> Result<Answer<R>, RunError>,
+    ) -> Result<(R, u64), EngineError> {
         // Where `delivered` is not called.
         self.recycle()?;
         let mut retries = 0;
@@ -91,10 +91,10 @@ impl<C: Child> Serving<C> {
         }
     }
 
-    fn attempt<O>(
+    fn attempt<R>(
         &mut self,
-        run: &mut impl FnMut(&mut C) -> Result<Answer<O>, RunError>,
-    ) -> Result<(Vec<O>, u64), Attempt> {
+        run: &mut impl FnMut(&mut C) -> Result<Answer<R>, RunError>,
+    ) -> Result<(R, u64), Attempt> {
         let child = match &mut self.child {
             Some(child) => child,
             None => {

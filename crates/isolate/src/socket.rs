@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -98,5 +99,19 @@ pub(crate) fn peek(socket: &UnixStream) -> Peeked {
         Ok(_) => Peeked::Data,
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Peeked::Nothing,
         Err(_) => Peeked::Closed,
+    }
+}
+
+/// About what it takes to let a thread of another process sleep and to wake it again.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// What is answered sooner is looked for before who waits sleeps.
+pub(crate) const BRIEF: Duration = Duration::from_micros(200);
+
+/// Looks for a moment whether something has come, and lets others run meanwhile.
+pub(crate) fn spin(socket: &UnixStream) {
+    let end = Instant::now() + SPIN;
+    while matches!(peek(socket), Peeked::Nothing) && Instant::now() < end {
+        std::thread::yield_now();
     }
 }

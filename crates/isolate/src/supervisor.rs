@@ -135,13 +135,15 @@ impl<C: Child> Shared<C> {
     }
 
     /// Starts a child. One that dies on its way is tried again if the engine has been built before:
-    /// then it was probably killed from outside, and requests wait for it.
+    /// then it was probably killed from outside, and requests wait for it. So is one that hangs,
+    /// stopped from outside perhaps, but once: each such try takes as long as a start may.
     fn start_persistently(self: &Arc<Self>) -> Result<C, ChildLost> {
         let mut attempts = if self.lock().has_started { REBUILD_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;
             match self.start(&AtomicBool::new(false)) {
                 Err(ChildLost::Crashed { .. }) if attempts > 0 => {}
+                Err(ChildLost::Hung { .. }) if attempts > 0 => attempts = 1,
                 started => return started,
             }
         }

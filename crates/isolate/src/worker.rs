@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Reader};
 use crate::child::{Answer, Child, Interruption, RunError};
 use crate::children::{Children, RecycleCause};
 use crate::error::{Activity, ChildLost, RemoteError, StderrTail, WireError};
@@ -37,6 +37,8 @@ pub(crate) struct Worker {
     idempotent: bool,
     started: Instant,
     batches: u64,
+    /// The last batch was answered within [`socket::BRIEF`].
+    is_brief: bool,
     /// Memory in bytes after the last batch; 0: unknown.
     memory: u64,
     /// The memory above which it is replaced.
@@ -67,6 +69,7 @@ impl Worker {
             idempotent: true,
             started,
             batches: 0,
+            is_brief: false,
             memory: 0,
             max_memory: config.max_memory,
             oom_kills,
@@ -107,7 +110,11 @@ impl Worker {
     ///
     /// # Blocking
     /// For at most `config.hang`, and one slice.
-    pub(crate) fn run<I: Wire, O: Wire>(&mut self, batch: &[I]) -> Result<Answer<O>, RunError> {
+    pub(crate) fn run<I: Wire, R>(
+        &mut self,
+        batch: &[I],
+        read: impl FnOnce(usize, &mut Reader<'_>) -> Result<R, WireError>,
+    ) -> Result<Answer<R>, RunError> {
         self.idle()?;
         let mut writer = self.arena.writer();
         I::write_slice(batch, &mut writer);
@@ -120,10 +127,15 @@ impl Worker {
             ..Frame::new(Kind::Batch)
         };
         self.activity = Activity::Batch { size: batch.len() };
-        let deadline = Deadline::new(Instant::now(), self.children.config.hang);
+        let sent = Instant::now();
+        let deadline = Deadline::new(sent, self.children.config.hang);
         // A write that failed gave the child nothing that it could have run.
         socket::send(&self.socket, &frame).map_err(|_| Interruption::EndedBefore)?;
+        if self.is_brief {
+            socket::spin(&self.socket);
+        }
         let frame = self.receive_answer(deadline)?;
+        self.is_brief = sent.elapsed() < socket::BRIEF;
         if frame.sequence != self.sequence {
             let (got, wanted) = (frame.sequence, self.sequence);
             let what = format!("it answered batch {got} where {wanted} was asked");
@@ -131,7 +143,7 @@ impl Worker {
         }
         let answer = match frame.kind {
             Kind::Outputs => {
-                let outputs = self.outputs(&frame).map_err(garbage)?;
+                let outputs = self.outputs(&frame, read).map_err(garbage)?;
                 Answer::Outputs { outputs, cost: frame.cost }
             }
             kind @ (Kind::OutOfMemory | Kind::Failed | Kind::Panicked) => {
@@ -169,9 +181,13 @@ impl Worker {
         }
     }
 
-    fn outputs<O: Wire>(&mut self, frame: &Frame) -> Result<Vec<O>, WireError> {
+    fn outputs<R>(
+        &mut self,
+        frame: &Frame,
+        read: impl FnOnce(usize, &mut Reader<'_>) -> Result<R, WireError>,
+    ) -> Result<R, WireError> {
         let mut reader = self.arena.reader(frame.offset, frame.length)?;
-        let outputs = O::read_vec(frame.count as usize, &mut reader)?;
+        let outputs = read(frame.count as usize, &mut reader)?;
         match reader.remaining() {
             0 => Ok(outputs),
             left => Err(WireError::Invalid(format!("{left} bytes are left over"))),

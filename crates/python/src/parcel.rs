@@ -5,8 +5,8 @@
 //! buffers; each with its length before it. A batch crosses as one piece: its first parcel has all of
 //! it, the others stand for their requests.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
 
 use onelane::BatchItem;
 use onelane_isolate::{Reader, Wire, WireError, Writer};
@@ -54,14 +54,14 @@ fn write_part(part: &Exported, to: &mut Writer<'_>) {
 }
 
 /// One pickle and the memory beside it, as it came.
-type Received = (Py<PyBytes>, Vec<Py<PyByteArray>>);
+pub(crate) type Received = (Py<PyBytes>, Vec<Py<PyByteArray>>);
 
 #[derive(Default)]
 enum Content {
     /// The batch is in its first parcel.
     #[default]
     Elsewhere,
-    Sent(Arc<Vec<Letter>>),
+    Sent(RefCell<Vec<Letter>>),
     Received(Vec<Received>),
 }
 
@@ -77,9 +77,16 @@ impl Parcel {
         let mut parcels = Vec::with_capacity(count);
         parcels.resize_with(count, Self::default);
         if let Some(first) = parcels.first_mut() {
-            first.0 = Content::Sent(Arc::new(letters));
+            first.0 = Content::Sent(RefCell::new(letters));
         }
         Ok(parcels)
+    }
+
+    /// Lets go of what a batch has sent; it is not sent again.
+    pub(crate) fn release(_py: Python<'_>, parcels: &[Self]) {
+        if let Some(Self(Content::Sent(letters))) = parcels.first() {
+            drop(letters.take());
+        }
     }
 
     /// The letters of a batch that has come: `[(pickle, buffers), ...]`.
@@ -113,17 +120,14 @@ impl Wire for Parcel {
         let Some(Self(Content::Sent(letters))) = parcels.first() else {
             return to.length(0);
         };
+        let letters = letters.borrow();
         to.length(letters.len());
         letters.iter().for_each(|letter| letter.write(to));
     }
 
     fn read_vec(count: usize, from: &mut Reader<'_>) -> Result<Vec<Self>, WireError> {
-        let read = Python::try_attach(|py| read_letters(py, from));
-        let letters = read.unwrap_or_else(|| Err(invalid("the interpreter is ending")))?;
-        // Each request or response is in some letter, but one letter may hold many.
-        if count > most_parcels(&letters) {
-            return Err(invalid(format!("{count} requests in a batch without letters")));
-        }
+        let read = Python::try_attach(|py| read_letters(py, count, from));
+        let letters = read.unwrap_or_else(|| Err(interpreter_ending()))?;
         let mut parcels = Vec::with_capacity(count);
         parcels.resize_with(count, Self::default);
         if let Some(first) = parcels.first_mut() {
@@ -133,27 +137,34 @@ impl Wire for Parcel {
     }
 }
 
-/// The most parcels that a batch may claim: a pickle has at least a byte for each of its values.
-fn most_parcels(letters: &[Received]) -> usize {
-    let bytes = Python::try_attach(|py| {
-        letters.iter().map(|(pickle, _)| pickle.bind(py).as_bytes().len()).sum()
-    });
-    bytes.unwrap_or(0)
-}
-
-fn read_letters(py: Python<'_>, from: &mut Reader<'_>) -> Result<Vec<Received>, WireError> {
+/// Reads the letters of a batch of so many requests or responses: `[(pickle, buffers), ...]`.
+pub(crate) fn read_letters(
+    py: Python<'_>,
+    batch: usize,
+    from: &mut Reader<'_>,
+) -> Result<Vec<Received>, WireError> {
     let mut letters = Vec::new();
+    // Each is in some letter, but one letter may hold many: at least a byte of its pickle for each.
+    let mut most = 0_usize;
     for _ in 0..bounded(from)? {
         let count = bounded(from)?;
         let length = from.length()?;
         let pickle = PyBytes::new(py, &from.numbers::<u8>(length)?).unbind();
+        most = most.saturating_add(length);
         let mut buffers = Vec::with_capacity(count.min(1024));
         for _ in 0..count {
             buffers.push(read_buffer(py, from)?);
         }
         letters.push((pickle, buffers));
     }
+    if batch > most {
+        return Err(invalid(format!("{batch} requests in a batch without letters")));
+    }
     Ok(letters)
+}
+
+pub(crate) fn interpreter_ending() -> WireError {
+    invalid("the interpreter is ending")
 }
 
 /// A number of things that take eight bytes at least.

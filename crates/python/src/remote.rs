@@ -13,7 +13,7 @@ use crate::child::ChildEngine;
 use crate::failure::engine_error;
 use crate::interpreter::attach_worker;
 use crate::item::{Answer, Failure, Item, Payload};
-use crate::parcel::Parcel;
+use crate::parcel::{Parcel, Received, interpreter_ending, read_letters};
 
 type Factory = dyn Fn() -> Result<Isolated<ChildEngine>, EngineError> + Send + Sync;
 
@@ -85,21 +85,28 @@ impl Remote {
             Ok(packed) => packed,
             Err(error) => return Some(Err(error)),
         };
-        let ran = match parcels.is_empty() {
-            true => Ok(Vec::new()),
-            false => self.isolated.infer(&parcels),
-        };
-        attach_worker(|py| {
-            drop(parcels);
-            let unpacked = ran.and_then(|outputs| {
-                self.unpack(py, &outputs, answers).map_err(|error| engine_error(py, error))
+        if parcels.is_empty() {
+            return attach_worker(|py| answer(py, &self.codec, Vec::new(), answers, batch));
+        }
+        let mut answers = Some(answers);
+        // The interpreter is entered once for the answer: who comes back to it waits for others.
+        let ran = self.isolated.infer_with(&parcels, |count, from| {
+            let read = attach_worker(|py| {
+                let letters = read_letters(py, count, from)?;
+                Parcel::release(py, &parcels);
+                let planned = answers.take().unwrap_or_default();
+                Ok(answer(py, &self.codec, letters, planned, batch))
             });
-            match &unpacked {
-                Ok(_) => batch.iter().for_each(|item| item.finish(py)),
-                Err(_) => finish_single(py, batch),
-            }
-            unpacked
-        })
+            read.unwrap_or_else(|| Err(interpreter_ending()))
+        });
+        match ran {
+            Ok(answered) => Some(answered),
+            Err(error) => attach_worker(|py| {
+                drop((parcels, answers));
+                finish_single(py, batch);
+                Err(error)
+            }),
+        }
     }
 
     fn pack(&self, py: Python<'_>, batch: &[Item]) -> PyResult<Packed> {
@@ -149,48 +156,6 @@ impl Remote {
         Ok(Packed { parcels: Parcel::batch(&letters, count)?, answers })
     }
 
-    fn unpack(
-        &self,
-        py: Python<'_>,
-        outputs: &[Parcel],
-        answers: Vec<Planned>,
-    ) -> PyResult<Vec<Answer>> {
-        let letters = Parcel::letters(py, outputs);
-        let responses = match letters.is_empty() {
-            true => PyList::empty(py),
-            false => {
-                let unpacked =
-                    self.codec.bind(py).call_method1(intern!(py, "unpack"), (letters,))?;
-                unpacked.cast_into::<PyList>()?
-            }
-        };
-        let mut responses = responses.iter();
-        let mut short = 0;
-        let answers = answers
-            .into_iter()
-            .map(|planned| match planned {
-                Planned::Nothing => Ok(Answer::none()),
-                Planned::Failed(error) => {
-                    Ok(Answer::new(Py::new(py, Failure::of(error))?.into_any()))
-                }
-                Planned::Child => match responses.next() {
-                    Some(response) => Ok(Answer::new(response.unbind())),
-                    None => {
-                        short += 1;
-                        Ok(Answer::none())
-                    }
-                },
-            })
-            .collect::<PyResult<Vec<_>>>()?;
-        let more = responses.count();
-        if short + more > 0 {
-            let text =
-                format!("the isolated worker sent {more} responses too many, {short} too few");
-            return Err(pyo3::exceptions::PyRuntimeError::new_err(text));
-        }
-        Ok(answers)
-    }
-
     pub(crate) fn delivered(&mut self) {
         self.isolated.delivered();
     }
@@ -202,6 +167,63 @@ impl Remote {
     pub(crate) fn padded_cost(&self) -> usize {
         self.isolated.padded_cost(&[])
     }
+}
+
+/// The answers to a batch, of the letters that have come.
+fn answer(
+    py: Python<'_>,
+    codec: &Py<PyAny>,
+    letters: Vec<Received>,
+    planned: Vec<Planned>,
+    batch: &[Item],
+) -> Result<Vec<Answer>, EngineError> {
+    match unpack(py, codec, letters, planned) {
+        Ok(answers) => {
+            batch.iter().for_each(|item| item.finish(py));
+            Ok(answers)
+        }
+        Err(error) => {
+            finish_single(py, batch);
+            Err(engine_error(py, error))
+        }
+    }
+}
+
+fn unpack(
+    py: Python<'_>,
+    codec: &Py<PyAny>,
+    letters: Vec<Received>,
+    planned: Vec<Planned>,
+) -> PyResult<Vec<Answer>> {
+    let responses = match letters.is_empty() {
+        true => PyList::empty(py),
+        false => {
+            let unpacked = codec.bind(py).call_method1(intern!(py, "unpack"), (letters,))?;
+            unpacked.cast_into::<PyList>()?
+        }
+    };
+    let mut responses = responses.iter();
+    let mut short = 0;
+    let mut answers = Vec::with_capacity(planned.len());
+    for planned in planned {
+        answers.push(match planned {
+            Planned::Nothing => Answer::none(),
+            Planned::Failed(error) => Answer::new(Py::new(py, Failure::of(error))?.into_any()),
+            Planned::Child => match responses.next() {
+                Some(response) => Answer::new(response.unbind()),
+                None => {
+                    short += 1;
+                    Answer::none()
+                }
+            },
+        });
+    }
+    let more = responses.count();
+    if short + more > 0 {
+        let text = format!("the isolated worker sent {more} responses too many, {short} too few");
+        return Err(pyo3::exceptions::PyRuntimeError::new_err(text));
+    }
+    Ok(answers)
 }
 
 /// The request of a batch of one is not run again.

@@ -22,7 +22,9 @@ from onelane._install.place import Place
 from onelane._install.release import Releaser
 from onelane._install.sentences import Sentences
 from onelane._install.tokenizers import Locks
+from onelane._install.ultralytics import Ultralytics
 from onelane._install.versions import FAMILIES, Family, UnknownVersion, check
+from onelane._install.whisper import Whisper
 from onelane._stats import QueueStats
 
 # What an application may have set itself: then it stays.
@@ -72,6 +74,14 @@ class _Installation:
         if "sentence-transformers" in known:
             for name in Sentences.MODULES:
                 self.imports.when(name, sentences.patch)
+        if "openai-whisper" in known:
+            whisper = Whisper(place, self.patches, releaser)
+            for name in Whisper.MODULES:
+                self.imports.when(name, whisper.patch)
+        if "ultralytics" in known:
+            yolo = Ultralytics(place, self.patches, releaser)
+            for name in Ultralytics.MODULES:
+                self.imports.when(name, yolo.patch)
         cleaner = None
         if idle_s is not None and place.kind in ("mps", "cuda"):
             cleaner = Hygiene(home, idle_s, mark)
@@ -113,10 +123,10 @@ def install(
     skip: libraries to leave alone, by their names on PyPI.
     idle_s, watermark: as for `hygiene`; `idle_s=None` leaves the allocator's caches alone.
 
-    Models of sentence-transformers and transformers that are on the device are made, moved, used
-    and freed on its worker; concurrent `encode` and `predict` calls become batches, of a bounded
-    set of shapes; results are host values. Fast tokenizers get a lock each, on every device.
-    Training and plain calls of a model stay on the caller's thread.
+    Models of sentence-transformers, transformers, openai-whisper and ultralytics that are on the
+    device are made, moved, used and freed on its worker; concurrent `encode` and `predict` calls
+    become batches, of a bounded set of shapes; results are host values. Fast tokenizers get a lock
+    each, on every device. Training and plain calls of a model stay on the caller's thread.
 
     Called again for the same device it does nothing more. Raises `UnknownVersion` for a version of
     a library that it does not know, and `RuntimeError` if it is in force for another device.

@@ -16,86 +16,22 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from onelane import _shapes
 from onelane._batch_queue import BatchQueue
-from onelane._install.lengths import ROWS, LaunchCost, length_bucket, plan, row_bucket
 from onelane._install.place import Place
+from onelane._lengths import ROWS, LaunchCost, plan, row_bucket
 from onelane._requests import Items
+from onelane._shaping import Estimate, Shaping, longest_of
 from onelane.errors import QueueClosed
 
-# Rows of a piece of a long list, alone and beside others.
+# Rows of a piece of a long list at most, alone and beside others, and about how long it may take:
+# who asks meanwhile waits for one piece, or for two at first.
 _PIECE_ALONE, _PIECE_BESIDE = 32, 8
+_PIECE_S = 0.2
 # Queues of one model: more sets of arguments than this run call by call.
 _MOST_QUEUES = 16
 
-# What pads in `preprocess`; of a worker's thread.
-_shaping = threading.local()
-
 # A list of texts or pairs, and the tensors for it, in the same order.
 Run = Callable[[Any, list[Any]], Sequence[Any]]
-
-
-class Shaping:
-    """Pads what a tokenizer made for one batch to a known length; on the worker."""
-
-    def __init__(self, model: Any, place: Place, longest: int | None, rows: int) -> None:
-        self.model, self.longest = model, longest
-        self._place, self._rows = place, rows
-        # Tokens without padding of the requests, and with padding of all rows.
-        self.tokens = self.padded = 0
-
-    def pad(self, features: Any, tokenizer: Any) -> Any:
-        """Return the features of a batch, ids, mask and token types padded to their bucket."""
-        ids, mask = features.get("input_ids"), features.get("attention_mask")
-        if getattr(ids, "ndim", 0) != 2 or getattr(mask, "shape", None) != ids.shape:
-            return features
-        rows, length = ids.shape
-        self.tokens += int(mask[: self._rows].sum())
-        known = ("input_ids", "attention_mask", "token_type_ids")
-        others = [
-            name
-            for name, value in features.items()
-            if name not in known and tuple(getattr(value, "shape", ()))[1:2] == (length,)
-        ]
-        missing = 0 if others else length_bucket(length, self.longest) - length
-        if missing > 0:
-            left = getattr(tokenizer, "padding_side", "right") == "left"
-            fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
-            for name in known:
-                tensor = features.get(name)
-                if getattr(tensor, "shape", None) == ids.shape:
-                    block = tensor.new_full((rows, missing), fill.get(name, 0))
-                    parts = (block, tensor) if left else (tensor, block)
-                    features[name] = _cat(parts)
-        self.padded += rows * (length + missing)
-        _shapes.note(self._place.name, (type(self.model).__name__, rows, length + missing))
-        return features
-
-
-def _cat(parts: Any) -> Any:
-    import torch
-
-    return torch.cat(parts, dim=1)
-
-
-def shaping(model: Any) -> Shaping | None:
-    """Return what pads the batch of a model that is being run on this thread, if one is."""
-    present: Shaping | None = getattr(_shaping, "present", None)
-    return present if present is not None and present.model is model else None
-
-
-class _Estimate:
-    """Tokens of a text, from its characters: learnt from what was tokenized."""
-
-    def __init__(self) -> None:
-        self._characters, self._tokens = 40.0, 12.0
-
-    def note(self, characters: int, tokens: int) -> None:
-        self._characters = 0.9 * self._characters + characters
-        self._tokens = 0.9 * self._tokens + tokens
-
-    def tokens(self, characters: int) -> float:
-        return max(1.0, characters * self._tokens / self._characters)
 
 
 class Batches:
@@ -107,7 +43,7 @@ class Batches:
         self._place = place
         self._queues: dict[Hashable, Future[BatchQueue]] = {}
         self._lock = threading.Lock()
-        self._cost, self._estimate = LaunchCost(), _Estimate()
+        self._cost, self._estimate = LaunchCost(), Estimate()
         # Calls that are under way.
         self._inside = 0
 
@@ -190,7 +126,7 @@ class Batches:
                 alone = self._inside == 1
                 # Alone, the next piece waits while one runs. Beside others they keep it busy.
                 while at < len(order) and len(waiting) < (2 if alone else 1):
-                    piece = order[at : at + (_PIECE_ALONE if alone else _PIECE_BESIDE)]
+                    piece = order[at : at + self._piece(items[order[at]], alone)]
                     at += len(piece)
                     futures = queue.submit_many([items[i] for i in piece])
                     waiting.append((piece, futures))
@@ -206,6 +142,11 @@ class Batches:
             raise
         return results
 
+    def _piece(self, item: Any, alone: bool) -> int:
+        """Return how many items the next piece has; this one is the longest."""
+        length = self._estimate.tokens(size(item))
+        return self._cost.rows(length, _PIECE_ALONE if alone else _PIECE_BESIDE, _PIECE_S)
+
     # --- On the worker ------------------------------------------------------------------------
 
     def _batch(self, most_rows: int, run: Run) -> Callable[[list[Any]], list[Any]]:
@@ -217,8 +158,7 @@ class Batches:
             model = of_model()
             if model is None:
                 raise ReferenceError("the model was dropped while a call of it was waiting")
-            longest = getattr(model, "max_seq_length", None)
-            longest = longest if isinstance(longest, int) and longest > 0 else None
+            longest = longest_of(model)
             sizes = [size(item) for item in items]
             lengths = [estimate.tokens(characters) for characters in sizes]
             if longest is not None:
@@ -228,13 +168,10 @@ class Batches:
                 rows = row_bucket(len(group), most_rows)
                 # Filled up with the shortest.
                 texts = [items[at] for at in group] + [items[group[0]]] * (rows - len(group))
-                shape = Shaping(model, place, longest, len(group))
+                shape = Shaping(model, place.name, longest, len(group))
                 began = time.perf_counter()
-                _shaping.present = shape
-                try:
+                with shape.in_force():
                     made = run(model, texts)
-                finally:
-                    _shaping.present = None
                 if shape.padded:
                     cost.note(shape.padded, time.perf_counter() - began)
                     estimate.note(sum(sizes[at] for at in group), shape.tokens)
@@ -271,4 +208,4 @@ def is_text(item: Any) -> bool:
     )
 
 
-__all__ = ["Batches", "Shaping", "is_text", "shaping", "size"]
+__all__ = ["Batches", "is_text", "size"]

@@ -15,11 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from onelane import _keys
-from onelane._install.batches import Batches, Run, is_text, shaping
-from onelane._install.lengths import ROWS
+from onelane._install.batches import Batches, Run, is_text
 from onelane._install.patches import Patches
 from onelane._install.place import Place
 from onelane._install.release import Releaser
+from onelane._lengths import ROWS
+from onelane._shaping import shaping
 
 # Arguments that say how results are handed over, not what they are.
 _HANDING_OVER = ("convert_to_numpy", "convert_to_tensor", "show_progress_bar", "chunk_size")

@@ -22,7 +22,7 @@ class Family:
 
     oldest, newest: first and last version, by their first two numbers, that are taken. tested: what
     the tests ran with; others are warned of. files: of the library, without which nothing could be
-    patched.
+    patched. module: what is imported, if it is not called like the library.
     """
 
     library: str
@@ -30,6 +30,7 @@ class Family:
     newest: tuple[int, int]
     tested: str
     files: tuple[str, ...] = ()
+    module: str = ""
 
     def __str__(self) -> str:
         low, high = (".".join(map(str, v)) for v in (self.oldest, self.newest))
@@ -51,9 +52,14 @@ FAMILIES = (
         "5.24.0",
         ("modeling_utils.py", "tokenization_utils_tokenizers.py", "pipelines/base.py"),
     ),
+    # Its versions are dates.
+    Family(
+        "openai-whisper", (20231117, 0), (20250625, 0), "20250625", ("model.py",), module="whisper"
+    ),
+    Family("ultralytics", (8, 3), (8, 4), "8.4.190", ("engine/model.py",)),
 )
 # Libraries that reach the device and that `install` leaves alone.
-NOT_COVERED = ("openai-whisper", "ultralytics", "diffusers", "spacy", "mlx")
+NOT_COVERED = ("diffusers", "spacy", "mlx")
 
 
 def version(library: str) -> str | None:
@@ -66,7 +72,7 @@ def version(library: str) -> str | None:
 
 def _missing(family: Family) -> str | None:
     """Return a file that a library lacks; does not import it."""
-    spec = importlib.util.find_spec(family.library.replace("-", "_"))
+    spec = importlib.util.find_spec(family.module or family.library.replace("-", "_"))
     roots = list(spec.submodule_search_locations or ()) if spec is not None else []
     for name in family.files:
         if not any((Path(root) / name).is_file() for root in roots):

@@ -144,8 +144,29 @@ def _isolation(seen: Observed, on: Condition) -> Verdict:
     if seen.end != "clean":
         return "refuted" if seen.end in ("abort", "hang") else "unclear"
     figures = seen.figures
-    alone = figures["culprit failed"] and figures["others right"] == figures["others"]
-    return "as expected" if alone else "refuted"
+    alone = figures["others right"] == figures["others"]
+    said = (figures["abort"], figures["hang"]) == ("EngineCrashed", "EngineHung")
+    return "as expected" if alone and said else "refuted"
+
+
+def _recycled(seen: Observed, on: Condition) -> Verdict:
+    if seen.end != "clean":
+        return "refuted" if seen.end in ("abort", "hang") else "unclear"
+    figures = seen.figures
+    if figures["lost"]:
+        return "refuted"
+    flat = figures["most at the end"] <= 1.05 * figures["most in the first third"]
+    return "as expected" if flat and figures["replaced"] >= 2 else "refuted"
+
+
+def _pool(seen: Observed, on: Condition) -> Verdict:
+    if seen.end != "clean":
+        return "refuted" if seen.end in ("abort", "hang") else "unclear"
+    ours, none = seen.figures["with our pool"], seen.figures["without"]
+    if ours >= 2 << 20 and ours > none / 4:
+        return "refuted"
+    # A thread that leaves nothing behind shows nothing of a pool.
+    return "as expected" if ours < 2 << 20 <= none / 4 else "unclear"
 
 
 def _throughput(seen: Observed, on: Condition) -> Verdict:
@@ -160,6 +181,7 @@ def _install(seen: Observed, on: Condition) -> Verdict:
         return "refuted" if seen.end in ("abort", "hang") else "unclear"
     figures = seen.figures
     fine = not figures["findings"] and figures["difference"] <= 1e-4 and figures["shapes"] <= 96
+    fine = fine and figures["streamed"] in (None, "as alone")
     return "as expected" if fine else "refuted"
 
 
@@ -236,12 +258,24 @@ CHECKS = (
         _given_back, ("upstream-2.15",),
     ),
     Check(
+        "shapes-recycled", "300 batches of random lengths in an isolated worker that is replaced "
+        "after each 100", "its memory is never above that of the first 100; no request fails",
+        "it rises by more than 5% beyond that, or a worker is lost", _recycled,
+        ("upstream-2.15",),
+    ),
+    Check(
+        "candle-pool", "50,000 objects left to the autorelease pool, as candle's products do, on a "
+        "worker and on a thread without a pool", "less than 2 MB against some 23 MB",
+        "the worker's memory rises alike", _pool,
+    ),
+    Check(
         "missing-pools", "2,000 products on a worker under OBJC_DEBUG_MISSING_POOLS=YES",
         "no line of Objective-C's", "any line", _no_lines,
     ),
     Check(
-        "isolation", "an engine in a child process that aborts for one request of eight",
-        "the culprit alone fails", "anything else", _isolation,
+        "isolation", "an engine in a child process that aborts for one request of eight, and "
+        "hangs for another", "these two alone fail, with EngineCrashed and EngineHung",
+        "anything else", _isolation, ("upstream-2.15",),
     ),
     Check(
         "throughput", "single texts from 8 threads for 10 s each: under a lock, and through "
@@ -249,9 +283,10 @@ CHECKS = (
         _throughput,
     ),
     Check(
-        "install-E2E", "SentenceTransformer and CrossEncoder from 8 threads, under audit",
-        "no abort, within 1e-4 of alone, no finding, at most 96 shapes", "any finding, or a "
-        "difference", _install, _STOCK,
+        "install-E2E", "SentenceTransformer and CrossEncoder from 8 threads, and generate() with "
+        "a streamer in a thread (on a Mac), under audit", "no abort, within 1e-4 of alone, the "
+        "text of alone, no finding, at most 96 shapes", "any finding, or a difference", _install,
+        _STOCK,
     ),
     Check(
         "release", "a model is loaded and dropped 20 times under install()",

@@ -15,6 +15,7 @@ from typing import Any
 
 from onelane import _memory
 from onelane._mac_check.device import Device, NotRun
+from onelane._mac_check.isolated import isolation, shapes_recycled
 from onelane._mac_check.threads import (
     arange2,
     arange_worker,
@@ -27,8 +28,8 @@ from onelane._mac_check.threads import (
     user_streams,
     wrong_matmul,
 )
-from onelane._mac_check.upkeep import graphs_vs_pool, missing_pools, shapes
-from onelane._mac_check.whole import install_e2e, isolation, mlx, release, throughput
+from onelane._mac_check.upkeep import candle_pool, graphs_vs_pool, missing_pools, shapes
+from onelane._mac_check.whole import install_e2e, mlx, release, throughput
 
 RUNS: dict[str, Callable[[Device], dict[str, Any]]] = {
     "arange2": arange2, "sync2": sync2, "first-use": first_use, "arange-worker": arange_worker,
@@ -36,7 +37,7 @@ RUNS: dict[str, Callable[[Device], dict[str, Any]]] = {
     "fork-only": fork_only, "wrong-matmul": wrong_matmul, "async-load": async_load,
     "shapes": shapes, "graphs-vs-pool": graphs_vs_pool, "missing-pools": missing_pools,
     "isolation": isolation, "throughput": throughput, "install-E2E": install_e2e,
-    "release": release, "mlx": mlx,
+    "release": release, "mlx": mlx, "shapes-recycled": shapes_recycled, "candle-pool": candle_pool,
 }  # fmt: skip
 
 

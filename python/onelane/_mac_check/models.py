@@ -87,14 +87,14 @@ def sentence_transformer(folder: Path, large: bool = False) -> str:
     return str(path)
 
 
-def cross_encoder(folder: Path) -> str:
+def cross_encoder(folder: Path, large: bool = False) -> str:
     """Save a model of pairs with one score, and return where."""
     import torch
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(2)
     path = folder / "pairs"
-    model: Any = BertForSequenceClassification(_config(num_labels=1))
+    model: Any = BertForSequenceClassification(_config(large, num_labels=1))
     model.save_pretrained(path)
     _tokenizer(path)
     return str(path)

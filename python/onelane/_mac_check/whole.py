@@ -1,8 +1,7 @@
-"""Checks of whole programs: isolation, throughput, install, release, MLX."""
+"""Checks of whole programs: throughput, install, release, MLX."""
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import threading
@@ -15,38 +14,6 @@ from typing import Any
 import onelane
 from onelane import _shapes
 from onelane._mac_check.device import Device, NotRun
-
-
-def isolation(device: Device) -> dict[str, Any]:
-    make = getattr(onelane, "Isolation", None)
-    if make is None:
-        raise NotRun("this onelane has no isolation in Python")
-    if device.sim is not None:
-        raise NotRun("a child process has no simulated device")
-    queue = onelane.BatchQueue(
-        _aborting, "mps", onelane.Items(), factory=True, isolation=make(hang_s=20)
-    )
-    futures = [queue.submit(at) for at in range(8)]
-    failed, right = False, 0
-    for at, future in enumerate(futures):
-        try:
-            found = future.result(90)
-        except Exception:
-            failed = failed or at == 3
-        else:
-            right += found == at * 2
-    return {"culprit failed": failed, "others right": right, "others": 7}
-
-
-def _aborting() -> Callable[[list[int]], list[int]]:
-    import torch
-
-    def model(items: list[int]) -> list[int]:
-        if 3 in items:
-            os.abort()
-        return [int(x) for x in (torch.tensor(items, device="mps") * 2).cpu()]
-
-    return model
 
 
 def throughput(device: Device) -> dict[str, Any]:
@@ -105,6 +72,8 @@ def install_e2e(device: Device) -> dict[str, Any]:
                 for score in ranked:
                     score.result()
             whole = model.encode(texts)
+            # Generation is more than the simulated device knows.
+            told = None if device.sim else streamed(Path(folder), "mps", model.encode)
             del model, ranker
             onelane.uninstall()
         difference = max(
@@ -116,7 +85,37 @@ def install_e2e(device: Device) -> dict[str, Any]:
         "findings": len(audit.findings),
         "difference": difference,
         "shapes": _shapes.count("mps"),
+        "streamed": told,
     }
+
+
+def streamed(folder: Path, name: str, encode: Callable[[str], Any]) -> str:
+    """Generate in a thread with a streamer, under install(), while others encode.
+
+    Says "as alone" if the text is that of the host alone, and every other call was answered.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+
+    from onelane._mac_check import models
+
+    path = models.language_model(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    inputs = tokenizer("w1 w2 w3", return_tensors="pt")
+    asked = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
+    model: Any = AutoModelForCausalLM.from_pretrained(path)
+    alone = tokenizer.decode(model.generate(**inputs, **asked)[0])
+    model.to(name)
+    streamer: Any = TextIteratorStreamer(tokenizer, timeout=60)
+    named = {**inputs, **asked, "streamer": streamer}
+    thread = threading.Thread(target=model.generate, kwargs=named, daemon=True)
+    with ThreadPoolExecutor(2) as pool:
+        thread.start()
+        answers = [pool.submit(encode, f"w{at} w2") for at in range(8)]
+        text = "".join(streamer)
+        thread.join(60)
+        for answer in answers:
+            answer.result(60)
+    return "as alone" if text.split() == alone.split() and not thread.is_alive() else "another text"
 
 
 def release(device: Device) -> dict[str, Any]:

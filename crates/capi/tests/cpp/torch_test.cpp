@@ -345,7 +345,7 @@ void ten_of_ten_at_eight_threads() {
   queue.start();
   int passed = 0;
   for (const auto &make : cases) {
-    alarm(200);
+    alarm(2 * hang_seconds());
     const Case one = make();
     // Threads next to each other have other inputs, so that a mix-up is seen.
     const Tensors inputs = {one.input, one.input * 0.5};

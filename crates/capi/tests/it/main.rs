@@ -4,3 +4,4 @@ mod arguments;
 mod common;
 mod header;
 mod lifecycle;
+mod sequences;

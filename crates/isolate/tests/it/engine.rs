@@ -103,6 +103,9 @@ impl Actor {
             Some("abort_on_rebuild") if has_been_here() && !has_been_here_twice() => {
                 std::process::abort();
             }
+            Some("hang_on_rebuild") if has_been_here() && !has_been_here_twice() => {
+                sleep_for_ever();
+            }
             Some("slow") => std::thread::sleep(Duration::from_secs(3)),
             _ => {}
         }

@@ -23,7 +23,8 @@ pub fn tests() -> Tests {
         ("a_start_that_hangs", || start_fails("BUILD", "hang", "hung while it built")),
         ("starts_that_fail_are_spaced", starts_that_fail_are_spaced),
         ("a_start_that_fails_once", a_start_that_fails_once),
-        ("death_in_a_rebuild", death_in_a_rebuild),
+        ("death_in_a_rebuild", || lost_in_a_rebuild("abort_on_rebuild")),
+        ("hang_in_a_rebuild", || lost_in_a_rebuild("hang_on_rebuild")),
         ("death_while_idle", death_while_idle),
         ("shutdown_while_children_die", shutdown_while_children_die),
         ("shutdown_while_a_spare_starts", shutdown_while_a_spare_starts),
@@ -93,12 +94,14 @@ fn a_start_that_fails_once() {
     world.close();
 }
 
-/// As when somebody kills a child on its way: the requests that wait for it are none the worse.
-fn death_in_a_rebuild() {
+/// As when somebody kills or stops a child on its way: the requests that wait for it are none the
+/// worse.
+fn lost_in_a_rebuild(build: &str) {
     let scratch = Scratch::new();
     let marker = scratch.path("marker");
-    let variables = [("BUILD", "abort_on_rebuild"), ("MARKER", marker.as_str())];
-    let world = world_with(IsolationConfig::default(), &variables);
+    let variables = [("BUILD", build), ("MARKER", marker.as_str())];
+    let config = IsolationConfig::default().start(Duration::from_secs(2));
+    let world = world_with(config, &variables);
     let child = world.child();
     signal(child, Signal::KILL);
     eventually("it dies", SOON, || !exists(child));

@@ -7,6 +7,8 @@ sorted by length and split where the padding of one batch costs more than a seco
 
 from __future__ import annotations
 
+import itertools
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -46,6 +48,17 @@ class LaunchCost:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
         self.tokens = 192.0
 
+    def rows(self, length: float, most: int, seconds: float, longest: int | None = None) -> int:
+        """Return how many rows of a length run in so many seconds: one of `ROWS`, `most` at most.
+
+        By the time that a token has taken on the average; before anything has run it is 8.
+        """
+        allowed = [rows for rows in ROWS if rows <= most] or [most]
+        if not self._x:
+            return min(8, allowed[-1])
+        each = length_bucket(max(1, round(length)), longest) * self._y / self._x
+        return max((rows for rows in allowed if rows * each <= seconds), default=allowed[0])
+
     def note(self, tokens: int, seconds: float) -> None:
         """A batch of so many tokens, padding included, took so long."""
         keep = self._KEEP
@@ -65,27 +78,36 @@ class LaunchCost:
 
 
 def plan(
-    lengths: Sequence[float], launch: float, most_rows: int = ROWS[-1], longest: int | None = None
+    lengths: Sequence[float],
+    launch: float,
+    most_rows: int = ROWS[-1],
+    longest: int | None = None,
+    *,
+    rows: Sequence[int] | None = None,
+    rounds: bool = True,
 ) -> list[list[int]]:
     """Split requests into batches: lists of positions, each batch sorted, the shortest first.
 
-    lengths: of the requests, in tokens. launch: what a launch costs, in tokens. The split with the
-    least cost, padding to the buckets included.
+    lengths: of the requests, in tokens. launch: what a launch costs, in tokens. rows: of each
+    request, one by default; one of more than `most_rows` is a batch by itself. rounds: whether
+    batches are filled up to the buckets. The split with the least cost, padding included.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    wide = [length_bucket(max(1, round(lengths[at])), longest) for at in order]
+    wide = [lengths[at] for at in order]
+    if rounds:
+        wide = [length_bucket(max(1, round(length)), longest) for length in wide]
+    upto = list(itertools.accumulate((1 if rows is None else rows[at] for at in order), initial=0))
     # best[n]: the least cost of the n shortest, and where their last batch begins.
     best: list[tuple[float, int]] = [(0.0, 0)]
     for end in range(1, len(order) + 1):
-        best.append(
-            min(
-                (
-                    best[begin][0] + launch + row_bucket(end - begin, most_rows) * wide[end - 1],
-                    begin,
-                )
-                for begin in range(max(0, end - most_rows), end)
-            )
-        )
+        found = (math.inf, end - 1)
+        for begin in range(end - 1, -1, -1):
+            count = upto[end] - upto[begin]
+            if count > most_rows and begin < end - 1:
+                break
+            filled = row_bucket(count, most_rows) if rounds else count
+            found = min(found, (best[begin][0] + launch + filled * wide[end - 1], begin))
+        best.append(found)
     batches = []
     end = len(order)
     while end:
