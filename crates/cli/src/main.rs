@@ -6,6 +6,7 @@ mod embed;
 mod hazards;
 mod progress;
 mod race;
+mod serve;
 mod table;
 
 use std::process::ExitCode;
@@ -37,17 +38,20 @@ enum Command {
     Race(race::Args),
     Hazards(hazards::Args),
     Embed(embed::Args),
+    Serve(Box<serve::Args>),
     /// Lists the devices that this build and this machine can use.
     Devices(devices::Args),
 }
 
 fn main() -> ExitCode {
+    serve::run_if_child();
     let cli = Cli::parse();
     exit(log_to_stderr(cli.verbose, Level::WARN).and_then(|()| match cli.command {
         Command::Correctness(args) => correctness::run(args),
         Command::Race(args) => race::run(args),
         Command::Hazards(args) => hazards::run(args),
         Command::Embed(args) => embed::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Devices(args) => devices::run(args),
     }))
 }

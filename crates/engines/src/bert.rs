@@ -1,4 +1,4 @@
-//! The forward pass of a BERT encoder with pooling.
+//! The forward pass of a BERT encoder, or of one like it, with pooling.
 //!
 //! Two layouts of the same tokens. *Ragged* (CPU): real tokens only, one after the other; nothing
 //! is ever padded. *Padded* (any device): rows of equal length with a mask. Products, activations
@@ -9,11 +9,13 @@ use candle_core::{DType, Device, Result, Storage, Tensor};
 use crate::bucket::Shape;
 use crate::config::BertConfig;
 use crate::cpu::{self, Heads, Sequence};
+use crate::distances::Distances;
 use crate::error::LoadError;
 use crate::model_dir::ModelDir;
-use crate::ops::{self, Norm};
+use crate::ops::{self, Attention, Norm};
 use crate::pass::Passes;
 use crate::sentence_settings::Pooling;
+use crate::tokenised::TokenisedText;
 use crate::weights::Weights;
 
 /// Tokens that the ragged layout computes at a time: their activations stay in the cache, and the
@@ -56,8 +58,9 @@ pub struct Bert {
     device: Device,
     /// (vocabulary, width).
     words: Tensor,
-    /// (positions, width), the vector of the first segment kind added.
+    /// (kinds * positions, width): those of the first segment kind, then those of the second.
     positions: Tensor,
+    distances: Option<Distances>,
     embedding_norm: Norm,
     layers: Vec<Layer>,
     passes: Passes<Shape>,
@@ -69,30 +72,40 @@ const PARTS: usize = 4;
 /// Writes what a pass is given, all ids, then all positions, then the mask, then the weights of the
 /// pooling: everything goes up at once, so all are floats, which hold integers up to 2^24.
 fn pack(
-    texts: &[&[u32]],
+    texts: &[TokenisedText],
     Shape { rows, length }: Shape,
-    (padding, pooling): (u32, Pooling),
+    (config, pooling): (&BertConfig, Pooling),
     numbers: &mut [f32],
 ) {
     let (ids, rest) = numbers.split_at_mut(rows * length);
     let (positions, rest) = rest.split_at_mut(rows * length);
     let (mask, weights) = rest.split_at_mut(rows * length);
-    ids.fill(padding as f32);
+    ids.fill(config.pad_token_id as f32);
     mask.fill(MASKED);
     weights.fill(0.0);
     for row in positions.chunks_exact_mut(length) {
-        row.iter_mut().enumerate().for_each(|(at, position)| *position = at as f32);
+        let all = (config.first_position..).map(|position| position as f32);
+        row.iter_mut().zip(all).for_each(|(to, position)| *to = position);
     }
     for (row, text) in texts.iter().enumerate() {
-        let real = row * length..row * length + text.len();
-        ids[real.clone()].iter_mut().zip(*text).for_each(|(place, &id)| *place = id as f32);
+        let real = row * length..row * length + text.ids().len();
+        ids[real.clone()].iter_mut().zip(text.ids()).for_each(|(to, &id)| *to = id as f32);
+        let of_text = positions_of(text, config).map(|position| position as f32);
+        positions[real.clone()].iter_mut().zip(of_text).for_each(|(to, position)| *to = position);
         mask[real.clone()].fill(0.0);
         match pooling {
-            Pooling::Mean => weights[real].fill(1.0 / text.len() as f32),
+            Pooling::Mean => weights[real].fill(1.0 / text.ids().len() as f32),
             Pooling::First => weights[real.start] = 1.0,
             Pooling::Last => weights[real.end - 1] = 1.0,
         }
     }
+}
+
+/// The row of each token in [`Bert`]'s table of positions.
+fn positions_of(text: &TokenisedText, config: &BertConfig) -> impl Iterator<Item = u32> {
+    let (first, second) = (config.first_position as u32, text.second() as u32);
+    let table = first + config.max_position_embeddings as u32;
+    (0..text.ids().len() as u32).map(move |at| first + at + if at < second { 0 } else { table })
 }
 
 impl Bert {
@@ -106,7 +119,7 @@ impl Bert {
         config: BertConfig,
         device: &Device,
     ) -> std::result::Result<Self, LoadError> {
-        let weights = Weights::open(dir)?;
+        let weights = Weights::open(dir, config.family.names())?;
         let layers = weights.layers();
         if layers > config.num_hidden_layers {
             return Err(LoadError::damaged(
@@ -123,15 +136,33 @@ impl Bert {
             loader.weights.get(&format!("embeddings.{name}_embeddings.weight"), &[rows, width])
         };
         let words = table("word", config.vocab_size)?;
-        let kinds = table("token_type", config.type_vocab_size)?;
-        let positions = table("position", config.max_position_embeddings)?;
+        let rows = config.first_position + config.max_position_embeddings;
+        let mut positions = table("position", rows)?;
+        if config.type_vocab_size > 0 {
+            let kinds = table("token_type", config.type_vocab_size)?;
+            let of = |kind| positions.broadcast_add(&kinds.get(kind)?);
+            positions = match config.type_vocab_size {
+                1 => of(0)?,
+                _ => Tensor::cat(&[of(0)?, of(1)?], 0)?,
+            };
+        }
+        let distances = match config.distance_steps {
+            Some(steps) => {
+                let shape = [steps, config.num_attention_heads];
+                let weights =
+                    loader.weights.get("encoder.relative_attention_bias.weight", &shape)?;
+                Some(Distances::new(&weights, config.max_position_embeddings, device)?)
+            }
+            None => None,
+        };
         let no_bias = Tensor::zeros(width, DType::F32, &Device::Cpu)?;
         Ok(Self {
             words: words.to_device(device)?,
-            positions: positions.broadcast_add(&kinds.get(0)?)?.to_device(device)?,
+            positions: positions.to_device(device)?,
+            distances,
             embedding_norm: loader.norm(&no_bias, "embeddings.LayerNorm")?,
             layers: (0..config.num_hidden_layers)
-                .map(|i| loader.layer(&format!("encoder.layer.{i}")))
+                .map(|i| loader.layer(&format!("{}{i}", loader.weights.names().layers)))
                 .collect::<std::result::Result<_, _>>()?,
             passes: Passes::new(device),
             device: device.clone(),
@@ -161,18 +192,18 @@ impl Bert {
 
     /// Embeds texts without padding; for the CPU.
     ///
-    /// Each text is its token ids; each result is a vector of `hidden_size`.
+    /// Each result is a vector of `hidden_size`.
     ///
     /// # Errors
     /// candle's, among them a token outside the vocabulary, a text longer than
     /// `max_position_embeddings`, and a device other than the CPU.
-    pub fn embed_ragged(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+    pub fn embed_ragged(&self, texts: &[TokenisedText]) -> Result<Vec<Vec<f32>>> {
         let mut embeddings = Vec::with_capacity(texts.len());
         let mut rest = texts;
         while !rest.is_empty() {
             let mut tokens = 0;
             let fit = rest.iter().take_while(|text| {
-                tokens += text.len();
+                tokens += text.ids().len();
                 tokens <= TOKENS_AT_A_TIME
             });
             let (now, later) = rest.split_at(fit.count().max(1));
@@ -182,15 +213,15 @@ impl Bert {
         Ok(embeddings)
     }
 
-    fn embed_ragged_once(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
-        let ids = texts.concat();
-        let positions: Vec<u32> = texts.iter().flat_map(|text| (0..).take(text.len())).collect();
+    fn embed_ragged_once(&self, texts: &[TokenisedText]) -> Result<Vec<Vec<f32>>> {
+        let ids: Vec<u32> = texts.iter().flat_map(TokenisedText::ids).copied().collect();
+        let positions = texts.iter().flat_map(|text| positions_of(text, &self.config)).collect();
         let mut start = 0;
         let sequences: Vec<Sequence> = texts
             .iter()
             .map(|text| {
-                let sequence = Sequence { start, length: text.len() };
-                start += text.len();
+                let sequence = Sequence { start, length: text.ids().len() };
+                start += sequence.length;
                 sequence
             })
             .collect();
@@ -218,16 +249,16 @@ impl Bert {
     /// # Errors
     /// candle's, among them out of memory, a token outside the vocabulary, and more or longer texts
     /// than the shape holds.
-    pub fn embed_padded(&self, texts: &[&[u32]], shape: Shape) -> Result<Vec<Vec<f32>>> {
+    pub fn embed_padded(&self, texts: &[TokenisedText], shape: Shape) -> Result<Vec<Vec<f32>>> {
         let Shape { rows, length } = shape;
-        if texts.len() > rows || texts.iter().any(|text| text.len() > length) {
+        if texts.len() > rows || texts.iter().any(|text| text.ids().len() > length) {
             candle_core::bail!("{} texts do not fit into {rows} rows of {length}", texts.len());
         }
         let width = self.config.hidden_size;
         self.passes.run(
             shape,
             PARTS * shape.tokens(),
-            |numbers| pack(texts, shape, (self.config.pad_token_id, self.pooling), numbers),
+            |numbers| pack(texts, shape, (&self.config, self.pooling), numbers),
             |numbers| self.embed_packed(&numbers, shape),
             |y| {
                 let mut embeddings: Vec<Vec<f32>> =
@@ -262,11 +293,11 @@ impl Bert {
         let mut x = self.embedding_norm.add_forward(words, &positions)?;
         for layer in &self.layers {
             let qkv = x.matmul(&layer.qkv.weight)?;
+            let distances = self.distances.as_ref();
+            let input = Attention { qkv: &qkv, bias: &layer.qkv.bias, heads, distances };
             let a = match layout {
-                Layout::Ragged(sequences) => {
-                    ops::attention_ragged(&qkv, &layer.qkv.bias, sequences, heads)?
-                }
-                Layout::Padded(mask) => ops::attention_padded(&qkv, &layer.qkv.bias, mask, heads)?,
+                Layout::Ragged(sequences) => ops::attention_ragged(input, sequences)?,
+                Layout::Padded(mask) => ops::attention_padded(input, mask)?,
             };
             let a = layer.attention_norm.add_forward(a.matmul(&layer.attention)?, &x)?;
             let up = a.matmul(&layer.up.weight)?;
@@ -289,22 +320,24 @@ impl Loader<'_> {
         let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
         // The scale of the scores is folded into the queries; one product makes all three.
         let scale = ((width / self.config.num_attention_heads) as f64).sqrt().recip();
-        let (qw, qb) = self.dense(&format!("{at}.attention.self.query"), width, width)?;
-        let (kw, kb) = self.dense(&format!("{at}.attention.self.key"), width, width)?;
-        let (vw, vb) = self.dense(&format!("{at}.attention.self.value"), width, width)?;
-        let (ow, ob) = self.dense(&format!("{at}.attention.output.dense"), width, width)?;
-        let (uw, ub) = self.dense(&format!("{at}.intermediate.dense"), width, inner)?;
-        let (dw, db) = self.dense(&format!("{at}.output.dense"), inner, width)?;
+        let names = self.weights.names();
+        let dense = |name: &str, from, to| self.dense(&format!("{at}.{name}"), from, to);
+        let (qw, qb) = dense(names.query, width, width)?;
+        let (kw, kb) = dense(names.key, width, width)?;
+        let (vw, vb) = dense(names.value, width, width)?;
+        let (ow, ob) = dense(names.attention, width, width)?;
+        let (uw, ub) = dense(names.up, width, inner)?;
+        let (dw, db) = dense(names.down, inner, width)?;
         Ok(Layer {
             qkv: Dense {
                 weight: self.transposed(&Tensor::cat(&[&(qw * scale)?, &kw, &vw], 0)?)?,
                 bias: Tensor::cat(&[&(qb * scale)?, &kb, &vb], 0)?.to_device(self.device)?,
             },
             attention: self.transposed(&ow)?,
-            attention_norm: self.norm(&ob, &format!("{at}.attention.output.LayerNorm"))?,
+            attention_norm: self.norm(&ob, &format!("{at}.{}", names.attention_norm))?,
             up: Dense { weight: self.transposed(&uw)?, bias: ub.to_device(self.device)? },
             down: self.transposed(&dw)?,
-            output_norm: self.norm(&db, &format!("{at}.output.LayerNorm"))?,
+            output_norm: self.norm(&db, &format!("{at}.{}", names.output_norm))?,
         })
     }
 
@@ -339,20 +372,45 @@ impl Loader<'_> {
 mod tests {
     use super::*;
 
+    fn config() -> BertConfig {
+        let dir = tempfile::tempdir().unwrap();
+        for (file, text) in [
+            ("tokenizer.json", ""),
+            ("model.safetensors", ""),
+            (
+                "config.json",
+                r#"{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 10,
+                    "max_position_embeddings": 20, "hidden_act": "gelu", "pad_token_id": 9}"#,
+            ),
+        ] {
+            std::fs::write(dir.path().join(file), text).unwrap();
+        }
+        BertConfig::read(&ModelDir::open(dir.path()).unwrap()).unwrap()
+    }
+
     #[test]
     fn nothing_of_the_pass_before_is_left() {
         let shape = Shape { rows: 3, length: 4 };
-        let packed = |pooling, texts: &[&[u32]], before: f32| {
+        let config = config();
+        let packed = |pooling, texts: &[TokenisedText], before: f32| {
             let mut numbers = vec![before; PARTS * shape.tokens()];
-            pack(texts, shape, (9, pooling), &mut numbers);
+            pack(texts, shape, (&config, pooling), &mut numbers);
             numbers
         };
-        let texts: [&[u32]; 2] = [&[5, 6, 7], &[8]];
+        let text = |ids: &[u32], second| TokenisedText {
+            ids: ids.into(),
+            second,
+            bucket: 4,
+            truncated: false,
+        };
+        let texts = [text(&[5, 6, 7], 2), text(&[8], 1)];
         let numbers = packed(Pooling::Mean, &texts, f32::NAN);
         assert_eq!(numbers, packed(Pooling::Mean, &texts, 0.0));
         let [ids, positions, mask, mean] = [0, 1, 2, 3].map(|part| &numbers[part * 12..][..12]);
         assert_eq!(ids, [5., 6., 7., 9., 8., 9., 9., 9., 9., 9., 9., 9.]);
-        assert_eq!(positions, [0., 1., 2., 3.].repeat(3));
+        // The third token is of the second segment kind, whose positions follow the 20 of the first.
+        assert_eq!(positions, [0., 1., 22., 3., 0., 1., 2., 3., 0., 1., 2., 3.]);
         let (no, third) = (MASKED, 1.0 / 3.0);
         assert_eq!(mask, [0., 0., 0., no, 0., no, no, no, no, no, no, no]);
         assert_eq!(mean, [third, third, third, 0., 1., 0., 0., 0., 0., 0., 0., 0.]);

@@ -1,8 +1,9 @@
-//! `config.json` of a BERT: the sizes that the model is built from, checked once.
+//! `config.json` of a BERT, or of an encoder like one: the sizes that the model is built from, checked once.
 
 use serde::Deserialize;
 
 use crate::error::{LoadError, shown};
+use crate::family::Family;
 use crate::model_dir::ModelDir;
 
 /// Name of the file in a model directory.
@@ -19,10 +20,12 @@ pub enum Activation {
     Relu,
 }
 
-/// Sizes and settings of a BERT encoder.
+/// Sizes and settings of a BERT encoder, or of one like it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BertConfig {
+    /// Which kind of encoder it is.
+    pub family: Family,
     /// Width of a token's vector, and of the embedding.
     pub hidden_size: usize,
     /// Number of encoder layers.
@@ -35,8 +38,12 @@ pub struct BertConfig {
     pub vocab_size: usize,
     /// Longest sequence in tokens, special tokens included.
     pub max_position_embeddings: usize,
-    /// Number of segment kinds; sentence embedding uses the first.
+    /// The position of the first token.
+    pub first_position: usize,
+    /// Number of segment kinds, 0 where there are none; a single text uses the first.
     pub type_vocab_size: usize,
+    /// In how many steps attention tells how far apart two tokens are; `None` where it does not.
+    pub distance_steps: Option<usize>,
     /// Added to the variance in each layer normalisation.
     pub layer_norm_eps: f64,
     /// Activation of the feed-forward block.
@@ -49,9 +56,13 @@ pub struct BertConfig {
 #[derive(Deserialize)]
 struct Raw {
     model_type: Option<String>,
+    #[serde(alias = "dim")]
     hidden_size: usize,
+    #[serde(alias = "n_layers")]
     num_hidden_layers: usize,
+    #[serde(alias = "n_heads")]
     num_attention_heads: usize,
+    #[serde(alias = "hidden_dim")]
     intermediate_size: usize,
     vocab_size: usize,
     max_position_embeddings: usize,
@@ -59,10 +70,11 @@ struct Raw {
     type_vocab_size: usize,
     #[serde(default = "default_eps")]
     layer_norm_eps: f64,
+    #[serde(alias = "activation")]
     hidden_act: String,
     position_embedding_type: Option<String>,
-    #[serde(default)]
-    pad_token_id: u32,
+    pad_token_id: Option<u32>,
+    relative_attention_num_buckets: Option<usize>,
     #[serde(default)]
     is_decoder: bool,
 }
@@ -89,13 +101,11 @@ impl BertConfig {
             found: shown(found),
             supported,
         };
-        for (setting, found, supported) in [
-            ("model_type", &raw.model_type, "bert"),
-            ("position_embedding_type", &raw.position_embedding_type, "absolute"),
-        ] {
-            if let Some(found) = found.as_deref().filter(|&found| found != supported) {
-                return Err(unsupported(setting, found, supported));
-            }
+        let kind = raw.model_type.as_deref().unwrap_or("bert");
+        let family =
+            Family::named(kind).ok_or_else(|| unsupported("model_type", kind, Family::KNOWN))?;
+        if let Some(found) = raw.position_embedding_type.as_deref().filter(|&f| f != "absolute") {
+            return Err(unsupported("position_embedding_type", found, "absolute"));
         }
         if raw.is_decoder {
             return Err(unsupported("is_decoder", "true", "false"));
@@ -109,25 +119,48 @@ impl BertConfig {
                 return Err(unsupported("hidden_act", other, supported));
             }
         };
-        raw.check().map_err(|reason| LoadError::Damaged { path: dir.file(FILE), reason })?;
+        let pad_token_id = raw.pad_token_id.unwrap_or(family.padding());
+        let first_position = family.first_position(pad_token_id);
+        let damaged = |reason| LoadError::Damaged { path: dir.file(FILE), reason };
+        raw.check(pad_token_id).map_err(damaged)?;
+        let max_position_embeddings = match raw.max_position_embeddings.checked_sub(first_position)
+        {
+            Some(positions) if positions > 0 => positions,
+            _ => {
+                return Err(damaged(format!(
+                    "max_position_embeddings {} leaves no room beside pad_token_id {pad_token_id}",
+                    raw.max_position_embeddings
+                )));
+            }
+        };
+        let distance_steps = match family {
+            Family::Mpnet => Some(raw.relative_attention_num_buckets.unwrap_or(32)),
+            _ => None,
+        };
+        if let Some(steps @ (..4 | 1025..)) = distance_steps {
+            return Err(damaged(format!("relative_attention_num_buckets is {steps}")));
+        }
         Ok(Self {
+            family,
+            first_position,
+            distance_steps,
             hidden_size: raw.hidden_size,
             num_hidden_layers: raw.num_hidden_layers,
             num_attention_heads: raw.num_attention_heads,
             intermediate_size: raw.intermediate_size,
             vocab_size: raw.vocab_size,
-            max_position_embeddings: raw.max_position_embeddings,
-            type_vocab_size: raw.type_vocab_size,
+            max_position_embeddings,
+            type_vocab_size: if family.has_kinds() { raw.type_vocab_size } else { 0 },
             layer_norm_eps: raw.layer_norm_eps,
             activation,
-            pad_token_id: raw.pad_token_id,
+            pad_token_id,
         })
     }
 }
 
 impl Raw {
     /// Whether the numbers fit together.
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, pad_token_id: u32) -> Result<(), String> {
         for (name, value) in [
             ("hidden_size", self.hidden_size),
             ("num_hidden_layers", self.num_hidden_layers),
@@ -148,10 +181,10 @@ impl Raw {
                 self.hidden_size, self.num_attention_heads
             ));
         }
-        if self.pad_token_id as usize >= self.vocab_size {
+        if pad_token_id as usize >= self.vocab_size {
             return Err(format!(
-                "pad_token_id {} is outside the vocabulary of {}",
-                self.pad_token_id, self.vocab_size
+                "pad_token_id {pad_token_id} is outside the vocabulary of {}",
+                self.vocab_size
             ));
         }
         if !self.layer_norm_eps.is_finite() || self.layer_norm_eps < 0.0 {

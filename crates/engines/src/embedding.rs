@@ -11,9 +11,11 @@ use crate::device_name::DeviceName;
 use crate::embedding_engine::EmbeddingEngine;
 use crate::error::LoadError;
 use crate::model_dir::ModelDir;
-use crate::sentence_settings::SentenceSettings;
+use crate::projection::{Nonlinearity, Projection};
+use crate::sentence_settings::{ProjectionSettings, SentenceSettings};
 use crate::shape_log::ShapeLog;
 use crate::tokeniser::Tokeniser;
+use crate::weights::Weights;
 
 /// What becomes of the empty places in a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +74,7 @@ impl EmbeddingConfig {
     }
 }
 
-/// A BERT sentence-embedding model: its tokeniser, settings and statistics, without the weights.
+/// A sentence-embedding model of BERT or of an encoder like it: its tokeniser, settings and statistics, without the weights.
 ///
 /// Cheap to clone; every clone sees the same statistics.
 ///
@@ -113,6 +115,18 @@ impl EmbeddingModel {
         device: DeviceName,
         config: EmbeddingConfig,
     ) -> Result<Self, LoadError> {
+        let dir = ModelDir::open(path)?;
+        let settings = SentenceSettings::read(&dir)?;
+        Self::with_settings(dir, device, config, settings)
+    }
+
+    /// As [`open`](Self::open), with settings that somebody has read.
+    pub(crate) fn with_settings(
+        dir: ModelDir,
+        device: DeviceName,
+        config: EmbeddingConfig,
+        settings: SentenceSettings,
+    ) -> Result<Self, LoadError> {
         let skip_padding = match (config.padding, device) {
             (Padding::Pad, _) => false,
             (Padding::ByDevice, device) => device == DeviceName::Cpu,
@@ -122,10 +136,17 @@ impl EmbeddingModel {
             }
         };
         let by_device = if skip_padding { BucketConfig::coarse() } else { BucketConfig::fine() };
-        let dir = ModelDir::open(path)?;
         let bert = BertConfig::read(&dir)?;
         let buckets = config.buckets.unwrap_or(by_device);
-        let settings = SentenceSettings::read(&dir)?;
+        let mut width = bert.hidden_size;
+        for one in &settings.projections {
+            if one.width_in != width {
+                let reason = format!("it takes {} numbers of a text's {width}", one.width_in);
+                let path = dir.file(&format!("{}/config.json", one.folder));
+                return Err(LoadError::damaged(path, &reason));
+            }
+            width = one.width_out;
+        }
         let tokeniser = Tokeniser::load(&dir, &bert, &settings, &buckets)?;
         Ok(Self {
             dir,
@@ -147,17 +168,32 @@ impl EmbeddingModel {
     /// or too large for it.
     pub fn load(&self) -> Result<EmbeddingEngine, LoadError> {
         let device = self.device.open_for_engine()?;
-        let (pooling, normalise) = (self.settings.pooling, self.settings.normalise);
+        let settings = &self.settings;
+        let projections: Vec<Projection> = settings
+            .projections
+            .iter()
+            .map(|one| self.projection(one))
+            .collect::<Result<_, _>>()?;
+        // With projections, what they give is scaled.
+        let (pooling, normalise) = (settings.pooling, settings.normalise && projections.is_empty());
         let bert = Bert::load(&self.dir, self.config.clone(), &device)?.pooled(pooling, normalise);
         let bert = if self.cuda_graphs { bert } else { bert.without_graphs() };
         // Whatever thread calls first, the weights are there.
         device.synchronize()?;
-        Ok(EmbeddingEngine::new(
-            bert,
-            self.tokeniser.buckets().clone(),
-            self.skip_padding,
-            self.shapes.clone(),
-        ))
+        let buckets = self.tokeniser.buckets().clone();
+        let engine = EmbeddingEngine::new(bert, buckets, self.skip_padding, self.shapes.clone());
+        Ok(engine.projected(projections, settings.normalise))
+    }
+
+    fn projection(&self, settings: &ProjectionSettings) -> Result<Projection, LoadError> {
+        let weights = Weights::open_in(&self.dir, &settings.folder)?;
+        let widths = (settings.width_in, settings.width_out);
+        let after = if settings.tanh { Nonlinearity::Tanh } else { Nonlinearity::Identity };
+        if settings.bias {
+            Projection::load(&weights, "linear", widths, after)
+        } else {
+            Projection::load_without_bias(&weights, "linear", widths, after)
+        }
     }
 
     /// The tokeniser, for the submitting threads.
@@ -170,9 +206,17 @@ impl EmbeddingModel {
         &self.settings
     }
 
+    pub(crate) fn dir(&self) -> &ModelDir {
+        &self.dir
+    }
+
+    pub(crate) fn config(&self) -> &BertConfig {
+        &self.config
+    }
+
     /// Width of an embedding.
     pub fn hidden_size(&self) -> usize {
-        self.config.hidden_size
+        self.settings.projections.last().map_or(self.config.hidden_size, |last| last.width_out)
     }
 
     /// Whether padding is skipped rather than computed.

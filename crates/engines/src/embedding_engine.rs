@@ -4,9 +4,11 @@ use onelane::{BatchItem, Engine, EngineError};
 
 use crate::bert::Bert;
 use crate::bucket::{Buckets, Shape};
+use crate::cpu;
 use crate::error::engine_error;
+use crate::projection::Projection;
 use crate::shape_log::ShapeLog;
-use crate::tokeniser::TokenisedText;
+use crate::tokenised::TokenisedText;
 
 /// Embeds texts; made by [`EmbeddingModel::load`](crate::EmbeddingModel::load).
 ///
@@ -17,11 +19,20 @@ pub struct EmbeddingEngine {
     buckets: Buckets,
     skip_padding: bool,
     shapes: ShapeLog,
+    projections: Vec<Projection>,
+    /// Whether what they give is scaled to length 1.
+    normalise: bool,
 }
 
 impl EmbeddingEngine {
     pub(crate) fn new(bert: Bert, buckets: Buckets, skip_padding: bool, shapes: ShapeLog) -> Self {
-        Self { bert, buckets, skip_padding, shapes }
+        Self { bert, buckets, skip_padding, shapes, projections: Vec::new(), normalise: false }
+    }
+
+    /// Sends what the encoder gives through projections, and scales what they give to length 1 if
+    /// asked.
+    pub(crate) fn projected(self, projections: Vec<Projection>, normalise: bool) -> Self {
+        Self { projections, normalise, ..self }
     }
 
     /// How a batch is cut: skipped padding costs nothing, so that then only size cuts.
@@ -42,15 +53,22 @@ impl Engine for EmbeddingEngine {
         let mut rest = batch;
         for (taken, shape) in self.plan(batch) {
             let (now, later) = rest.split_at(taken);
-            let texts: Vec<&[u32]> = now.iter().map(TokenisedText::ids).collect();
             self.shapes.note(shape);
             let run = if self.skip_padding {
-                self.bert.embed_ragged(&texts)
+                self.bert.embed_ragged(now)
             } else {
-                self.bert.embed_padded(&texts, shape)
+                self.bert.embed_padded(now, shape)
             };
             embeddings.extend(run.map_err(engine_error)?);
             rest = later;
+        }
+        if self.projections.is_empty() {
+            return Ok(embeddings);
+        }
+        let mut embeddings =
+            Projection::chain(&self.projections, embeddings).map_err(engine_error)?;
+        if self.normalise {
+            embeddings.iter_mut().for_each(|embedding| cpu::normalise(embedding));
         }
         Ok(embeddings)
     }
@@ -58,11 +76,16 @@ impl Engine for EmbeddingEngine {
     fn warmup(&mut self) -> Result<(), EngineError> {
         let shortest = self.buckets.lengths()[0];
         let shape = Shape { rows: self.buckets.rows()[0], length: shortest };
-        let text = [self.bert.config().pad_token_id];
+        let text = TokenisedText {
+            ids: [self.bert.config().pad_token_id].into(),
+            second: 1,
+            bucket: shortest,
+            truncated: false,
+        };
         let run = if self.skip_padding {
-            self.bert.embed_ragged(&[&text])
+            self.bert.embed_ragged(&[text])
         } else {
-            self.bert.embed_padded(&[&text], shape)
+            self.bert.embed_padded(&[text], shape)
         };
         run.map(drop).map_err(engine_error)
     }

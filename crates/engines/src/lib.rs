@@ -1,4 +1,5 @@
-//! Engines for [`onelane`] on candle: an MLP and BERT sentence embeddings.
+//! Engines for [`onelane`] on candle: an MLP, sentence embeddings, rerankers and classifiers of BERT and
+//! encoders like it.
 //!
 //! They run on the CPU in every build, and on Metal (feature `metal`) or CUDA (feature `cuda`)
 //! where the build has it. Features only add: the API is the same without them, and asking for a
@@ -7,6 +8,7 @@
 //! | to do | use |
 //! |---|---|
 //! | name and open a device | [`DeviceName`], [`devices`] |
+//! | score pairs, classify texts | [`ClassificationModel`], [`ClassificationEngine`] |
 //! | embed sentences | [`EmbeddingModel`], [`Tokeniser`], [`EmbeddingEngine`] |
 //! | choose shapes | [`EmbeddingConfig`], [`BucketConfig`], [`Padding`] |
 //! | run rows through an MLP | [`MlpEngine`], [`MlpRow`] |
@@ -17,6 +19,8 @@
 
 mod bert;
 mod bucket;
+mod classification;
+mod classification_engine;
 mod config;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -24,9 +28,12 @@ mod cpu;
 mod cuda;
 mod device;
 mod device_name;
+mod distances;
 mod embedding;
 mod embedding_engine;
 mod error;
+mod family;
+mod head;
 mod inventory;
 mod mlp;
 mod mlp_engine;
@@ -34,24 +41,30 @@ mod model_dir;
 mod ops;
 mod pass;
 mod pool;
+mod projection;
 mod sentence_settings;
 mod shape_log;
+mod tokenised;
 mod tokeniser;
 mod tokenizer_file;
 mod weights;
 
 pub use bert::Bert;
 pub use bucket::{BucketConfig, BucketError, Buckets, Shape};
+pub use classification::ClassificationModel;
+pub use classification_engine::ClassificationEngine;
 pub use config::{Activation, BertConfig};
 pub use device::DeviceError;
 pub use device_name::{DeviceName, DeviceNameError};
 pub use embedding::{EmbeddingConfig, EmbeddingModel, Padding};
 pub use embedding_engine::EmbeddingEngine;
 pub use error::LoadError;
+pub use family::Family;
 pub use inventory::{DeviceInfo, devices};
 pub use mlp::{MLP_WIDTH, Mlp, MlpRow, MlpRowError};
 pub use mlp_engine::MlpEngine;
 pub use model_dir::ModelDir;
 pub use pool::autorelease_pool;
-pub use sentence_settings::{Pooling, SentenceSettings};
-pub use tokeniser::{MAX_TEXT_BYTES, TokeniseError, TokenisedText, Tokeniser};
+pub use sentence_settings::{Pooling, ProjectionSettings, SentenceSettings};
+pub use tokenised::TokenisedText;
+pub use tokeniser::{MAX_TEXT_BYTES, TextToken, TokeniseError, Tokeniser};

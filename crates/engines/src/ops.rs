@@ -7,6 +7,7 @@ use candle_core::{
 
 use crate::config::Activation;
 use crate::cpu::{self, Heads, NormParams, Projected, Sequence};
+use crate::distances::Distances;
 
 /// The elements of a contiguous f32 tensor.
 fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -121,21 +122,29 @@ impl InplaceOp3 for AddNorm {
     }
 }
 
-/// Self-attention of each sequence by the CPU kernel, which reads real tokens only.
-///
-/// `qkv` is (tokens, 3 * width) without its `bias` (3 * width); the result is (tokens, width).
-pub(crate) fn attention_ragged(
-    qkv: &Tensor,
-    bias: &Tensor,
-    sequences: &[Sequence],
-    heads: Heads,
-) -> Result<Tensor> {
-    qkv.apply_op2_no_bwd(bias, &RaggedAttention { sequences, heads })
+/// What an attention reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Attention<'a> {
+    /// (tokens, 3 * width): queries, keys and values, without their bias.
+    pub qkv: &'a Tensor,
+    /// (3 * width).
+    pub bias: &'a Tensor,
+    pub heads: Heads,
+    /// What is added to the scores, in a model that does.
+    pub distances: Option<&'a Distances>,
+}
+
+/// Self-attention of each sequence by the CPU kernel, which reads real tokens only; the result is
+/// (tokens, width).
+pub(crate) fn attention_ragged(input: Attention<'_>, sequences: &[Sequence]) -> Result<Tensor> {
+    let Attention { qkv, bias, heads, distances } = input;
+    qkv.apply_op2_no_bwd(bias, &RaggedAttention { sequences, heads, distances })
 }
 
 struct RaggedAttention<'a> {
     sequences: &'a [Sequence],
     heads: Heads,
+    distances: Option<&'a Distances>,
 }
 
 impl CustomOp2 for RaggedAttention<'_> {
@@ -154,7 +163,8 @@ impl CustomOp2 for RaggedAttention<'_> {
         let width = self.heads.width();
         let tokens = qkv.len() / (3 * width);
         let mut out = vec![0_f32; tokens * width];
-        let input = Projected { qkv, bias: elements(bias, bl)?, heads: self.heads };
+        let bias = elements(bias, bl)?;
+        let input = Projected { qkv, bias, heads: self.heads, distances: self.distances };
         cpu::attention(input, self.sequences, &mut out);
         Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
     }
@@ -162,19 +172,18 @@ impl CustomOp2 for RaggedAttention<'_> {
 
 /// Self-attention of padded rows by candle's own operations, on any device.
 ///
-/// `qkv` as in [`attention_ragged`] with tokens = rows * length; `mask` is (rows, 1, 1, length): 0
-/// for a real token, a large negative number for padding.
-pub(crate) fn attention_padded(
-    qkv: &Tensor,
-    bias: &Tensor,
-    mask: &Tensor,
-    heads: Heads,
-) -> Result<Tensor> {
+/// Tokens = rows * length; `mask` is (rows, 1, 1, length): 0 for a real token, a large negative
+/// number for padding.
+pub(crate) fn attention_padded(input: Attention<'_>, mask: &Tensor) -> Result<Tensor> {
+    let Attention { qkv, bias, heads, distances } = input;
     let (rows, _, _, length) = mask.dims4()?;
     let qkv = qkv.broadcast_add(bias)?.reshape((rows, length, 3, heads.count, heads.size))?;
     let part = |i| qkv.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-    let scores = q.matmul(&k.transpose(D::Minus2, D::Minus1)?)?.broadcast_add(mask)?;
+    let mut scores = q.matmul(&k.transpose(D::Minus2, D::Minus1)?)?.broadcast_add(mask)?;
+    if let Some(distances) = distances {
+        scores = scores.broadcast_add(&distances.grid(length)?)?;
+    }
     let out = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;
     out.transpose(1, 2)?.contiguous()?.reshape((rows * length, heads.width()))
 }
@@ -223,7 +232,9 @@ mod tests {
     #[test]
     fn ragged_attention_is_padded_attention_without_the_padding() {
         // Head sizes below, at and above the width of a vector; lengths with every kind of tail.
-        for (count, size) in [(4, 8), (2, 16), (3, 20), (1, 64)] {
+        for (count, size, apart) in
+            [(4, 8, false), (2, 16, false), (3, 20, true), (1, 64, false), (2, 16, true)]
+        {
             let heads = Heads { count, size };
             let lengths = [1, 3, 4, 16, 17, 70, 133];
             let length = 133;
@@ -234,17 +245,21 @@ mod tests {
                 .flat_map(|&real| (0..length).map(move |i| if i < real { 0.0 } else { -1e30 }))
                 .collect();
             let mask = Tensor::from_vec(mask, (lengths.len(), 1, 1, length), &Device::Cpu).unwrap();
-            let padded = attention_padded(&qkv, &bias, &mask, heads).unwrap();
+            let weights = (tensor(&[32, count], 2.5) * 3.0).unwrap();
+            let distances = Distances::new(&weights, 140, &Device::Cpu).unwrap();
+            let distances = apart.then_some(&distances);
+            let input = Attention { qkv: &qkv, bias: &bias, heads, distances };
+            let padded = attention_padded(input, &mask).unwrap();
             let sequences: Vec<Sequence> = lengths
                 .iter()
                 .enumerate()
                 .map(|(row, &real)| Sequence { start: row * length, length: real })
                 .collect();
-            let ragged = attention_ragged(&qkv, &bias, &sequences, heads).unwrap();
+            let ragged = attention_ragged(input, &sequences).unwrap();
             for Sequence { start, length } in sequences {
                 let rows = |t: &Tensor| t.narrow(0, start, length).unwrap();
                 let off = difference(&rows(&ragged), &rows(&padded));
-                assert!(off < 5e-6, "heads {count} x {size}, length {length}: {off}");
+                assert!(off < 5e-6, "heads {count} x {size}, {apart}, length {length}: {off}");
             }
         }
     }

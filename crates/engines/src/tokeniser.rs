@@ -3,8 +3,8 @@
 //! Immutable after loading, so any number of threads share one. It truncates as the model's files
 //! say, and never pads: padding belongs to the batch.
 
-use onelane::BatchItem;
-use onelane_isolate::{Reader, Wire, WireError, Writer};
+mod tokens;
+
 use tokenizers::{
     Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
 };
@@ -14,7 +14,9 @@ use crate::config::BertConfig;
 use crate::error::LoadError;
 use crate::model_dir::ModelDir;
 use crate::sentence_settings::SentenceSettings;
+use crate::tokenised::TokenisedText;
 use crate::tokenizer_file;
+pub use tokens::TextToken;
 
 /// Name of the file in a model directory.
 const FILE: &str = "tokenizer.json";
@@ -37,6 +39,8 @@ pub struct Tokeniser {
     buckets: Buckets,
     /// Ids are below it.
     vocabulary: usize,
+    /// How many segment kinds the model tells apart.
+    kinds: usize,
     /// Whether the end of a long text is cut off; else its start.
     keeps_start: bool,
 }
@@ -47,59 +51,6 @@ pub struct Tokeniser {
 pub struct TokeniseError(Failure);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// A text as token ids: the input of a request to an embedding engine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenisedText {
-    ids: Box<[u32]>,
-    bucket: usize,
-    truncated: bool,
-}
-
-impl TokenisedText {
-    /// Token ids, special tokens included.
-    pub fn ids(&self) -> &[u32] {
-        &self.ids
-    }
-
-    /// The length of its bucket in tokens: the batch key.
-    pub fn bucket(&self) -> usize {
-        self.bucket
-    }
-
-    /// Whether the text was longer than the model's limit, so that its end was cut off.
-    pub fn truncated(&self) -> bool {
-        self.truncated
-    }
-}
-
-/// Texts of one bucket share a batch; a text costs its real tokens.
-impl BatchItem for TokenisedText {
-    type Key = usize;
-
-    fn key(&self) -> usize {
-        self.bucket
-    }
-
-    fn cost(&self) -> usize {
-        self.ids.len()
-    }
-}
-
-/// How a text crosses to an isolated worker.
-impl Wire for TokenisedText {
-    fn write(&self, to: &mut Writer<'_>) {
-        (self.bucket, self.truncated).write(to);
-        to.length(self.ids.len());
-        to.numbers(&self.ids);
-    }
-
-    fn read(from: &mut Reader<'_>) -> Result<Self, WireError> {
-        let (bucket, truncated) = Wire::read(from)?;
-        let ids = Vec::read(from)?.into_boxed_slice();
-        Ok(Self { ids, bucket, truncated })
-    }
-}
 
 impl Tokeniser {
     /// Loads `tokenizer.json` and the settings beside it.
@@ -172,6 +123,7 @@ impl Tokeniser {
             lower_case: settings.lower_case,
             buckets: buckets.fit(limit)?,
             vocabulary: config.vocab_size,
+            kinds: config.type_vocab_size,
             keeps_start,
         };
         tokeniser.check().map_err(damaged)?;
@@ -209,22 +161,78 @@ impl Tokeniser {
     /// the model does not have.
     pub fn encode(&self, text: &str) -> Result<TokenisedText, TokeniseError> {
         let (encoding, cut) = self.encode_start(text).map_err(TokeniseError)?;
+        self.tokenised(&encoding, cut)
+    }
+
+    /// Tokenises a pair of texts, for a model that scores or classifies pairs: with the tokens that the
+    /// tokeniser puts between them. Of a pair that is too long the longer text is cut.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); or when the special tokens of a pair leave no room.
+    pub fn encode_pair(&self, first: &str, second: &str) -> Result<TokenisedText, TokeniseError> {
+        let special = self.tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(true));
+        if self.max_length() <= special {
+            let limit = self.max_length();
+            let text = format!("{special} special tokens leave no room in the limit of {limit}");
+            return Err(TokeniseError(text.into()));
+        }
+        let (first, first_cut) = self.part_that_counts(first).map_err(TokeniseError)?;
+        let (second, second_cut) = self.part_that_counts(second).map_err(TokeniseError)?;
+        let encoding = if self.lower_case {
+            self.tokenizer.encode_fast((first.to_lowercase(), second.to_lowercase()), true)
+        } else {
+            self.tokenizer.encode_fast((first, second), true)
+        };
+        self.tokenised(&encoding.map_err(TokeniseError)?, first_cut || second_cut)
+    }
+
+    fn tokenised(&self, encoding: &Encoding, cut: bool) -> Result<TokenisedText, TokeniseError> {
         if encoding.is_empty() {
             return Err(TokeniseError("no token came out of it".into()));
         }
-        if let Some(id) = self.foreign(&encoding) {
+        if let Some(id) = self.foreign(encoding) {
             let text = format!("its token {id} is outside the model's vocabulary");
             return Err(TokeniseError(text.into()));
         }
         Ok(TokenisedText {
             ids: encoding.get_ids().into(),
+            second: self.second(encoding.get_type_ids())?,
             bucket: self.buckets.length_for(encoding.len()),
             truncated: cut || !encoding.get_overflowing().is_empty(),
         })
     }
 
+    /// Where the second segment kind begins, in a model that has one.
+    fn second(&self, kinds: &[u32]) -> Result<usize, TokeniseError> {
+        if self.kinds < 2 {
+            return Ok(kinds.len());
+        }
+        let second = kinds.iter().position(|&kind| kind != 0).unwrap_or(kinds.len());
+        if kinds[second..].iter().any(|&kind| kind != 1) {
+            let text = "the tokeniser gives its tokens segment kinds other than 0, then 1";
+            return Err(TokeniseError(text.into()));
+        }
+        Ok(second)
+    }
+
+    /// As much of a text as counts beside another, and whether that is not all of it: what is cut
+    /// off would be even if the other were empty.
+    fn part_that_counts<'a>(&self, text: &'a str) -> Result<(&'a str, bool), Failure> {
+        if text.len() <= self.max_length().saturating_mul(BYTES_A_TOKEN) {
+            return Ok((text, false));
+        }
+        let (part, _) = self.encode_part(text)?;
+        Ok((part, part.len() < text.len()))
+    }
+
     /// The encoding of as much of a text as counts, and whether the rest was not looked at.
     fn encode_start(&self, text: &str) -> Result<(Encoding, bool), Failure> {
+        let (part, encoding) = self.encode_part(text)?;
+        Ok((encoding, part.len() < text.len()))
+    }
+
+    /// As much of a text as counts, and its encoding.
+    fn encode_part<'a>(&self, text: &'a str) -> Result<(&'a str, Encoding), Failure> {
         let mut most = self.max_length().saturating_mul(BYTES_A_TOKEN);
         while self.keeps_start && most < MAX_TEXT_BYTES {
             // Whole words, so that their tokens are those that they have in the whole text.
@@ -232,7 +240,7 @@ impl Tokeniser {
                 let encoding = self.tokenise(start)?;
                 let left: usize = encoding.get_overflowing().iter().map(Encoding::len).sum();
                 if left > LEFT_OVER {
-                    return Ok((encoding, true));
+                    return Ok((start, encoding));
                 }
             }
             if text.len() <= most {
@@ -245,7 +253,7 @@ impl Tokeniser {
             (true, true) => &text[..text.floor_char_boundary(MAX_TEXT_BYTES)],
             (true, false) => &text[text.ceil_char_boundary(text.len() - MAX_TEXT_BYTES)..],
         };
-        Ok((self.tokenise(part)?, part.len() < text.len()))
+        Ok((part, self.tokenise(part)?))
     }
 
     fn tokenise(&self, text: &str) -> Result<Encoding, Failure> {

@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 
 use crate::error::LoadError;
+use crate::family::{Family, Names};
 use crate::model_dir::ModelDir;
 
 /// Name of the file in a model directory.
@@ -22,20 +23,32 @@ const HEADER_BYTES: u64 = 16 << 20;
 /// The tensors of a file.
 pub(crate) struct Weights<'a> {
     dir: &'a ModelDir,
+    /// Its name in the directory.
+    name: String,
     file: File,
     tensors: Metadata,
     /// Where the data begins.
     data: u64,
-    /// `bert.` when the file was saved from a model with a head on top.
+    names: Names,
+    /// The family's, when the file was saved from a model with a head on top.
     prefix: &'static str,
 }
 
 impl<'a> Weights<'a> {
-    /// Opens the file: reads its header, and checks that the data is complete.
-    pub fn open(dir: &'a ModelDir) -> Result<Self, LoadError> {
-        let damaged = |reason: &dyn std::fmt::Display| LoadError::damaged(dir.file(FILE), reason);
-        let unreadable = |source| LoadError::Unreadable { path: dir.file(FILE), source };
-        let (mut file, bytes) = dir.open_file(FILE)?;
+    /// Opens the model's file: reads its header, and checks that the data is complete.
+    pub fn open(dir: &'a ModelDir, names: Names) -> Result<Self, LoadError> {
+        Self::open_file(dir, FILE.to_owned(), names)
+    }
+
+    /// The same of the file in a folder of the directory, which has no encoder.
+    pub fn open_in(dir: &'a ModelDir, folder: &str) -> Result<Self, LoadError> {
+        Self::open_file(dir, format!("{folder}/{FILE}"), Family::Bert.names())
+    }
+
+    fn open_file(dir: &'a ModelDir, name: String, names: Names) -> Result<Self, LoadError> {
+        let damaged = |reason: &dyn std::fmt::Display| LoadError::damaged(dir.file(&name), reason);
+        let unreadable = |source| LoadError::Unreadable { path: dir.file(&name), source };
+        let (mut file, bytes) = dir.open_file(&name)?;
         if bytes < 8 {
             return Err(damaged(&format_args!("it has {bytes} bytes and not even a header")));
         }
@@ -55,33 +68,48 @@ impl<'a> Weights<'a> {
                 tensors.data_len()
             )));
         }
-        let headed = tensors.info("bert.embeddings.word_embeddings.weight").is_some();
-        Ok(Self { dir, file, tensors, data, prefix: if headed { "bert." } else { "" } })
+        let first = format!("{}embeddings.word_embeddings.weight", names.prefix);
+        let prefix = if tensors.info(&first).is_some() { names.prefix } else { "" };
+        Ok(Self { dir, name, file, tensors, data, names, prefix })
+    }
+
+    /// What the tensors are called.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// How many rows a tensor has, if it is there: one of a head, which has no prefix.
+    pub fn rows(&self, name: &str) -> Option<usize> {
+        self.tensors.info(name)?.shape.first().copied()
     }
 
     /// One more than the highest number of a layer, by names such as `encoder.layer.5.`.
     pub fn layers(&self) -> usize {
         let of = |name: &String| -> Option<usize> {
-            let rest = name.strip_prefix(self.prefix)?.strip_prefix("encoder.layer.")?;
+            let rest = name.strip_prefix(self.prefix)?.strip_prefix(self.names.layers)?;
             rest.split_once('.')?.0.parse().ok()
         };
         self.tensors.offset_keys().iter().filter_map(of).max().map_or(0, |last| last + 1)
     }
 
-    /// A tensor on the host in f32, whatever float type it was saved in.
+    /// A tensor of the encoder, on the host in f32, whatever float type it was saved in.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+        self.get_full(&format!("{}{name}", self.prefix), shape)
+    }
+
+    /// The same by its whole name: a tensor of a head.
+    pub fn get_full(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let wrong = |found: String| LoadError::Tensor {
-            path: self.dir.file(FILE),
+            path: self.dir.file(&self.name),
             name: name.to_owned(),
             expected: shape.to_vec(),
             found,
         };
-        let full = format!("{}{name}", self.prefix);
         // Conversions from TensorFlow call the parameters of a normalisation gamma and beta.
-        let old = full
+        let old = name
             .replace("LayerNorm.weight", "LayerNorm.gamma")
             .replace("LayerNorm.bias", "LayerNorm.beta");
-        let info = self.tensors.info(&full).or_else(|| self.tensors.info(&old));
+        let info = self.tensors.info(name).or_else(|| self.tensors.info(&old));
         let info = info.ok_or_else(|| wrong("none".to_owned()))?;
         let found = || {
             // A stranger's shape may have any number of dimensions.
@@ -115,7 +143,7 @@ impl<'a> Weights<'a> {
         };
         match read() {
             Ok(_) => Ok(data),
-            Err(source) => Err(LoadError::Unreadable { path: self.dir.file(FILE), source }),
+            Err(source) => Err(LoadError::Unreadable { path: self.dir.file(&self.name), source }),
         }
     }
 }

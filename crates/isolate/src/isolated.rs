@@ -76,7 +76,7 @@ where
     type Output = E::Output;
 
     fn infer(&mut self, batch: &[E::Item]) -> Result<Vec<E::Output>, EngineError> {
-        self.infer_with(batch, |count, from| E::Output::read_vec(count, from))
+        self.infer_with(batch, E::Output::read_vec)
     }
 
     fn delivered(&mut self) {

@@ -147,6 +147,11 @@ impl Client {
             Ok(text) => text,
             Err(wrong) => return refused(format!("not UTF-8: byte {} is wrong", wrong.byte)),
         };
+        // As sentence-transformers' `encode` does.
+        let text = match &self.model.settings().default_prompt {
+            Some(prompt) => format!("{prompt}{text}"),
+            None => text,
+        };
         let text = match self.model.tokeniser().encode(&text) {
             Ok(text) => text,
             Err(error) => return refused(error.to_string()),

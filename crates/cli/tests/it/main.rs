@@ -6,6 +6,7 @@ mod common;
 mod correctness;
 mod embed;
 mod hazards;
+mod serve;
 mod snapshots;
 
 use std::ffi::OsStr;

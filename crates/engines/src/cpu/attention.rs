@@ -9,6 +9,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::math::{LANES, softmax};
+use crate::distances::Distances;
 
 /// Queries that a task takes when there are too few sequences for the threads.
 const QUERY_BLOCK: usize = 64;
@@ -50,6 +51,8 @@ pub(crate) struct Projected<'a> {
     pub bias: &'a [f32],
     /// How the width is divided.
     pub heads: Heads,
+    /// What is added to the scores, in a model that does.
+    pub distances: Option<&'a Distances>,
 }
 
 /// Attends each sequence to itself.
@@ -141,8 +144,13 @@ impl WithSimd for Task<'_> {
                     }
                 }
                 scores(simd, &scratch.queries, &scratch.keys, &mut scratch.scores);
-                for row in scratch.scores.chunks_exact_mut(key_stride) {
-                    softmax(&mut row[..keys]);
+                for (i, row) in scratch.scores.chunks_exact_mut(key_stride).enumerate() {
+                    let row = &mut row[..keys];
+                    if let Some(distances) = input.distances {
+                        let query = first + tile * TILE + i.min(count - 1);
+                        row.iter_mut().zip(distances.row(head, query)).for_each(|(s, d)| *s += *d);
+                    }
+                    softmax(row);
                 }
                 let weights = Weights { rows: &scratch.scores, stride: key_stride, keys };
                 weighted_sums(simd, weights, &scratch.values, |i, at, lanes| {

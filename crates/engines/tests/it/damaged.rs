@@ -220,7 +220,7 @@ fn a_config_that_contradicts_itself() {
 #[test]
 fn a_config_that_asks_for_more_than_is_computed() {
     for (setting, value) in [
-        ("model_type", json!("roberta")),
+        ("model_type", json!("gpt2")),
         ("hidden_act", json!("silu")),
         ("position_embedding_type", json!("relative_key")),
         ("is_decoder", json!(true)),

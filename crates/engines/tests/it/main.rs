@@ -6,6 +6,7 @@
 mod common;
 mod load;
 
+mod agree;
 mod damaged;
 mod device;
 mod embedding;

@@ -1,0 +1,57 @@
+//! The head of a sequence classifier: the first token's vector in, one score for each label out.
+
+use candle_core::Result;
+
+use crate::config::BertConfig;
+use crate::error::LoadError;
+use crate::model_dir::ModelDir;
+use crate::projection::{Nonlinearity, Projection};
+use crate::weights::Weights;
+
+/// The head of a sequence classifier.
+pub(crate) struct Head([Projection; 2]);
+
+impl Head {
+    /// How many labels the head in a model's file has.
+    ///
+    /// # Errors
+    /// [`LoadError`] when the file is damaged or has no such head.
+    pub(crate) fn labels(
+        dir: &ModelDir,
+        config: &BertConfig,
+    ) -> std::result::Result<usize, LoadError> {
+        let output = format!("{}.weight", config.family.head().output);
+        let weights = Weights::open(dir, config.family.names())?;
+        match weights.rows(&output) {
+            Some(labels @ 1..) => Ok(labels),
+            // By this, an error that names the tensor.
+            _ => weights.get_full(&output, &[1, config.hidden_size]).map(|_| 1),
+        }
+    }
+
+    /// Loads the head of a model with this many labels.
+    ///
+    /// # Errors
+    /// [`LoadError`] when a tensor is missing or of another shape.
+    pub(crate) fn load(
+        dir: &ModelDir,
+        config: &BertConfig,
+        labels: usize,
+    ) -> std::result::Result<Self, LoadError> {
+        let weights = Weights::open(dir, config.family.names())?;
+        let names = config.family.head();
+        let width = config.hidden_size;
+        Ok(Self([
+            Projection::load(&weights, names.dense, (width, width), names.nonlinearity)?,
+            Projection::load(&weights, names.output, (width, labels), Nonlinearity::Identity)?,
+        ]))
+    }
+
+    /// The scores of each vector.
+    ///
+    /// # Errors
+    /// candle's, for vectors of another width.
+    pub(crate) fn scores(&self, vectors: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+        Projection::chain(&self.0, vectors)
+    }
+}

@@ -1,0 +1,82 @@
+//! A linear map with a non-linearity after it, on the host: the layers that follow a pooling.
+//!
+//! They are a thousandth of the encoder's work, and the vectors are on the host anyway.
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::error::LoadError;
+use crate::weights::Weights;
+
+/// The non-linearity after a projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nonlinearity {
+    Identity,
+    Tanh,
+    Relu,
+}
+
+/// A linear map with a non-linearity after it.
+pub(crate) struct Projection {
+    /// (in, out).
+    weight: Tensor,
+    /// (out).
+    bias: Option<Tensor>,
+    nonlinearity: Nonlinearity,
+}
+
+impl Projection {
+    /// Loads the tensors `NAME.weight` (to, from) and `NAME.bias` (to).
+    ///
+    /// # Errors
+    /// [`LoadError`] when one is missing or of another shape.
+    pub(crate) fn load(
+        weights: &Weights<'_>,
+        name: &str,
+        (from, to): (usize, usize),
+        nonlinearity: Nonlinearity,
+    ) -> std::result::Result<Self, LoadError> {
+        let weight = weights.get_full(&format!("{name}.weight"), &[to, from])?;
+        let bias = Some(weights.get_full(&format!("{name}.bias"), &[to])?);
+        Ok(Self { weight: weight.t()?.contiguous()?, bias, nonlinearity })
+    }
+
+    /// The same without a bias.
+    pub(crate) fn load_without_bias(
+        weights: &Weights<'_>,
+        name: &str,
+        (from, to): (usize, usize),
+        nonlinearity: Nonlinearity,
+    ) -> std::result::Result<Self, LoadError> {
+        let weight = weights.get_full(&format!("{name}.weight"), &[to, from])?;
+        Ok(Self { weight: weight.t()?.contiguous()?, bias: None, nonlinearity })
+    }
+
+    /// What becomes of each row of x, (rows, in).
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.matmul(&self.weight)?;
+        if let Some(bias) = &self.bias {
+            x = x.broadcast_add(bias)?;
+        }
+        match self.nonlinearity {
+            Nonlinearity::Identity => Ok(x),
+            Nonlinearity::Tanh => x.tanh(),
+            Nonlinearity::Relu => x.relu(),
+        }
+    }
+
+    /// Sends vectors through one projection after the other.
+    ///
+    /// # Errors
+    /// candle's, for vectors of another width.
+    pub(crate) fn chain(layers: &[Self], vectors: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+        if vectors.is_empty() || layers.is_empty() {
+            return Ok(vectors);
+        }
+        let (rows, width) = (vectors.len(), vectors[0].len());
+        let mut x = Tensor::from_vec(vectors.concat(), (rows, width), &Device::Cpu)?;
+        for layer in layers {
+            x = layer.forward(&x)?;
+        }
+        x.to_vec2()
+    }
+}

@@ -1,0 +1,67 @@
+//! A text, or a pair of texts, as token ids: the input of a request to an engine.
+
+use onelane::BatchItem;
+use onelane_isolate::{Reader, Wire, WireError, Writer};
+
+/// A text, or a pair of texts, as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenisedText {
+    pub(crate) ids: Box<[u32]>,
+    /// Where the second segment kind begins; the number of tokens where there is one kind.
+    pub(crate) second: usize,
+    pub(crate) bucket: usize,
+    pub(crate) truncated: bool,
+}
+
+impl TokenisedText {
+    /// Token ids, special tokens included.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Where the tokens of the second segment kind begin; the number of tokens where all are of the
+    /// first.
+    pub fn second(&self) -> usize {
+        self.second
+    }
+
+    /// The length of its bucket in tokens: the batch key.
+    pub fn bucket(&self) -> usize {
+        self.bucket
+    }
+
+    /// Whether the text was longer than the model's limit, so that its end was cut off.
+    pub fn truncated(&self) -> bool {
+        self.truncated
+    }
+}
+
+/// Texts of one bucket share a batch; a text costs its real tokens.
+impl BatchItem for TokenisedText {
+    type Key = usize;
+
+    fn key(&self) -> usize {
+        self.bucket
+    }
+
+    fn cost(&self) -> usize {
+        self.ids.len()
+    }
+}
+
+/// How a text crosses to an isolated worker.
+impl Wire for TokenisedText {
+    fn write(&self, to: &mut Writer<'_>) {
+        (self.bucket, self.second).write(to);
+        self.truncated.write(to);
+        to.length(self.ids.len());
+        to.numbers(&self.ids);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, WireError> {
+        let (bucket, second) = Wire::read(from)?;
+        let truncated = Wire::read(from)?;
+        let ids = Vec::read(from)?.into_boxed_slice();
+        Ok(Self { ids, second, bucket, truncated })
+    }
+}

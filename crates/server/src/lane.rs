@@ -1,0 +1,207 @@
+//! A loaded model: its queue, and how its texts become requests and its outputs numbers.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use onelane::{BatchQueue, Engine, Health, QueueHistograms, QueueStats, Request, Shutdown};
+
+use crate::call::Call;
+use crate::failure::{Failure, Kind};
+use crate::group::{self, GroupError, Weighed};
+use crate::inputs::{Input, Inputs, name};
+use crate::metrics::ModelCounters;
+use crate::rate::{Busy, Rate};
+use crate::self_check;
+use crate::text::{TextError, Tokenised};
+use crate::work::{Answers, QueueLimits, Work};
+
+/// More than this, in bytes, is tokenised on a thread beside the runtime's.
+const INLINE_BYTES: usize = 16 << 10;
+
+/// Makes the engine's item of an input.
+pub(crate) type Encode<I> = Arc<dyn Fn(&Input) -> Result<Tokenised<I>, TextError> + Send + Sync>;
+
+/// A loaded model.
+pub(crate) struct Lane<E: Engine> {
+    pub(crate) queue: BatchQueue<E>,
+    pub(crate) encode: Encode<E::Item>,
+    pub(crate) vector: fn(E::Output) -> Vec<f32>,
+    /// What the self-check tries it on.
+    pub(crate) probe: fn(String) -> Input,
+    pub(crate) counters: Arc<ModelCounters>,
+    pub(crate) rate: Rate,
+    pub(crate) busy: Busy,
+    /// Names the queue among those of its device.
+    pub(crate) place: (String, String),
+}
+
+impl<E: Engine> Lane<E> {
+    async fn run_call(
+        &self,
+        inputs: Inputs,
+        call: Call,
+        truncate: bool,
+    ) -> Result<Answers, Failure> {
+        let start = Instant::now();
+        let field = inputs.field;
+        let tokenised = self.tokenise(inputs).await?;
+        let tokenise = start.elapsed();
+        self.counters.tokenise.observe(tokenise.as_secs_f64());
+
+        let truncated = tokenised.iter().filter(|text| text.truncated).count();
+        if truncated > 0 && !truncate {
+            let index = tokenised.iter().position(|text| text.truncated).unwrap_or(0);
+            let message = "the text is longer than the model takes; cut it, or ask for truncation";
+            return Err(Failure::new(Kind::TextTooLong, message).at(name(field, index)));
+        }
+        self.counters.truncated.inc_by(truncated as u64);
+
+        let tokens = tokenised.iter().map(|text| text.tokens).collect();
+        let class = call.class(tokenised.len());
+        let prepare = |request: Request<E::Item>| {
+            let request = request.priority(class);
+            match call.deadline {
+                Some(deadline) => request.deadline(deadline),
+                None => request,
+            }
+        };
+        let items = tokenised.into_iter().map(|text| Weighed::new(text.item, prepare)).collect();
+        let answers = group::run(&self.queue, items);
+        let outputs = match self.patience(&call) {
+            Some(until) => tokio::time::timeout_at(until.into(), answers)
+                .await
+                .map_err(|_| Failure::new(Kind::Deadline, "the device has not answered in time"))?,
+            None => answers.await,
+        }
+        .map_err(|error| self.failure(error, field))?;
+
+        let vectors: Vec<Vec<f32>> = outputs.into_iter().map(self.vector).collect();
+        let unusable = vectors.iter().position(|v| !v.iter().all(|number| number.is_finite()));
+        if let Some(index) = unusable {
+            let message = "the engine's answer is not finite";
+            return Err(Failure::new(Kind::Engine, message).at(name(field, index)));
+        }
+        Ok(Answers { vectors, tokens, truncated, tokenise })
+    }
+
+    /// A request that has started is delivered past its deadline; one in a batch that hangs is not
+    /// waited for.
+    fn patience(&self, call: &Call) -> Option<Instant> {
+        call.deadline?.checked_add(self.queue.config().stall_after)
+    }
+
+    async fn tokenise(&self, inputs: Inputs) -> Result<Vec<Tokenised<E::Item>>, Failure> {
+        let field = inputs.field;
+        let failed = move |(index, error): (usize, TextError)| {
+            Failure::malformed(error.to_string()).at(name(field, index))
+        };
+        let size: usize = inputs.items.iter().map(Input::size).sum();
+        let encode = Arc::clone(&self.encode);
+        if size <= INLINE_BYTES {
+            return encode_all(&inputs.items, &encode, || false).map_err(failed);
+        }
+        // Set when the caller goes: what it sent need not be tokenised to its end.
+        let left = Left(Arc::new(AtomicBool::new(false)));
+        let gone = Arc::clone(&left.0);
+        let work = move || {
+            let gone = || gone.load(Ordering::Relaxed);
+            encode_all(&inputs.items, &encode, gone)
+        };
+        let encoded = tokio::task::spawn_blocking(work).await;
+        let encoded = encoded.map_err(|_| {
+            Failure::new(Kind::Internal, "the tokeniser panicked on a text of this call")
+        })?;
+        encoded.map_err(failed)
+    }
+
+    fn failure(&self, error: GroupError, field: &str) -> Failure {
+        match error {
+            GroupError::Refused(refusal) => Failure::refused(&refusal, self.retry_after()),
+            GroupError::Failed(index, error) => Failure::failed(&error, name(field, index)),
+        }
+    }
+
+    fn retry_after(&self) -> Duration {
+        let stats = || {
+            let stats = self.queue.stats();
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            busy.insert(self.place.clone(), stats.waiting + stats.running > 0);
+            stats
+        };
+        let shared_by = || {
+            let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            busy.iter().filter(|((device, _), busy)| **busy && *device == self.place.0).count()
+        };
+        self.rate.estimate(Instant::now(), stats, shared_by)
+    }
+}
+
+/// Tells the tokenising thread that its caller has gone.
+struct Left(Arc<AtomicBool>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn encode_all<I>(
+    inputs: &[Input],
+    encode: &Encode<I>,
+    gone: impl Fn() -> bool,
+) -> Result<Vec<Tokenised<I>>, (usize, TextError)> {
+    let one = |(index, input): (usize, &Input)| {
+        if gone() {
+            return Err((index, TextError("the caller has gone".to_owned())));
+        }
+        encode(input).map_err(|error| (index, error))
+    };
+    inputs.iter().enumerate().map(one).collect()
+}
+
+impl<E: Engine> Work for Lane<E> {
+    fn run(
+        &self,
+        inputs: Inputs,
+        call: Call,
+        truncate: bool,
+    ) -> BoxFuture<'_, Result<Answers, Failure>> {
+        Box::pin(self.run_call(inputs, call, truncate))
+    }
+
+    fn self_check(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(self_check::run(self))
+    }
+
+    fn stats(&self) -> QueueStats {
+        let stats = self.queue.stats();
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.insert(self.place.clone(), stats.waiting + stats.running > 0);
+        stats
+    }
+
+    fn histograms(&self) -> QueueHistograms {
+        self.queue.histograms()
+    }
+
+    fn health(&self) -> Health {
+        self.queue.health()
+    }
+
+    fn limits(&self) -> QueueLimits {
+        let config = self.queue.config();
+        QueueLimits {
+            batch_requests: config.max_batch_size,
+            batch_tokens: config.max_batch_cost,
+            requests: config.capacity,
+        }
+    }
+
+    fn shutdown(&self, mode: Shutdown, timeout: Duration) {
+        if let Err(error) = self.queue.shutdown(mode, timeout) {
+            tracing::warn!(model = self.place.1, %error, "the queue is still busy");
+        }
+    }
+}

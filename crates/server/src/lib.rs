@@ -1,0 +1,66 @@
+//! Embeddings, reranking and classification over HTTP and gRPC, in front of [`onelane`]'s batch
+//! queues. It knows no engine: a program binds one through [`Embedder`], [`Reranker`] or
+//! [`Classifier`].
+//!
+//! Every text of every call is a request of its own to the queue of its model: it costs its tokens,
+//! and shares a batch with whatever waits in the same length bucket, whoever sent it. The queue
+//! alone decides what is admitted, in what order it runs and what is refused.
+//!
+//! | to do | use |
+//! |---|---|
+//! | bind an engine | [`Embedder`], [`Reranker`], [`Classifier`], [`Model`] |
+//! | set the server up | [`ServerConfig`], [`Server::new`] |
+//! | run it | [`Server::serve`], [`Listener`], [`Signals`] |
+//!
+//! # What is promised
+//! A call is admitted whole or refused whole while it fits into the queue. Answers are in the order
+//! of the texts. The first text that fails is named, and what is left of its call is not computed.
+//! Nor is a text whose client has left, or whose deadline has passed before it started. `/ready`
+//! fails before the listener closes, and no accepted call fails through a shutdown that its drain
+//! timeout is long enough for.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod auth;
+mod body;
+mod call;
+mod classifier;
+mod config;
+mod connection;
+mod embedder;
+mod failure;
+mod family;
+mod group;
+mod handshake;
+mod health;
+mod inputs;
+mod lane;
+mod life;
+mod listener;
+mod metrics;
+mod model;
+mod oip;
+mod page;
+mod rate;
+mod registry;
+mod reranker;
+mod routes;
+mod self_check;
+mod server;
+mod stream;
+mod text;
+#[cfg(feature = "tls")]
+mod tls;
+mod whole;
+mod work;
+
+pub use classifier::Classifier;
+pub use config::ServerConfig;
+pub use embedder::Embedder;
+pub use life::{Signals, Stop};
+pub use listener::Listener;
+pub use model::{Model, ModelInfo};
+pub use reranker::Reranker;
+pub use server::{ServeError, Server};
+pub use text::{TextError, Token, Tokenised, Tokens};

@@ -1,0 +1,264 @@
+//! A model as the server is given it: a name, what it does, and how its queue is made.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use onelane::{BatchConfig, BatchQueue, BuildError, DeviceExecutor, Engine, EngineError};
+
+use crate::classifier::Classifier;
+use crate::embedder::Embedder;
+use crate::inputs::Input;
+use crate::lane::{Encode, Lane};
+use crate::metrics::ModelCounters;
+use crate::rate::{Busy, Rate};
+use crate::reranker::Reranker;
+use crate::text::{TextError, Tokens};
+use crate::work::Work;
+
+/// What a model is, for those who ask.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// The most tokens of a text, special ones included.
+    pub max_tokens: usize,
+    /// Width of an embedding; `None` for a model that does not embed.
+    pub dimensions: Option<usize>,
+    /// Whether embeddings may be cut to fewer dimensions.
+    pub matryoshka: bool,
+    /// How token vectors become one: `mean`, `cls`, `last_token`.
+    pub pooling: Option<String>,
+    /// The type of its numbers, for example `float32`.
+    pub dtype: String,
+    /// What may be put before a text that is embedded, by name.
+    pub prompts: BTreeMap<String, String>,
+    /// What is put before it unless another prompt is asked for.
+    pub default_prompt: Option<String>,
+}
+
+impl ModelInfo {
+    /// Of a model that takes so many tokens.
+    pub fn new(max_tokens: usize) -> Self {
+        Self { max_tokens, dtype: "float32".to_owned(), ..Self::default() }
+    }
+
+    /// Sets the width of an embedding.
+    #[must_use]
+    pub fn dimensions(mut self, dimensions: usize) -> Self {
+        self.dimensions = Some(dimensions);
+        self
+    }
+
+    /// Sets whether embeddings may be cut to fewer dimensions.
+    #[must_use]
+    pub fn matryoshka(mut self, matryoshka: bool) -> Self {
+        self.matryoshka = matryoshka;
+        self
+    }
+
+    /// Sets what may be put before a text, by name, and what is unless another is asked for.
+    #[must_use]
+    pub fn prompts(mut self, prompts: BTreeMap<String, String>, default: Option<String>) -> Self {
+        self.prompts = prompts;
+        self.default_prompt = default;
+        self
+    }
+
+    /// Sets how token vectors become one.
+    #[must_use]
+    pub fn pooling(mut self, pooling: impl Into<String>) -> Self {
+        self.pooling = Some(pooling.into());
+        self
+    }
+}
+
+/// What a model does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Embed,
+    Rerank,
+    /// With its labels.
+    Classify(Vec<String>),
+}
+
+type Build = Box<dyn Fn(&Model, Busy) -> Result<Arc<dyn Work>, BuildError> + Send + Sync>;
+
+/// A model to be served. Its queue is made, and its engine loaded, when the server starts.
+pub struct Model {
+    pub(crate) name: String,
+    pub(crate) aliases: Vec<String>,
+    pub(crate) device: String,
+    pub(crate) task: Task,
+    pub(crate) info: ModelInfo,
+    pub(crate) tokens: Arc<dyn Tokens>,
+    pub(crate) counters: Arc<ModelCounters>,
+    build: Build,
+    work: OnceLock<Arc<dyn Work>>,
+}
+
+impl Model {
+    /// A model that embeds, on a device, with these settings of its queue. Their unit of cost is the
+    /// engine's: tokens.
+    pub fn embedder<M: Embedder>(
+        name: impl Into<String>,
+        model: M,
+        device: &DeviceExecutor,
+        config: BatchConfig,
+    ) -> Self {
+        let (model, name) = (Arc::new(model), name.into());
+        let info = model.info();
+        let encoder = Arc::clone(&model);
+        let encode: Encode<_> = Arc::new(move |input: &Input| match input {
+            Input::Text(text) => encoder.encode(text),
+            Input::Ids(ids) => encoder.encode_ids(ids),
+            Input::Pair(..) => Err(TextError("this model takes single texts".to_owned())),
+        });
+        let loader = Arc::clone(&model);
+        let parts = Parts::<M::Engine> {
+            encode,
+            load: Arc::new(move || loader.load()),
+            vector: |vector| vector,
+            probe: Input::Text,
+        };
+        Self::new(name, Task::Embed, info, model, parts.build(device, config)).on(device.device())
+    }
+
+    /// A model that scores texts against a query.
+    pub fn reranker<M: Reranker>(
+        name: impl Into<String>,
+        model: M,
+        device: &DeviceExecutor,
+        config: BatchConfig,
+    ) -> Self {
+        let (model, name) = (Arc::new(model), name.into());
+        let info = model.info();
+        let encoder = Arc::clone(&model);
+        let encode: Encode<_> = Arc::new(move |input: &Input| match input {
+            Input::Pair(query, text) => encoder.encode(query, text),
+            _ => Err(TextError("this model takes a query and a text".to_owned())),
+        });
+        let loader = Arc::clone(&model);
+        let parts = Parts::<M::Engine> {
+            encode,
+            load: Arc::new(move || loader.load()),
+            vector: |score| vec![score],
+            probe: |text| Input::Pair("a query".to_owned(), text),
+        };
+        Self::new(name, Task::Rerank, info, model, parts.build(device, config)).on(device.device())
+    }
+
+    /// A model that classifies texts.
+    pub fn classifier<M: Classifier>(
+        name: impl Into<String>,
+        model: M,
+        device: &DeviceExecutor,
+        config: BatchConfig,
+    ) -> Self {
+        let (model, name) = (Arc::new(model), name.into());
+        let (info, labels) = (model.info(), model.labels());
+        let encoder = Arc::clone(&model);
+        let encode: Encode<_> = Arc::new(move |input: &Input| match input {
+            Input::Text(text) => encoder.encode(text, None),
+            Input::Pair(text, pair) => encoder.encode(text, Some(pair)),
+            Input::Ids(_) => Err(TextError::unsupported("take token ids")),
+        });
+        let loader = Arc::clone(&model);
+        let parts = Parts::<M::Engine> {
+            encode,
+            load: Arc::new(move || loader.load()),
+            vector: |scores| scores,
+            probe: Input::Text,
+        };
+        Self::new(name, Task::Classify(labels), info, model, parts.build(device, config))
+            .on(device.device())
+    }
+
+    /// Adds another name that clients may call it by.
+    #[must_use]
+    pub fn alias(mut self, alias: impl Into<String>) -> Self {
+        self.aliases.push(alias.into());
+        self
+    }
+
+    fn new(
+        name: String,
+        task: Task,
+        info: ModelInfo,
+        tokens: Arc<dyn Tokens>,
+        build: Build,
+    ) -> Self {
+        Self {
+            name,
+            aliases: Vec::new(),
+            device: String::new(),
+            task,
+            info,
+            tokens,
+            counters: Arc::default(),
+            build,
+            work: OnceLock::new(),
+        }
+    }
+
+    fn on(mut self, device: &str) -> Self {
+        self.device = device.to_owned();
+        self
+    }
+
+    /// Makes the queue and loads the engine.
+    ///
+    /// # Blocking
+    /// Blocks until the engine is there.
+    pub(crate) fn load(&self, busy: Busy) -> Result<Arc<dyn Work>, BuildError> {
+        (self.build)(self, busy)
+    }
+
+    /// From now on calls are answered.
+    pub(crate) fn open(&self, work: Arc<dyn Work>) {
+        // A server loads each model once.
+        let _ = self.work.set(work);
+    }
+
+    /// `None` until it is loaded and checked.
+    pub(crate) fn work(&self) -> Option<&Arc<dyn Work>> {
+        self.work.get()
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model")
+            .field("name", &self.name)
+            .field("device", &self.device)
+            .field("task", &self.task)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What differs between the kinds of models.
+struct Parts<E: Engine> {
+    encode: Encode<E::Item>,
+    load: Arc<dyn Fn() -> Result<E, EngineError> + Send + Sync>,
+    vector: fn(E::Output) -> Vec<f32>,
+    probe: fn(String) -> Input,
+}
+
+impl<E: Engine> Parts<E> {
+    fn build(self, device: &DeviceExecutor, config: BatchConfig) -> Build {
+        let device = device.clone();
+        Box::new(move |model, busy| {
+            let load = Arc::clone(&self.load);
+            let config = config.clone().name(model.name.clone());
+            let queue = BatchQueue::new(&device, config, move || load())?;
+            Ok(Arc::new(Lane {
+                queue,
+                encode: Arc::clone(&self.encode),
+                vector: self.vector,
+                probe: self.probe,
+                counters: Arc::clone(&model.counters),
+                rate: Rate::default(),
+                busy,
+                place: (model.device.clone(), model.name.clone()),
+            }))
+        })
+    }
+}

@@ -1,0 +1,11 @@
+//! The server over real loopback connections, in front of engines that are told what to do.
+
+mod admission;
+mod client;
+mod fake;
+mod hostile;
+mod life;
+mod protocols;
+mod running;
+#[cfg(feature = "tls")]
+mod tls;
