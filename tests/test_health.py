@@ -74,6 +74,20 @@ def test_a_hang_is_told_after_the_time_that_was_said(device, front, stall_after,
         hang.release.set()
 
 
+@pytest.mark.parametrize(("stall_after", "state"), [(AT_ONCE, "stalled"), (30.0, "ready")])
+def test_a_call_of_an_executor_stalls_after_the_time_that_was_said(stall_after, state):
+    with onelane.DeviceExecutor("cpu", stall_after=stall_after) as own:
+        hang = Hang()
+        called = own.submit(hang, 1)
+        try:
+            assert hang.begun.wait(30)
+            assert own.health().state == state
+        finally:
+            hang.release.set()
+        assert called.result(30) == 1
+        assert own.health().ok
+
+
 @pytest.mark.parametrize(
     ("value", "error"),
     [
@@ -85,6 +99,8 @@ def test_a_stall_time_is_checked(device, value, error):
     for make in (
         lambda: onelane.BatchQueue(len, device, onelane.Items(), stall_after=value, factory=False),
         lambda: onelane.guard([], device, stall_after=value),
+        lambda: onelane.DeviceExecutor("cpu", stall_after=value),
+        lambda: onelane.executor("cpu", stall_after=value),
     ):
         with pytest.raises(error, match=f"stall_after={value!r}: use a number of seconds"):
             make()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -189,3 +191,44 @@ def test_a_parent_without_pytorch_sends_arrays_to_a_worker_that_has_it():
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+class Modes:
+    """Says in which modes it is called."""
+
+    @property
+    def now(self):
+        return torch.is_inference_mode_enabled()
+
+    def one(self):
+        return torch.is_inference_mode_enabled()
+
+    def many(self, items):
+        return [torch.is_inference_mode_enabled()] * len(items)
+
+    def stream(self):
+        while True:
+            yield torch.is_inference_mode_enabled()
+
+
+def test_an_awaited_call_has_the_modes_of_the_call():
+    async def ask():
+        with onelane.DeviceExecutor("cpu", isolation="process") as home:
+            guarded = onelane.guard(Modes, home, batch={"many": 4}, factory=True)
+            stream = await guarded.stream.acall()
+            calls = (
+                lambda: home.acall(torch.is_inference_mode_enabled),
+                lambda: onelane.aget(guarded, "now"),
+                lambda: guarded.one.acall(),
+                lambda: guarded.many.acall([1]),
+                lambda: anext(stream),
+            )
+            for inside, call in itertools.product((True, False), calls):
+                with torch.inference_mode(inside):
+                    called = call()
+                with torch.inference_mode(not inside):
+                    found = await called
+                said = found[0] if isinstance(found, list) else found
+                assert said is inside, (calls.index(call), inside)
+
+    asyncio.run(ask())

@@ -31,6 +31,7 @@ from onelane._hold import DeviceHold
 from onelane._isolated_calls import Calls
 from onelane._queues import Queues
 from onelane._stats import Health, QueueStats
+from onelane._terms import seconds
 from onelane._wrap import lane_on
 from onelane.errors import EngineLost, ForkedProcess, QueueFull, is_device_poisoned
 
@@ -155,6 +156,8 @@ class DeviceExecutor(Executor):
     device: PyTorch's name of it, in any case. custom: any name, for another runtime (`"mlx"`).
 
     stack_size: of a worker, in bytes; by default what `threading.stack_size()` says, or 16 MiB.
+    stall_after: seconds after which a call that still runs makes `health()` `"stalled"`; nothing is
+    interrupted. Queues and guarded objects have settings of their own.
 
     isolation: `"process"` or an `Isolation`: calls, and the models of queues and guarded objects,
     run in child processes, each in one of its own, and this process never touches the device.
@@ -172,11 +175,14 @@ class DeviceExecutor(Executor):
         *,
         custom: bool = False,
         stack_size: int | None = None,
+        stall_after: float = 30.0,
         isolation: _isolation.Setting = None,
     ) -> None:
         isolated = _isolation.of(isolation)
         name = _devices.canonical(device, custom)
-        self._begin(name, _onelane.Executor(name, workers, False, _stack(stack_size)), isolated)
+        stall_after = seconds("stall_after", stall_after)
+        core = _onelane.Executor(name, workers, False, _stack(stack_size), stall_after)
+        self._begin(name, core, isolated)
 
     def _begin(
         self, name: str, core: _onelane.Executor, isolated: _isolation.Isolation | None
@@ -426,14 +432,15 @@ def executor(
     *,
     custom: bool = False,
     stack_size: int | None = None,
+    stall_after: float = 30.0,
     isolation: _isolation.Setting = None,
 ) -> DeviceExecutor:
     """Return the process-wide executor of a device, made on first use.
 
     `mps`, `MPS` and `mps:0` are one device. custom: any name will do, for runtimes other than
     PyTorch's; said once, it need not be said again. After it has been shut down, and in the child
-    of a fork, a new one is made. stack_size: as in `DeviceExecutor`, if it is made now.
-    isolation: as there; who does not say gets the executor as it is.
+    of a fork, a new one is made. stack_size, stall_after: as in `DeviceExecutor`, if it is made
+    now. isolation: as there; who does not say gets the executor as it is.
 
     Waits for the worker of one that is being shut down, so that a device never has two owners. On
     that very worker it raises `QueueClosed`. Raises `ValueError` if the name is not known, with the
@@ -446,7 +453,8 @@ def executor(
         if ending._shut_down and ending.device == name:
             # The native module waits, too, but cannot be interrupted.
             ending.shutdown()
-    core = _onelane.Executor(name, workers, True, _stack(stack_size))
+    stall_after = seconds("stall_after", stall_after)
+    core = _onelane.Executor(name, workers, True, _stack(stack_size), stall_after)
     present = _shared.get(core.id)
     if present is None:
         made = DeviceExecutor.__new__(DeviceExecutor)

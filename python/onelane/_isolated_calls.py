@@ -10,7 +10,7 @@ import contextvars
 import functools
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -145,14 +145,18 @@ class Calls:
         """Make a call, and return its result."""
         return self.queue()(_packed(function), args, kwargs)
 
-    async def acall(
+    def acall(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Make a call, and await its result."""
+    ) -> Coroutine[Any, Any, Any]:
+        """Return what is awaited for the result of a call; it is read here, at the call."""
         queue = self.queue()
         call = (_packed(function), args, kwargs)
-        awaited, ticket = queue._infer(queue._read(call, {}, None, None, "normal"))
-        return await _aio.answer(awaited, ticket, None)
+        return _answer(queue, queue._read(call, {}, None, None, "normal"))
+
+
+async def _answer(queue: FunctionQueue, reading: _onelane.Reading) -> Any:
+    awaited, ticket = queue._infer(reading)
+    return await _aio.answer(awaited, ticket, None)
 
 
 def _packed(function: Callable[..., Any]) -> bytes:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from onelane import _isolation, _names
 from onelane._batching import Batching, aone, one
+from onelane._caller import Caller
 from onelane._exclusive import Exclusive, Hold
 from onelane._host import BATCH, SPECIAL, HostFactory, HostRequests, Lost, Member, StreamId
 from onelane._proxy import OWN, aclose, close
@@ -69,11 +70,13 @@ class _Lent:
         finally:
             self.turns.leave(hold)
 
-    async def acall(self, *request: Any, terms: Terms = NORMAL) -> Any:
-        """Do what `call` does, from an event loop."""
+    async def acall(
+        self, *request: Any, terms: Terms = NORMAL, caller: Caller | None = None
+    ) -> Any:
+        """Do what `call` does, from an event loop; caller: whose state was read at the call."""
         hold = await self.aturn(terms)
         try:
-            return await aone(self.queue, request, terms)
+            return await aone(self.queue, request, terms, caller)
         finally:
             self.turns.leave(hold)
 
@@ -127,11 +130,14 @@ class IsolatedObject:
     def __delattr__(self, name: str) -> None:
         _lent(self).call("delete", name)
 
-    async def _onelane_aget(self, name: str) -> Any:
+    def _onelane_aget(self, name: str) -> Coroutine[Any, Any, Any]:
+        return self._onelane_got(name, _lent(self).queue.executor.caller())
+
+    async def _onelane_got(self, name: str, caller: Caller) -> Any:
         lent = _lent(self)
         if name in lent.members or name in OWN:
             return getattr(self, name)
-        return _result(lent, name, await lent.acall("get", name))
+        return _result(lent, name, await lent.acall("get", name, caller=caller))
 
     def __enter__(self) -> Any:
         return self
@@ -217,21 +223,27 @@ class IsolatedMethod:
         result = lent.call("call", self._name, args, kwargs, terms=terms)
         return _result(lent, self._name, result, self._proxy)
 
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method from an event loop."""
+    def acall(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Call the method from an event loop; the caller's state is read here, at the call."""
+        caller = _lent(self._proxy).queue.executor.caller()
+        return self._acall(caller, self._terms(), args, kwargs)
+
+    async def _acall(
+        self, caller: Caller, terms: Terms, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         lent = _lent(self._proxy)
         if self._member.kind.endswith("stream"):
             return self._stream(args, kwargs)
-        terms = self._terms()
         batching = lent.batched.get(self._name)
+        alone = functools.partial(self._aalone, caller, terms)
         if batching is not None:
-            alone = functools.partial(self._aalone, terms)
-            return await batching.acall(alone, args, kwargs, lent, terms)
-        return await self._aalone(terms, *args, **kwargs)
+            return await batching.acall(alone, args, kwargs, lent, terms, caller)
+        return await alone(*args, **kwargs)
 
-    async def _aalone(self, terms: Terms, /, *args: Any, **kwargs: Any) -> Any:
+    async def _aalone(self, caller: Caller, terms: Terms, /, *args: Any, **kwargs: Any) -> Any:
         lent = _lent(self._proxy)
-        result = await lent.acall("call", self._name, args, kwargs, terms=terms)
+        request = ("call", self._name, args, kwargs)
+        result = await lent.acall(*request, terms=terms, caller=caller)
         return _result(lent, self._name, result, self._proxy)
 
     def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> IsolatedStream:
@@ -301,16 +313,20 @@ class IsolatedStream(Iterator[Any], AsyncIterator[Any]):
             raise StopIteration
         return found[0]
 
-    async def __anext__(self) -> Any:
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        return self._anext(self._lent.queue.executor.caller())
+
+    async def _anext(self, caller: Caller) -> Any:
         if self._over:
             raise StopAsyncIteration
         lent = self._lent
+        ask: Callable[..., Awaitable[Any]]
         if self._hold is None:
-            ask = lent.acall
+            ask = functools.partial(lent.acall, caller=caller)
         else:
             if not self._held:
                 self._held.append(await lent.turns.wait_async(lent.turns.take(self._hold)))
-            ask = lent.queue.infer
+            ask = functools.partial(caller.read, lent.queue.infer)
         try:
             if self._stream is None:
                 self._started(await ask(*self._begin()))

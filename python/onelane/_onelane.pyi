@@ -19,7 +19,12 @@ class Elements:
 @final
 class Executor:
     def __new__(
-        cls, device: str, workers: int, shared: bool = False, stack_size: int | None = None
+        cls,
+        device: str,
+        workers: int,
+        shared: bool = False,
+        stack_size: int | None = None,
+        stall_after_s: float = 30.0,
     ) -> Executor: ...
     @property
     def id(self) -> int: ...

@@ -183,7 +183,7 @@ class Health:
     """How a queue or an executor is.
 
     `rebuilding`: the model was lost and is being built again; requests wait for it. `stalled`: a
-    batch has run for longer than the queue's `stall_after` says, 30 s for calls of an executor
+    batch has run for longer than `stall_after` of the queue, or of the executor, says
     (`running_for_s` says how long, `waits_for` names the device that its worker waits for, if it
     does); it may still end. `failed`: every request is refused; `detail` says why. `closed`: it has
     been shut down. `detail` of an executor that works names those of its queues that have failed.

@@ -162,6 +162,9 @@ pub struct ExecutorConfig {
     pub workers: usize,
     /// The most closures that may wait; 16,384 by default.
     pub capacity: usize,
+    /// A closure that has run this long makes the executor [`Stalled`](crate::Health::Stalled); 30 s
+    /// by default.
+    pub stall_after: Duration,
     /// The size of a worker's stack in bytes; 16 MiB by default, which is no less than what Linux
     /// and macOS give a process's other threads. Memory is taken as it is used.
     pub stack_size: usize,
@@ -188,6 +191,7 @@ impl ExecutorConfig {
             device: device.into(),
             workers: 1,
             capacity: 16_384,
+            stall_after: Duration::from_secs(30),
             stack_size: 16 << 20,
             delivery: Delivery::Auto,
             on_wake: None,
@@ -220,6 +224,8 @@ impl ExecutorConfig {
         workers: usize,
         /// Sets the most closures that may wait (at least 1).
         capacity: usize,
+        /// Sets when a running closure counts as stalled (not zero).
+        stall_after: Duration,
         /// Sets the size of a worker's stack in bytes (at least 64 KiB).
         stack_size: usize,
         /// Sets who hands answers over.
@@ -260,6 +266,7 @@ impl ExecutorConfig {
         if self.stack_size < MIN_STACK {
             return Err(invalid("stack_size", self.stack_size, "must be at least 65536 bytes"));
         }
+        not_zero("stall_after", self.stall_after)?;
         at_least_one("capacity", self.capacity)
     }
 }

@@ -127,6 +127,7 @@ impl DeviceExecutor {
             device,
             workers,
             capacity,
+            stall_after,
             stack_size,
             delivery,
             on_wake,
@@ -134,7 +135,7 @@ impl DeviceExecutor {
             clock,
         } = config;
         let shared = Arc::new(ExecutorShared::new(device, workers, clock));
-        let config = RunClosures::config(capacity);
+        let config = RunClosures::config(capacity).stall_after(stall_after);
         let (closures, factory) = Admission::new(&shared, None, config, || Ok(RunClosures))
             .expect("an executor that is made is not shut down");
         let threads = Mutex::new(Vec::new());

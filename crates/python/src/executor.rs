@@ -18,7 +18,7 @@ use crate::failure::{forked, from_build, from_submit, raise};
 use crate::interpreter::{attach_worker, drop_attached, generation, is_given_up};
 use crate::stats;
 use crate::target::is_resolving;
-use crate::waiting::{until, wait_for, wait_future, wait_shutdown};
+use crate::waiting::{seconds, until, wait_for, wait_future, wait_shutdown};
 
 /// An executor, and whether its Python object is still there. Executors that were dropped stay here
 /// until their workers have ended, so that no destructor has to wait for a worker.
@@ -73,19 +73,21 @@ pub(crate) struct Executor {
 impl Executor {
     /// shared: the process's executor of this device, made with these settings if it is not there.
     #[new]
-    #[pyo3(signature = (device, workers, shared = false, stack_size = None))]
+    #[pyo3(signature = (device, workers, shared = false, stack_size = None, stall_after_s = 30.0))]
     fn new(
         py: Python<'_>,
         device: &str,
         workers: usize,
         shared: bool,
         stack_size: Option<usize>,
+        stall_after_s: f64,
     ) -> PyResult<Self> {
         drop_ended(py);
         // Who submits holds the interpreter's lock: what it submits until it lets go shares a batch.
         let mut config = ExecutorConfig::new(device)
             .workers(workers)
             .delivery(Delivery::Worker)
+            .stall_after(seconds("stall_after_s", stall_after_s)?)
             .around(crate::pool::autorelease)
             .on_wake(|| {
                 let _ = attach_worker(|_| ());

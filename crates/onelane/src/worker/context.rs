@@ -10,6 +10,7 @@ use crate::scheduler::RequestLocation;
 use crate::scheduler::id::{RequestId, WorkerId};
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{catch_panic, thread_local};
+use crate::worker::Hooks;
 use crate::worker::batch::Dispatched;
 use crate::worker::engines::Engines;
 use crate::worker::wait_graph::{self, WaitEdge};
@@ -49,6 +50,7 @@ pub(crate) struct WorkerContext {
     nested: Cell<Duration>,
     /// It is in the graph of those who wait.
     waits: Cell<bool>,
+    hooks: Hooks,
 }
 
 /// What could be done inline for a caller on a worker.
@@ -79,7 +81,7 @@ pub(crate) fn worker_of(shared: &ExecutorShared) -> Option<Rc<WorkerContext>> {
 
 impl WorkerContext {
     /// Makes the calling thread a worker.
-    pub(crate) fn enter(shared: Arc<ExecutorShared>, index: usize) -> Rc<Self> {
+    pub(crate) fn enter(shared: Arc<ExecutorShared>, index: usize, hooks: Hooks) -> Rc<Self> {
         belong_to(&shared);
         let context = Rc::new(Self {
             shared,
@@ -87,6 +89,7 @@ impl WorkerContext {
             engines: Engines::default(),
             nested: Cell::default(),
             waits: Cell::new(false),
+            hooks,
         });
         CURRENT.with(|current| current.replace(Some(Rc::clone(&context))));
         context
@@ -124,8 +127,11 @@ impl WorkerContext {
                 let dispatched = scheduler.dispatch_of(request.queue, self.index, now);
                 drop(scheduler);
                 if let Some(mut dispatched) = dispatched {
-                    self.run(&mut dispatched);
-                    self.deliver(&mut dispatched);
+                    // What runs inside of a long call would else keep its pool until that ends.
+                    self.hooks.around(|| {
+                        self.run(&mut dispatched);
+                        self.deliver(&mut dispatched);
+                    });
                     shared.lock().finish(dispatched);
                 }
                 InlineProgress::Progress

@@ -14,6 +14,7 @@ use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{
     JoinHandle, Mutex, catch_panic, is_processor_spare, park, spawn, spin_until_woken, thread_waker,
 };
+use crate::worker::Hooks;
 use crate::worker::batch::Dispatched;
 use crate::worker::context::belong_to;
 
@@ -46,6 +47,7 @@ impl DeliveryThread {
         shared: &Arc<ExecutorShared>,
         delivery: Delivery,
         worker: usize,
+        hooks: Hooks,
     ) -> Option<Self> {
         let least = match delivery {
             Delivery::Worker => return None,
@@ -59,7 +61,7 @@ impl DeliveryThread {
         let name = format!("onelane {} {worker}d", shared.device);
         let body = {
             let (handoff, shared) = (Arc::clone(&handoff), Arc::clone(shared));
-            move || run_delivery(&handoff, &shared)
+            move || run_delivery(&handoff, &shared, hooks)
         };
         // Without it the worker hands over.
         let thread = spawn(name, None, body).ok()?;
@@ -106,7 +108,7 @@ impl Drop for DeliveryThread {
 }
 
 /// The body of a delivery thread.
-fn run_delivery(handoff: &Mutex<Handoff>, shared: &Arc<ExecutorShared>) {
+fn run_delivery(handoff: &Mutex<Handoff>, shared: &Arc<ExecutorShared>, hooks: Hooks) {
     belong_to(shared);
     let waker = thread_waker();
     let mut ran = false;
@@ -128,7 +130,7 @@ fn run_delivery(handoff: &Mutex<Handoff>, shared: &Arc<ExecutorShared>) {
             Some(mut dispatched) => {
                 // Wakers are a user's, but each is contained by itself; this is for what we have not
                 // thought of.
-                let _ = catch_panic(|| dispatched.deliver());
+                let _ = catch_panic(|| hooks.around(|| dispatched.deliver()));
                 shared.lock().finish(dispatched);
                 handoff.lock().busy = false;
                 ran = true;

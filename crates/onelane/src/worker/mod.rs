@@ -30,7 +30,7 @@ pub(crate) struct Hooks {
 }
 
 impl Hooks {
-    fn around(self, body: impl FnOnce()) {
+    pub(crate) fn around(self, body: impl FnOnce()) {
         let Some(around) = self.around else { return body() };
         let mut body = Some(body);
         let _ = catch_panic(|| {
@@ -54,8 +54,8 @@ pub(crate) fn run_worker(
     delivery: Delivery,
     hooks: Hooks,
 ) {
-    let worker = WorkerContext::enter(shared, index);
-    let delivery = DeliveryThread::start(&worker.shared, delivery, index);
+    let worker = WorkerContext::enter(shared, index, hooks);
+    let delivery = DeliveryThread::start(&worker.shared, delivery, index, hooks);
     // However this ends, no request waits for a worker that is gone.
     let _ = catch_panic(|| run_until_stopped(&worker, delivery.as_ref(), hooks));
     // Engines are dropped on the worker in every case.

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use onelane::testing::{FakeEngine, FakeItem};
@@ -87,6 +87,79 @@ fn everything_that_a_worker_runs_is_inside_and_each_push_has_its_pop() {
     assert!(seen.iter().filter(|(what, _)| *what == "build").count() >= 2);
     assert_eq!(PUSHED.load(Ordering::Relaxed), POPPED.load(Ordering::Relaxed));
     assert!(PUSHED.load(Ordering::Relaxed) >= 8);
+}
+
+/// A batch that runs inside of a closure which waits for it, and what the delivery thread drops.
+#[test]
+fn batches_that_run_inline_and_answers_that_are_delivered_are_inside() {
+    thread_local! {
+        static HERE: Cell<usize> = const { Cell::new(0) };
+    }
+    fn here(body: &mut dyn FnMut()) {
+        struct Back;
+        impl Drop for Back {
+            fn drop(&mut self) {
+                HERE.set(HERE.get() - 1);
+            }
+        }
+        HERE.set(HERE.get() + 1);
+        let _back = Back;
+        body();
+    }
+    struct Answer(Arc<Mutex<Vec<(String, usize)>>>);
+    impl Drop for Answer {
+        fn drop(&mut self) {
+            let thread = std::thread::current().name().unwrap_or_default().to_owned();
+            self.0.lock().unwrap().push((thread, HERE.get()));
+        }
+    }
+    struct Answers {
+        dropped: Arc<Mutex<Vec<(String, usize)>>>,
+        ran: Arc<Mutex<Vec<usize>>>,
+        entered: Option<Arc<Barrier>>,
+    }
+    impl onelane::Engine for Answers {
+        type Item = FakeItem;
+        type Output = Answer;
+        fn infer(&mut self, batch: &[FakeItem]) -> Result<Vec<Answer>, EngineError> {
+            self.ran.lock().unwrap().push(HERE.get());
+            if let Some(entered) = self.entered.take() {
+                entered.wait();
+                entered.wait();
+            }
+            Ok(batch.iter().map(|_| Answer(Arc::clone(&self.dropped))).collect())
+        }
+    }
+
+    let (dropped, ran) = (Arc::default(), Arc::default());
+    let entered = Arc::new(Barrier::new(2));
+    let config = ExecutorConfig::new("test").around(here).delivery(onelane::Delivery::Thread);
+    let device = DeviceExecutor::new(config).unwrap();
+    let queue = {
+        let (dropped, ran, entered) = (Arc::clone(&dropped), Arc::clone(&ran), Arc::clone(&entered));
+        BatchQueue::new(&device, BatchConfig::default(), move || {
+            let (dropped, ran) = (Arc::clone(&dropped), Arc::clone(&ran));
+            Ok(Answers { dropped, ran, entered: Some(Arc::clone(&entered)) })
+        })
+        .unwrap()
+    };
+    // The callers have gone when the answers come: the delivery thread drops these.
+    let group = queue.submit_group((0..4).map(FakeItem::new).collect::<Vec<_>>()).unwrap();
+    entered.wait();
+    drop(group);
+    entered.wait();
+    let queue = Arc::new(queue);
+    let inner = Arc::clone(&queue);
+    device.call(move || drop(inner.submit(FakeItem::new(7)).unwrap().wait().unwrap())).unwrap();
+    drop(queue);
+    device.shutdown(Shutdown::Drain, Duration::from_secs(50)).unwrap();
+
+    // The first by itself; the second inside of the closure, in a pool of its own.
+    assert_eq!(*ran.lock().unwrap(), [1, 2]);
+    let dropped = dropped.lock().unwrap();
+    let delivered: Vec<_> = dropped.iter().filter(|(name, _)| name.ends_with('d')).collect();
+    assert!(!delivered.is_empty(), "nothing was delivered beside the worker: {dropped:?}");
+    assert!(dropped.iter().all(|(_, depth)| *depth >= 1), "{dropped:?}");
 }
 
 /// One that does not do what it has to costs nobody an answer.
