@@ -136,7 +136,8 @@ fn batches_that_run_inline_and_answers_that_are_delivered_are_inside() {
     let config = ExecutorConfig::new("test").around(here).delivery(onelane::Delivery::Thread);
     let device = DeviceExecutor::new(config).unwrap();
     let queue = {
-        let (dropped, ran, entered) = (Arc::clone(&dropped), Arc::clone(&ran), Arc::clone(&entered));
+        let (dropped, ran, entered) =
+            (Arc::clone(&dropped), Arc::clone(&ran), Arc::clone(&entered));
         BatchQueue::new(&device, BatchConfig::default(), move || {
             let (dropped, ran) = (Arc::clone(&dropped), Arc::clone(&ran));
             Ok(Answers { dropped, ran, entered: Some(Arc::clone(&entered)) })
