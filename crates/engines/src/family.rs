@@ -1,7 +1,7 @@
 //! The encoders that are a BERT by another name: what `config.json` calls them, and what their
 //! tensors are called.
 
-use crate::projection::Nonlinearity;
+use crate::nonlinearity::Nonlinearity;
 
 /// A kind of encoder whose layers are those of a BERT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

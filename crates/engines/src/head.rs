@@ -5,7 +5,8 @@ use candle_core::Result;
 use crate::config::BertConfig;
 use crate::error::LoadError;
 use crate::model_dir::ModelDir;
-use crate::projection::{Nonlinearity, Projection};
+use crate::nonlinearity::Nonlinearity;
+use crate::projection::Projection;
 use crate::weights::Weights;
 
 /// The head of a sequence classifier.

@@ -38,6 +38,7 @@ mod inventory;
 mod mlp;
 mod mlp_engine;
 mod model_dir;
+mod nonlinearity;
 mod ops;
 mod pass;
 mod pool;

@@ -5,15 +5,8 @@
 use candle_core::{Device, Result, Tensor};
 
 use crate::error::LoadError;
+use crate::nonlinearity::Nonlinearity;
 use crate::weights::Weights;
-
-/// The non-linearity after a projection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Nonlinearity {
-    Identity,
-    Tanh,
-    Relu,
-}
 
 /// A linear map with a non-linearity after it.
 pub(crate) struct Projection {

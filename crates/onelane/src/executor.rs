@@ -21,7 +21,8 @@ use crate::submit_closure::SubmitClosure;
 use crate::sync::{Deferred, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn};
 use crate::worker::context::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::engines::{EngineFactory, Engines};
-use crate::worker::{Hooks, run_worker};
+use crate::worker::hooks::Hooks;
+use crate::worker::run_worker;
 
 /// What a shutdown does with requests that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,9 +10,9 @@ use crate::scheduler::RequestLocation;
 use crate::scheduler::id::{RequestId, WorkerId};
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{catch_panic, thread_local};
-use crate::worker::Hooks;
 use crate::worker::batch::Dispatched;
 use crate::worker::engines::Engines;
+use crate::worker::hooks::Hooks;
 use crate::worker::wait_graph::{self, WaitEdge};
 
 thread_local! {

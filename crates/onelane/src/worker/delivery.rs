@@ -14,9 +14,9 @@ use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{
     JoinHandle, Mutex, catch_panic, is_processor_spare, park, spawn, spin_until_woken, thread_waker,
 };
-use crate::worker::Hooks;
 use crate::worker::batch::Dispatched;
 use crate::worker::context::belong_to;
+use crate::worker::hooks::Hooks;
 
 /// From how many requests on a batch is worth waking the thread (docs/decisions has the figures).
 const LARGE_BATCH: usize = 8;

@@ -4,48 +4,23 @@ pub(crate) mod batch;
 pub(crate) mod context;
 pub(crate) mod delivery;
 pub(crate) mod engines;
+pub(crate) mod hooks;
 pub(crate) mod wait_graph;
 
 use std::sync::Arc;
 
-use crate::config::{Around, Delivery};
+use crate::config::Delivery;
 use crate::scheduler::Step;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
 use crate::sync::{catch_panic, is_processor_spare, spin_until_woken, thread_waker};
 use crate::worker::context::WorkerContext;
 use crate::worker::delivery::DeliveryThread;
+use crate::worker::hooks::Hooks;
 
 /// After a batch of so many the worker looks whether more comes before it parks. More who were
 /// answered want its processor, unless there are others (docs/decisions has the figures).
 const FEW: usize = 8;
-
-/// What a worker was told to do besides.
-#[derive(Clone, Copy)]
-pub(crate) struct Hooks {
-    /// Around all that may be others' code.
-    pub(crate) around: Option<Around>,
-    /// After a sleep.
-    pub(crate) on_wake: Option<fn()>,
-}
-
-impl Hooks {
-    pub(crate) fn around(self, body: impl FnOnce()) {
-        let Some(around) = self.around else { return body() };
-        let mut body = Some(body);
-        let _ = catch_panic(|| {
-            around(&mut || {
-                if let Some(body) = body.take() {
-                    body();
-                }
-            });
-        });
-        // One that does not call it must not leave requests without an answer.
-        if let Some(body) = body {
-            body();
-        }
-    }
-}
 
 /// The body of a worker thread.
 pub(crate) fn run_worker(
