@@ -8,9 +8,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
+use crate::app::App;
 use crate::failure::{Failure, Kind};
-use crate::routes::by_path;
-use crate::server::App;
+use crate::family::by_path;
 
 /// What needs no key: what an orchestrator asks, and the page, which is the same for everybody.
 fn is_open(method: &Method, path: &str) -> bool {

@@ -8,9 +8,9 @@ use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
+use crate::app::App;
 use crate::call::Call;
 use crate::failure::{Failure, Kind};
-use crate::server::App;
 
 /// The most values in a body of JSON. Each takes some 32 bytes when it is read, however short it is
 /// written.

@@ -2,7 +2,7 @@
 
 use onelane::{Engine, EngineError};
 
-use crate::model::ModelInfo;
+use crate::model_info::ModelInfo;
 use crate::text::{TextError, Tokenised, Tokens};
 
 /// A model that classifies a text, or a pair of texts.

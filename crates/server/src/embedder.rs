@@ -2,7 +2,7 @@
 
 use onelane::{Engine, EngineError};
 
-use crate::model::ModelInfo;
+use crate::model_info::ModelInfo;
 use crate::text::{TextError, Tokenised, Tokens};
 
 /// A model that makes one vector of a text.

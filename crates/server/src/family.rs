@@ -179,3 +179,15 @@ impl<F: Family> utoipa::IntoResponses for Rejected<F> {
         Kind::ALL.into_iter().map(told).collect()
     }
 }
+
+/// A failure as the family of the path tells it.
+pub(crate) fn by_path(path: &str, failure: Failure) -> Response {
+    match path {
+        "/v1/rerank" | "/v2/rerank" => Rejected::<Rerank>::from(failure).into_response(),
+        _ if path.starts_with("/v1/") => Rejected::<OpenAi>::from(failure).into_response(),
+        _ if path.starts_with("/v2") || path.starts_with("/api/") => {
+            Rejected::<Plain>::from(failure).into_response()
+        }
+        _ => Rejected::<Tei>::from(failure).into_response(),
+    }
+}

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use onelane::Health;
 
+use crate::app::App;
 use crate::life::Phase;
 use crate::model::Model;
-use crate::server::App;
 
 /// A model's health in one word: the label of the metric.
 pub(crate) fn word(health: &Health) -> &'static str {

@@ -4,18 +4,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
-use onelane::{BatchQueue, Engine, Health, QueueHistograms, QueueStats, Request, Shutdown};
+use onelane::{BatchQueue, Engine, Request};
 
 use crate::call::Call;
 use crate::failure::{Failure, Kind};
 use crate::group::{self, GroupError, Weighed};
 use crate::inputs::{Input, Inputs, name};
-use crate::metrics::ModelCounters;
+use crate::model_counters::ModelCounters;
 use crate::rate::{Busy, Rate};
-use crate::self_check;
 use crate::text::{TextError, Tokenised};
-use crate::work::{Answers, QueueLimits, Work};
+use crate::work::Answers;
 
 /// More than this, in bytes, is tokenised on a thread beside the runtime's.
 const INLINE_BYTES: usize = 16 << 10;
@@ -38,7 +36,7 @@ pub(crate) struct Lane<E: Engine> {
 }
 
 impl<E: Engine> Lane<E> {
-    async fn run_call(
+    pub(crate) async fn run_call(
         &self,
         inputs: Inputs,
         call: Call,
@@ -159,49 +157,4 @@ fn encode_all<I>(
         encode(input).map_err(|error| (index, error))
     };
     inputs.iter().enumerate().map(one).collect()
-}
-
-impl<E: Engine> Work for Lane<E> {
-    fn run(
-        &self,
-        inputs: Inputs,
-        call: Call,
-        truncate: bool,
-    ) -> BoxFuture<'_, Result<Answers, Failure>> {
-        Box::pin(self.run_call(inputs, call, truncate))
-    }
-
-    fn self_check(&self) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(self_check::run(self))
-    }
-
-    fn stats(&self) -> QueueStats {
-        let stats = self.queue.stats();
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        busy.insert(self.place.clone(), stats.waiting + stats.running > 0);
-        stats
-    }
-
-    fn histograms(&self) -> QueueHistograms {
-        self.queue.histograms()
-    }
-
-    fn health(&self) -> Health {
-        self.queue.health()
-    }
-
-    fn limits(&self) -> QueueLimits {
-        let config = self.queue.config();
-        QueueLimits {
-            batch_requests: config.max_batch_size,
-            batch_tokens: config.max_batch_cost,
-            requests: config.capacity,
-        }
-    }
-
-    fn shutdown(&self, mode: Shutdown, timeout: Duration) {
-        if let Err(error) = self.queue.shutdown(mode, timeout) {
-            tracing::warn!(model = self.place.1, %error, "the queue is still busy");
-        }
-    }
 }

@@ -22,10 +22,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod app;
 mod auth;
 mod body;
 mod call;
 mod classifier;
+mod collector;
 mod config;
 mod connection;
 mod embedder;
@@ -36,10 +38,13 @@ mod handshake;
 mod health;
 mod inputs;
 mod lane;
+mod lane_work;
 mod life;
 mod listener;
 mod metrics;
 mod model;
+mod model_counters;
+mod model_info;
 mod oip;
 mod page;
 mod rate;
@@ -60,7 +65,8 @@ pub use config::ServerConfig;
 pub use embedder::Embedder;
 pub use life::{Signals, Stop};
 pub use listener::Listener;
-pub use model::{Model, ModelInfo};
+pub use model::Model;
+pub use model_info::ModelInfo;
 pub use reranker::Reranker;
 pub use server::{ServeError, Server};
 pub use text::{TextError, Token, Tokenised, Tokens};

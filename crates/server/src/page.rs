@@ -4,9 +4,9 @@ use onelane::{Priority, Summary};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::app::App;
 use crate::health;
 use crate::model::{Model, Task};
-use crate::server::App;
 
 /// The page: one file, with nothing from elsewhere.
 pub(crate) const HTML: &str = include_str!("page.html");

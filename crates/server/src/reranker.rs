@@ -2,7 +2,7 @@
 
 use onelane::{Engine, EngineError};
 
-use crate::model::ModelInfo;
+use crate::model_info::ModelInfo;
 use crate::text::{TextError, Tokenised, Tokens};
 
 /// A model that says how well a text answers a query: a cross-encoder.

@@ -8,6 +8,8 @@ use axum::Router;
 use onelane::{BuildError, Health, Shutdown};
 use tokio::sync::{mpsc, watch};
 
+use crate::app::App;
+use crate::collector::Queues;
 use crate::config::ServerConfig;
 use crate::connection::{self, Closing};
 use crate::health;
@@ -69,22 +71,6 @@ pub enum ServeError {
     },
 }
 
-/// Everything that the handlers share.
-pub(crate) struct App {
-    pub(crate) config: ServerConfig,
-    pub(crate) models: Registry,
-    pub(crate) metrics: Metrics,
-    pub(crate) started: Instant,
-    pub(crate) phase: watch::Sender<Phase>,
-    busy: Busy,
-}
-
-impl App {
-    pub(crate) fn phase(&self) -> Phase {
-        *self.phase.borrow()
-    }
-}
-
 /// A server, ready to run.
 ///
 /// Its engines are loaded when it runs; until then every call is told that it is loading.
@@ -103,7 +89,7 @@ impl Server {
         let app = Arc::new_cyclic(|app| App {
             config,
             models,
-            metrics: Metrics::new(app.clone()),
+            metrics: Metrics::new(Box::new(Queues(app.clone()))),
             started: Instant::now(),
             phase: watch::Sender::new(Phase::Loading),
             busy: Busy::default(),

@@ -15,11 +15,11 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::infer::{self, EXTENSIONS, PLATFORM, TextTensor, VERSION, check_version};
 use super::tensor::{Described, elements, read_bytes, utf8, write_floats};
+use crate::app::App;
 use crate::call::Call;
 use crate::failure::{Failure, Kind};
 use crate::health;
 use crate::life::Phase;
-use crate::server::App;
 
 #[allow(missing_docs, clippy::all, reason = "generated")]
 mod pb {

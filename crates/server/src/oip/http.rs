@@ -14,13 +14,13 @@ use utoipa_axum::routes;
 
 use super::infer::{self, EXTENSIONS, PLATFORM, Rows, TextTensor, VERSION, check_version};
 use super::tensor::{Described, elements, read_bytes, write_floats};
+use crate::app::App;
 use crate::body;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::family::{Plain, Rejected};
 use crate::health;
 use crate::model::Model;
-use crate::server::App;
 use crate::whole::whole;
 
 /// Says where, in a body, the JSON ends and the tensors begin.

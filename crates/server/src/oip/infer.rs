@@ -1,11 +1,11 @@
 //! What HTTP and gRPC share: a model as tensors, and a request of tensors run on it.
 
+use crate::app::App;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::inputs::{Input, Inputs};
 use crate::model::{Model, Task};
 use crate::routes::{limits, run};
-use crate::server::App;
 
 use super::tensor::Described;
 

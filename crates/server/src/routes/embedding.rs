@@ -5,9 +5,9 @@ use utoipa::openapi::extensions::ExtensionsBuilder;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::app::App;
 use crate::failure::Failure;
 use crate::model::Model;
-use crate::server::App;
 
 /// The width that a call asks for, checked.
 ///

@@ -8,6 +8,7 @@ mod own;
 mod predict;
 mod rerank;
 mod similarity;
+mod spent;
 mod tei;
 
 pub(crate) use embedding::schema;
@@ -20,7 +21,7 @@ use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::request_id::{
     MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
@@ -28,15 +29,15 @@ use tower_http::request_id::{
 use tower_http::timeout::RequestBodyTimeoutLayer;
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::app::App;
 use crate::auth;
 use crate::call::Call;
 use crate::config::ServerConfig;
 use crate::failure::{Failure, Kind};
-use crate::family::{OpenAi, Plain, Rejected, Rerank, Tei};
+use crate::family::by_path;
 use crate::inputs::{InputLimits, Inputs};
 use crate::model::Model;
 use crate::oip;
-use crate::server::App;
 use crate::work::Answers;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -101,18 +102,6 @@ pub(crate) fn with_truncated(mut response: Response, truncated: usize) -> Respon
         response.headers_mut().insert("x-truncated-inputs", value);
     }
     response
-}
-
-/// A failure as the family of the path tells it.
-pub(crate) fn by_path(path: &str, failure: Failure) -> Response {
-    match path {
-        "/v1/rerank" | "/v2/rerank" => Rejected::<Rerank>::from(failure).into_response(),
-        _ if path.starts_with("/v1/") => Rejected::<OpenAi>::from(failure).into_response(),
-        _ if path.starts_with("/v2") || path.starts_with("/api/") => {
-            Rejected::<Plain>::from(failure).into_response()
-        }
-        _ => Rejected::<Tei>::from(failure).into_response(),
-    }
 }
 
 async fn not_found(request: Request) -> Response {

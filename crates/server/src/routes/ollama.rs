@@ -13,11 +13,11 @@ use utoipa_axum::routes;
 
 use super::embedding::{PriorityField, Texts, cut, dimensions};
 use super::{limits, run, with_truncated};
+use crate::app::App;
 use crate::body::{MediaType, read};
 use crate::family::{Plain, Rejected};
 use crate::inputs::Inputs;
 use crate::registry::Wanted;
-use crate::server::App;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()

@@ -15,12 +15,12 @@ use utoipa_axum::routes;
 
 use super::embedding::{PriorityField, Texts, cut, dimensions};
 use super::{limits, run, with_truncated};
+use crate::app::App;
 use crate::body::{MediaType, read};
 use crate::family::{OpenAi, Rejected};
 use crate::inputs::Inputs;
 use crate::model::Model;
 use crate::registry::Wanted;
-use crate::server::App;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(embeddings)).routes(routes!(models)).routes(routes!(model))

@@ -6,7 +6,7 @@ use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::embedding::VERBATIM;
-use crate::server::App;
+use crate::app::App;
 
 /// The document without its routes.
 pub(super) fn document() -> OpenApi {

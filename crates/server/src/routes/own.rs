@@ -9,11 +9,11 @@ use axum::response::{Html, IntoResponse, Response};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::app::App;
 use crate::failure::Failure;
 use crate::family::{Plain, Rejected};
 use crate::health;
 use crate::page::{self, Figures};
-use crate::server::App;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()

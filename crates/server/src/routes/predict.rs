@@ -6,14 +6,14 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::embedding::PredictInputs;
-use super::tei::Spent;
+use super::spent::Spent;
 use super::{limits, run};
+use crate::app::App;
 use crate::call::Call;
 use crate::failure::{Failure, Kind};
 use crate::inputs::{Input, Inputs, name};
 use crate::model::Task;
 use crate::registry::Wanted;
-use crate::server::App;
 
 #[derive(Deserialize, ToSchema)]
 pub(super) struct PredictRequest {

@@ -12,15 +12,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::embedding::{AnyValue, Documents, PriorityField};
-use super::tei::Spent;
+use super::spent::Spent;
 use super::{limits, run, with_truncated};
+use crate::app::App;
 use crate::body::{MediaType, read};
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::family::{Rejected, Rerank};
 use crate::inputs::{Inputs, name};
 use crate::registry::Wanted;
-use crate::server::App;
 use crate::work::Answers;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {

@@ -4,13 +4,13 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::tei::Spent;
+use super::spent::Spent;
 use super::{limits, run};
+use crate::app::App;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::inputs::Inputs;
 use crate::registry::Wanted;
-use crate::server::App;
 
 #[derive(Deserialize, ToSchema)]
 pub(super) struct SimilarityRequest {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,18 +16,18 @@ use super::embedding::{AnyValue, PriorityField, Texts, TokenIds, cut, dimensions
 use super::predict::{self, PredictRequest};
 use super::rerank::{self, RerankRequest};
 use super::similarity::{self, SimilarityRequest};
-use super::{limits, run, with_truncated};
+use super::spent::Spent;
+use super::{limits, run};
+use crate::app::App;
 use crate::body::{MediaType, read};
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::family::{Rejected, Tei, number};
+use crate::family::{Rejected, Tei};
 use crate::health;
 use crate::inputs::{Input, Inputs};
 use crate::model::{Model, Task};
 use crate::registry::Wanted;
-use crate::server::App;
 use crate::text::Token;
-use crate::work::Answers;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
@@ -41,34 +41,6 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(info))
         .routes(routes!(healthy))
         .routes(routes!(metrics))
-}
-
-/// What the answers of TEI's routes say of the work that they were.
-pub(super) struct Spent {
-    call: Call,
-    device: String,
-    characters: usize,
-}
-
-impl Spent {
-    pub(super) fn new(call: Call, model: &Model, inputs: &Inputs) -> Self {
-        let characters = inputs.items.iter().map(Input::characters).sum();
-        Self { call, device: model.device.clone(), characters }
-    }
-
-    pub(super) fn on(self, body: impl Serialize, answers: &Answers) -> Response {
-        let mut response = with_truncated(Json(body).into_response(), answers.truncated);
-        let headers = response.headers_mut();
-        if let Ok(device) = self.device.parse::<HeaderValue>() {
-            headers.insert("x-compute-type", device);
-        }
-        let total = self.call.arrived.elapsed().as_millis();
-        headers.insert("x-total-time", number(total));
-        headers.insert("x-tokenization-time", number(answers.tokenise.as_millis()));
-        headers.insert("x-compute-characters", number(self.characters as u128));
-        headers.insert("x-compute-tokens", number(answers.total_tokens() as u128));
-        response
-    }
 }
 
 #[derive(Deserialize, ToSchema)]

@@ -1,0 +1,27 @@
+//! What all handlers of a server share.
+
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::config::ServerConfig;
+use crate::life::Phase;
+use crate::metrics::Metrics;
+use crate::rate::Busy;
+use crate::registry::Registry;
+
+/// Everything that the handlers share.
+pub(crate) struct App {
+    pub(crate) config: ServerConfig,
+    pub(crate) models: Registry,
+    pub(crate) metrics: Metrics,
+    pub(crate) started: Instant,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) busy: Busy,
+}
+
+impl App {
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+}
