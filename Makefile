@@ -146,7 +146,8 @@ check-wheels: $(WBIN)/.ready ## what is checked of the wheels in dist/ without t
 # Those that are published depend on each other: one command for all.
 .PHONY: publish-check
 publish-check: ## what crates.io would say of the crates that are to be published
-	cargo publish --dry-run -p onelane -p onelane-isolate -p onelane-sim -p onelane-suite -p onelane-engines
+	cargo publish --dry-run -p onelane -p onelane-isolate -p onelane-sim -p onelane-suite -p onelane-engines \
+	    -p onelane-server
 
 # The wheel that can run here, in a fresh environment with no Rust on its PATH.
 .PHONY: try-wheel
