@@ -86,11 +86,14 @@ class Replica:
             "running": float(stats.running),
         }
 
-    async def __del__(self) -> None:
-        """Run what was accepted, then drop the model; Ray calls this when a replica shuts down."""
+    def __del__(self) -> None:
+        """Run what was accepted, then drop the model; Ray calls this when a replica shuts down.
+
+        Ray has waited for the calls before; what blocks its loop here is the end of the model.
+        """
         queue = getattr(self, "queue", None)
         if queue is not None:
-            await asyncio.to_thread(queue.shutdown, timeout=self._drain_s)
+            queue.shutdown(timeout=self._drain_s)
 
 
 def application(

@@ -28,9 +28,9 @@ impl Projection {
         (from, to): (usize, usize),
         nonlinearity: Nonlinearity,
     ) -> std::result::Result<Self, LoadError> {
-        let weight = weights.get_full(&format!("{name}.weight"), &[to, from])?;
+        let linear = Self::load_without_bias(weights, name, (from, to), nonlinearity)?;
         let bias = Some(weights.get_full(&format!("{name}.bias"), &[to])?);
-        Ok(Self { weight: weight.t()?.contiguous()?, bias, nonlinearity })
+        Ok(Self { bias, ..linear })
     }
 
     /// The same without a bias.

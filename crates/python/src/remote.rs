@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use onelane::{Engine, EngineError};
-use onelane_isolate::{Isolated, Supervisor};
+use onelane_isolate::{Isolated, Supervisor, WireError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -93,6 +93,10 @@ impl Remote {
         let ran = self.isolated.infer_with(&parcels, |count, from| {
             let read = attach_worker(|py| {
                 let letters = read_letters(py, count, from)?;
+                if from.remaining() > 0 {
+                    // A lie: the child is lost, and the batch, which is still whole, may go again.
+                    return Err(WireError::Invalid("bytes are left over".to_owned()));
+                }
                 Parcel::release(py, &parcels);
                 let planned = answers.take().unwrap_or_default();
                 Ok(answer(py, &self.codec, letters, planned, batch))

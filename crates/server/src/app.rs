@@ -5,6 +5,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use crate::config::ServerConfig;
+use crate::inputs::InputLimits;
 use crate::life::Phase;
 use crate::metrics::Metrics;
 use crate::rate::Busy;
@@ -23,5 +24,10 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
+    }
+
+    /// What texts a call may bring.
+    pub(crate) fn limits(&self) -> InputLimits {
+        InputLimits { max_texts: self.config.max_texts, token_ids: self.config.token_ids }
     }
 }

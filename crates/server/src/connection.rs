@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use axum::Router;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
@@ -64,17 +65,7 @@ pub(crate) async fn serve(
             .max_header_list_size(u32::try_from(config.header_limit).unwrap_or(u32::MAX))
             .keep_alive_interval(config.header_timeout)
             .keep_alive_timeout(config.header_timeout);
-        let mut connection = pin!(builder.serve_connection(io, service));
-        tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = told(&mut closing, Closing::Finish) => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection => ended,
-                    () = told(&mut closing, Closing::Cut) => return,
-                }
-            }
-        }
+        until_closed(builder.serve_connection(io, service), closing).await
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -82,20 +73,27 @@ pub(crate) async fn serve(
             .header_read_timeout(config.header_timeout)
             .max_headers(config.max_headers)
             .max_buf_size(config.header_limit.max(8 << 10));
-        let mut connection = pin!(builder.serve_connection(io, service));
-        tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = told(&mut closing, Closing::Finish) => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection => ended,
-                    () = told(&mut closing, Closing::Cut) => return,
-                }
-            }
-        }
+        until_closed(builder.serve_connection(io, service), closing).await
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke off");
+    }
+}
+
+/// Serves a connection until it has ended; told to finish, it answers what it has, and told to cut,
+/// it is dropped.
+async fn until_closed<C: GracefulConnection>(
+    connection: C,
+    mut closing: watch::Receiver<Closing>,
+) -> Result<(), C::Error> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = told(&mut closing, Closing::Finish) => connection.as_mut().graceful_shutdown(),
+    }
+    tokio::select! {
+        ended = connection => ended,
+        () = told(&mut closing, Closing::Cut) => Ok(()),
     }
 }
 

@@ -51,6 +51,7 @@ mod rate;
 mod registry;
 mod reranker;
 mod routes;
+mod schema;
 mod self_check;
 mod server;
 mod stream;

@@ -4,16 +4,18 @@ use std::sync::{Arc, OnceLock};
 
 use onelane::{BatchConfig, BatchQueue, BuildError, DeviceExecutor, Engine, EngineError};
 
+use crate::call::Call;
 use crate::classifier::Classifier;
 use crate::embedder::Embedder;
-use crate::inputs::Input;
+use crate::failure::Failure;
+use crate::inputs::{Input, Inputs};
 use crate::lane::{Encode, Lane};
 use crate::model_counters::ModelCounters;
 use crate::model_info::ModelInfo;
 use crate::rate::{Busy, Rate};
 use crate::reranker::Reranker;
 use crate::text::{TextError, Tokens};
-use crate::work::Work;
+use crate::work::{Answers, Work};
 
 /// What a model does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +167,24 @@ impl Model {
     /// `None` until it is loaded and checked.
     pub(crate) fn work(&self) -> Option<&Arc<dyn Work>> {
         self.work.get()
+    }
+
+    /// Runs a call's texts.
+    ///
+    /// # Errors
+    /// It is loading, or what its queue or engine says.
+    pub(crate) async fn run(
+        &self,
+        inputs: Inputs,
+        call: Call,
+        truncate: bool,
+    ) -> Result<Answers, Failure> {
+        let Some(work) = self.work() else {
+            let message = format!("the model {} is loading: try again soon", self.name);
+            return Err(Failure::unavailable(message));
+        };
+        let inputs = inputs.prompted(self.info.default_prompt.as_deref());
+        work.run(inputs, call, truncate).await
     }
 }
 

@@ -294,7 +294,7 @@ macro_rules! described_as {
 
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-                crate::routes::schema(json!($value))
+                crate::schema::schema(json!($value))
             }
         }
 

@@ -5,7 +5,6 @@ use crate::call::Call;
 use crate::failure::Failure;
 use crate::inputs::{Input, Inputs};
 use crate::model::{Model, Task};
-use crate::routes::{limits, run};
 
 use super::tensor::Described;
 
@@ -107,11 +106,11 @@ pub(crate) async fn infer(
             let first = query.first().cloned().unwrap_or_default();
             let queries = query.into_iter().chain(std::iter::repeat(first));
             let items = queries.zip(text).map(|(query, text)| Input::Pair(query, text)).collect();
-            Inputs { items, single: false, field: "text", prompt: None }.checked(limits(app))?
+            Inputs { items, single: false, field: "text", prompt: None }.checked(app.limits())?
         }
-        _ => Inputs::texts(text, "text", limits(app))?,
+        _ => Inputs::texts(text, "text", app.limits())?,
     };
-    let answers = run(model, inputs, call, app.config.auto_truncate).await?;
+    let answers = model.run(inputs, call, app.config.auto_truncate).await?;
     let width = answers.vectors.first().map_or(0, Vec::len);
     if answers.vectors.iter().any(|row| row.len() != width) {
         let message = "the engine's answers differ in width";

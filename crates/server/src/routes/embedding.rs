@@ -1,13 +1,13 @@
 //! What the embedding routes of all protocols share: `dimensions`, and texts as a schema.
 
 use serde_json::json;
-use utoipa::openapi::extensions::ExtensionsBuilder;
-use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
+use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::app::App;
 use crate::failure::Failure;
 use crate::model::Model;
+use crate::schema::schema;
 
 /// The width that a call asks for, checked.
 ///
@@ -47,15 +47,6 @@ pub(crate) fn cut(vectors: &mut [Vec<f32>], width: Option<usize>) {
             vector.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
         }
     }
-}
-
-/// Where a schema written as JSON is kept until the document is JSON itself.
-pub(super) const VERBATIM: &str = "x-verbatim";
-
-/// A schema written as JSON.
-pub(crate) fn schema(value: serde_json::Value) -> RefOr<Schema> {
-    let kept = ExtensionsBuilder::new().add(VERBATIM, value).build();
-    ObjectBuilder::new().extensions(Some(kept)).into()
 }
 
 macro_rules! schemas {

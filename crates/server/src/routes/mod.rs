@@ -11,8 +11,6 @@ mod similarity;
 mod spent;
 mod tei;
 
-pub(crate) use embedding::schema;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -31,14 +29,10 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
 use crate::auth;
-use crate::call::Call;
 use crate::config::ServerConfig;
 use crate::failure::{Failure, Kind};
 use crate::family::by_path;
-use crate::inputs::{InputLimits, Inputs};
-use crate::model::Model;
 use crate::oip;
-use crate::work::Answers;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -73,26 +67,6 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
     router
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(SetRequestIdLayer::new(REQUEST_ID, numbers))
-}
-
-/// Runs a call's texts on a model.
-pub(crate) async fn run(
-    model: &Model,
-    inputs: Inputs,
-    call: Call,
-    truncate: bool,
-) -> Result<Answers, Failure> {
-    let Some(work) = model.work() else {
-        let message = format!("the model {} is loading: try again soon", model.name);
-        return Err(Failure::unavailable(message));
-    };
-    let inputs = inputs.prompted(model.info.default_prompt.as_deref());
-    work.run(inputs, call, truncate).await
-}
-
-/// What texts a server takes.
-pub(crate) fn limits(app: &App) -> InputLimits {
-    InputLimits { max_texts: app.config.max_texts, token_ids: app.config.token_ids }
 }
 
 /// Says on the answer how many texts were cut.

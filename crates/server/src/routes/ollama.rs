@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::embedding::{PriorityField, Texts, cut, dimensions};
-use super::{limits, run, with_truncated};
+use super::with_truncated;
 use crate::app::App;
 use crate::body::{MediaType, read};
 use crate::family::{Plain, Rejected};
@@ -62,9 +62,9 @@ async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Response
     let model = app.models.find(body.model.as_deref(), Wanted::Embed)?;
     let call = call.body_priority(body.priority.as_ref())?;
     let width = dimensions(&app, model, body.dimensions)?;
-    let inputs = Inputs::read(body.input, "input", limits(&app))?;
+    let inputs = Inputs::read(body.input, "input", app.limits())?;
     let truncate = body.truncate.unwrap_or(app.config.auto_truncate);
-    let mut answers = run(model, inputs, call, truncate).await?;
+    let mut answers = model.run(inputs, call, truncate).await?;
     cut(&mut answers.vectors, width);
     let response = OllamaEmbedResponse {
         // As it was asked for: a client may compare.
@@ -100,8 +100,8 @@ async fn embeddings(
 ) -> Result<Response, Rejected<Plain>> {
     let (body, call) = read::<OllamaPromptRequest>(&app, request, MediaType::Any).await?;
     let model = app.models.find(body.model.as_deref(), Wanted::Embed)?;
-    let inputs = Inputs::texts(vec![body.prompt], "prompt", limits(&app))?;
-    let mut answers = run(model, inputs, call, app.config.auto_truncate).await?;
+    let inputs = Inputs::texts(vec![body.prompt], "prompt", app.limits())?;
+    let mut answers = model.run(inputs, call, app.config.auto_truncate).await?;
     let embedding = answers.vectors.pop().unwrap_or_default();
     let response = Json(OllamaPromptResponse { embedding }).into_response();
     Ok(with_truncated(response, answers.truncated))

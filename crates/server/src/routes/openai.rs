@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::embedding::{PriorityField, Texts, cut, dimensions};
-use super::{limits, run, with_truncated};
+use super::with_truncated;
 use crate::app::App;
 use crate::body::{MediaType, read};
 use crate::family::{OpenAi, Rejected};
@@ -100,9 +100,9 @@ async fn embeddings(
     let model = app.models.find(body.model.as_deref(), Wanted::Embed)?;
     let call = call.body_priority(body.priority.as_ref())?;
     let width = dimensions(&app, model, body.dimensions)?;
-    let inputs = Inputs::read(body.input, "input", limits(&app))?;
+    let inputs = Inputs::read(body.input, "input", app.limits())?;
     let truncate = body.truncation.unwrap_or(app.config.auto_truncate);
-    let mut answers = run(model, inputs, call, truncate).await?;
+    let mut answers = model.run(inputs, call, truncate).await?;
     cut(&mut answers.vectors, width);
     let tokens = answers.total_tokens();
     let format = body.encoding_format.unwrap_or_default();

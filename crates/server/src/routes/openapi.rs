@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::embedding::VERBATIM;
 use crate::app::App;
+use crate::schema::VERBATIM;
 
 /// The document without its routes.
 pub(super) fn document() -> OpenApi {

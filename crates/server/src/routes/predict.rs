@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 
 use super::embedding::PredictInputs;
 use super::spent::Spent;
-use super::{limits, run};
 use crate::app::App;
 use crate::call::Call;
 use crate::failure::{Failure, Kind};
@@ -48,11 +47,11 @@ pub(super) async fn answer(
     let Task::Classify(labels) = &model.task else {
         return Err(Failure::new(Kind::Internal, "the model that classifies has no labels"));
     };
-    let inputs = read(body.inputs)?.checked(limits(app))?;
+    let inputs = read(body.inputs)?.checked(app.limits())?;
     let single = inputs.single;
     let spent = Spent::new(call, model, &inputs);
     let truncate = body.truncate.unwrap_or(app.config.auto_truncate);
-    let answers = run(model, inputs, call, truncate).await?;
+    let answers = model.run(inputs, call, truncate).await?;
     let raw = body.raw_scores.unwrap_or(false);
     let mut predictions: Vec<Vec<Prediction>> =
         answers.vectors.iter().map(|scores| best_first(labels, scores, raw)).collect();

@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 
 use super::embedding::{AnyValue, Documents, PriorityField};
 use super::spent::Spent;
-use super::{limits, run, with_truncated};
+use super::with_truncated;
 use crate::app::App;
 use crate::body::{MediaType, read};
 use crate::call::Call;
@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::family::{Rejected, Rerank};
 use crate::inputs::{Inputs, name};
 use crate::registry::Wanted;
+use crate::schema::schema;
 use crate::work::Answers;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -46,7 +47,7 @@ struct RerankTexts;
 
 impl utoipa::PartialSchema for RerankTexts {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        super::embedding::schema(json!({
+        schema(json!({
             "type": "array", "minItems": 1, "maxItems": 2048,
             "items": {"type": "string", "minLength": 1},
         }))
@@ -71,10 +72,10 @@ pub(super) async fn tei_answer(
 ) -> Result<Response, Failure> {
     let model = app.models.find(body.model.as_deref(), Wanted::Rerank)?;
     let mut texts = if body.return_text.unwrap_or(false) { body.texts.clone() } else { Vec::new() };
-    let inputs = Inputs::pairs(&body.query, body.texts, "texts", limits(app))?;
+    let inputs = Inputs::pairs(&body.query, body.texts, "texts", app.limits())?;
     let spent = Spent::new(call, model, &inputs);
     let truncate = body.truncate.unwrap_or(app.config.auto_truncate);
-    let answers = run(model, inputs, call, truncate).await?;
+    let answers = model.run(inputs, call, truncate).await?;
     let rank =
         |(index, score)| Rank { index, score, text: texts.get_mut(index).map(std::mem::take) };
     let ranks: Vec<Rank> =
@@ -176,9 +177,9 @@ async fn answer(app: &App, request: Request, v2: bool) -> Result<Response, Failu
     let texts = texts(body.documents)?;
     let voyage = !v2 && body.top_n.is_none() && (body.top_k.is_some() || body.truncation.is_some());
     let returned = if body.return_documents.unwrap_or(false) { texts.clone() } else { Vec::new() };
-    let inputs = Inputs::pairs(&body.query, texts, "documents", limits(app))?;
+    let inputs = Inputs::pairs(&body.query, texts, "documents", app.limits())?;
     let truncate = body.truncation.unwrap_or(app.config.auto_truncate);
-    let answers = run(model, inputs, call, truncate).await?;
+    let answers = model.run(inputs, call, truncate).await?;
     let most = body.top_n.or(body.top_k).map_or(usize::MAX, |most| most as usize);
     let document = |text: &String| if voyage { json!(text) } else { json!({"text": text}) };
     let ranked = |(index, relevance_score): (usize, f32)| Ranked {

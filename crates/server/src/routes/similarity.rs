@@ -5,12 +5,12 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::spent::Spent;
-use super::{limits, run};
 use crate::app::App;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::inputs::Inputs;
 use crate::registry::Wanted;
+use crate::schema::schema;
 
 #[derive(Deserialize, ToSchema)]
 pub(super) struct SimilarityRequest {
@@ -30,7 +30,7 @@ struct Sentences;
 
 impl utoipa::PartialSchema for Sentences {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        super::embedding::schema(serde_json::json!({
+        schema(serde_json::json!({
             "type": "array", "minItems": 1, "maxItems": 2047,
             "items": {"type": "string", "minLength": 1},
         }))
@@ -50,9 +50,9 @@ pub(super) async fn answer(
     }
     // The source is the first of them.
     let texts = std::iter::once(body.inputs.source_sentence).chain(body.inputs.sentences);
-    let inputs = Inputs::texts(texts.collect(), "inputs", limits(app))?;
+    let inputs = Inputs::texts(texts.collect(), "inputs", app.limits())?;
     let spent = Spent::new(call, model, &inputs);
-    let answers = run(model, inputs, call, app.config.auto_truncate).await?;
+    let answers = model.run(inputs, call, app.config.auto_truncate).await?;
     let similarities: Vec<f32> = match answers.vectors.split_first() {
         Some((source, others)) => others.iter().map(|other| cosine(source, other)).collect(),
         None => Vec::new(),

@@ -17,7 +17,6 @@ use super::predict::{self, PredictRequest};
 use super::rerank::{self, RerankRequest};
 use super::similarity::{self, SimilarityRequest};
 use super::spent::Spent;
-use super::{limits, run};
 use crate::app::App;
 use crate::body::{MediaType, read};
 use crate::call::Call;
@@ -27,6 +26,7 @@ use crate::health;
 use crate::inputs::{Input, Inputs};
 use crate::model::{Model, Task};
 use crate::registry::Wanted;
+use crate::schema::schema;
 use crate::text::Token;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -72,7 +72,7 @@ struct OnlyTrue;
 
 impl utoipa::PartialSchema for OnlyTrue {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        super::embedding::schema(json!({"type": ["boolean", "null"], "enum": [true, null]}))
+        schema(json!({"type": ["boolean", "null"], "enum": [true, null]}))
     }
 }
 
@@ -108,13 +108,13 @@ async fn embed_answer(app: &App, body: EmbedRequest, call: Call) -> Result<Respo
     let model = app.models.find(body.model.as_deref(), Wanted::Embed)?;
     let call = call.body_priority(body.priority.as_ref())?;
     let width = dimensions(app, model, body.dimensions)?;
-    let mut inputs = Inputs::read(body.inputs, "inputs", limits(app))?;
+    let mut inputs = Inputs::read(body.inputs, "inputs", app.limits())?;
     if let Some(name) = &body.prompt_name {
         inputs.prompt = Some(prompt(model, name)?);
     }
     let spent = Spent::new(call, model, &inputs);
     let truncate = body.truncate.unwrap_or(app.config.auto_truncate);
-    let mut answers = run(model, inputs, call, truncate).await?;
+    let mut answers = model.run(inputs, call, truncate).await?;
     cut(&mut answers.vectors, width);
     Ok(spent.on(&answers.vectors, &answers))
 }
@@ -212,7 +212,7 @@ async fn tokenize(
 ) -> Result<Json<Vec<Vec<Token>>>, Rejected<Tei>> {
     let (body, _) = read::<TokenizeRequest>(&app, request, MediaType::Json).await?;
     let model = named_or_first(&app, body.model.as_deref())?;
-    let inputs = Inputs::read(body.inputs, "inputs", limits(&app))?;
+    let inputs = Inputs::read(body.inputs, "inputs", app.limits())?;
     let special = body.add_special_tokens.unwrap_or(true);
     let tokens = Arc::clone(&model.tokens);
     let tokenised = aside(move || {
@@ -247,7 +247,7 @@ async fn decode(
 ) -> Result<Json<Vec<String>>, Rejected<Tei>> {
     let (body, _) = read::<DecodeRequest>(&app, request, MediaType::Json).await?;
     let model = named_or_first(&app, body.model.as_deref())?;
-    let mut limits = limits(&app);
+    let mut limits = app.limits();
     limits.token_ids = true;
     let inputs = Inputs::read(body.ids, "ids", limits)?;
     let skip = body.skip_special_tokens.unwrap_or(true);
