@@ -6,7 +6,6 @@
 
 use candle_core::{DType, Device, Result, Storage, Tensor};
 
-use crate::bucket::Shape;
 use crate::config::BertConfig;
 use crate::cpu::{self, Heads, Sequence};
 use crate::distances::Distances;
@@ -15,8 +14,9 @@ use crate::model_dir::ModelDir;
 use crate::ops::{self, Attention, Norm};
 use crate::pass::Passes;
 use crate::sentence_settings::Pooling;
-use crate::tokenised::TokenisedText;
 use crate::weights::Weights;
+use onelane_tokeniser::Shape;
+use onelane_tokeniser::TokenisedText;
 
 /// Tokens that the ragged layout computes at a time: their activations stay in the cache, and the
 /// products are already as fast as they get.
@@ -398,12 +398,7 @@ mod tests {
             pack(texts, shape, (&config, pooling), &mut numbers);
             numbers
         };
-        let text = |ids: &[u32], second| TokenisedText {
-            ids: ids.into(),
-            second,
-            bucket: 4,
-            truncated: false,
-        };
+        let text = |ids: &[u32], second| TokenisedText::new(ids, 4).with_second(second);
         let texts = [text(&[5, 6, 7], 2), text(&[8], 1)];
         let numbers = packed(Pooling::Mean, &texts, f32::NAN);
         assert_eq!(numbers, packed(Pooling::Mean, &texts, 0.0));

@@ -14,7 +14,7 @@ use crate::error::LoadError;
 use crate::head::Head;
 use crate::model_dir::ModelDir;
 use crate::sentence_settings::{Pooling, SentenceSettings};
-use crate::tokeniser::Tokeniser;
+use onelane_tokeniser::Tokeniser;
 
 /// What `config.json` says of a head.
 #[derive(Deserialize)]

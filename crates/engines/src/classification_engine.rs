@@ -5,7 +5,7 @@ use onelane::{Engine, EngineError};
 use crate::embedding_engine::EmbeddingEngine;
 use crate::error::engine_error;
 use crate::head::Head;
-use crate::tokenised::TokenisedText;
+use onelane_tokeniser::TokenisedText;
 
 /// Scores texts or pairs; made by [`ClassificationModel::load`](crate::ClassificationModel::load).
 ///

@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use onelane_tokeniser::{BucketConfig, FILE_BYTES, Shape, Tokeniser, TokeniserError, Vocabulary};
+
 use crate::bert::Bert;
-use crate::bucket::{BucketConfig, Shape};
 use crate::config::BertConfig;
 use crate::device_name::DeviceName;
 use crate::embedding_engine::EmbeddingEngine;
@@ -15,8 +16,10 @@ use crate::nonlinearity::Nonlinearity;
 use crate::projection::Projection;
 use crate::sentence_settings::{ProjectionSettings, SentenceSettings};
 use crate::shape_log::ShapeLog;
-use crate::tokeniser::Tokeniser;
 use crate::weights::Weights;
+
+/// Name of the tokeniser's file in a model directory.
+const TOKENIZER: &str = "tokenizer.json";
 
 /// What becomes of the empty places in a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,7 +151,7 @@ impl EmbeddingModel {
             }
             width = one.width_out;
         }
-        let tokeniser = Tokeniser::load(&dir, &bert, &settings, &buckets)?;
+        let tokeniser = read_tokeniser(&dir, &bert, &settings, &buckets)?;
         Ok(Self {
             dir,
             config: bert,
@@ -229,4 +232,26 @@ impl EmbeddingModel {
     pub fn shapes(&self) -> Vec<Shape> {
         self.shapes.seen()
     }
+}
+
+/// Reads `tokenizer.json`. The limit is the one of `sentence_bert_config.json`, else of
+/// `tokenizer_config.json`, else of the file itself, else the number of positions.
+fn read_tokeniser(
+    dir: &ModelDir,
+    config: &BertConfig,
+    settings: &SentenceSettings,
+    buckets: &BucketConfig,
+) -> Result<Tokeniser, LoadError> {
+    let file = dir.read(TOKENIZER, FILE_BYTES)?;
+    let vocabulary = Vocabulary {
+        size: config.vocab_size,
+        kinds: config.type_vocab_size,
+        positions: config.max_position_embeddings,
+        max_length: settings.max_length,
+        lower_case: settings.lower_case,
+    };
+    Tokeniser::read(file, vocabulary, buckets).map_err(|error| match error {
+        TokeniserError::Buckets(error) => LoadError::Buckets(error),
+        error => LoadError::damaged(dir.file(TOKENIZER), &error),
+    })
 }

@@ -3,12 +3,12 @@
 use onelane::{BatchItem, Engine, EngineError};
 
 use crate::bert::Bert;
-use crate::bucket::{Buckets, Shape};
 use crate::cpu;
 use crate::error::engine_error;
 use crate::projection::Projection;
 use crate::shape_log::ShapeLog;
-use crate::tokenised::TokenisedText;
+use onelane_tokeniser::TokenisedText;
+use onelane_tokeniser::{Buckets, Shape};
 
 /// Embeds texts; made by [`EmbeddingModel::load`](crate::EmbeddingModel::load).
 ///
@@ -76,12 +76,7 @@ impl Engine for EmbeddingEngine {
     fn warmup(&mut self) -> Result<(), EngineError> {
         let shortest = self.buckets.lengths()[0];
         let shape = Shape { rows: self.buckets.rows()[0], length: shortest };
-        let text = TokenisedText {
-            ids: [self.bert.config().pad_token_id].into(),
-            second: 1,
-            bucket: shortest,
-            truncated: false,
-        };
+        let text = TokenisedText::new([self.bert.config().pad_token_id], shortest);
         let run = if self.skip_padding {
             self.bert.embed_ragged(&[text])
         } else {

@@ -98,7 +98,7 @@ pub enum LoadError {
     },
     /// The length buckets cannot be used.
     #[error(transparent)]
-    Buckets(#[from] crate::bucket::BucketError),
+    Buckets(#[from] onelane_tokeniser::BucketError),
     /// Padding cannot be skipped on this device.
     #[error("padding can be skipped on the cpu only, not on {device}: use Padding::Pad")]
     Padding {

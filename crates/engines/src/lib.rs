@@ -18,7 +18,6 @@
 #![deny(unsafe_code)]
 
 mod bert;
-mod bucket;
 mod classification;
 mod classification_engine;
 mod config;
@@ -45,13 +44,9 @@ mod pool;
 mod projection;
 mod sentence_settings;
 mod shape_log;
-mod tokenised;
-mod tokeniser;
-mod tokenizer_file;
 mod weights;
 
 pub use bert::Bert;
-pub use bucket::{BucketConfig, BucketError, Buckets, Shape};
 pub use classification::ClassificationModel;
 pub use classification_engine::ClassificationEngine;
 pub use config::{Activation, BertConfig};
@@ -65,7 +60,9 @@ pub use inventory::{DeviceInfo, devices};
 pub use mlp::{MLP_WIDTH, Mlp, MlpRow, MlpRowError};
 pub use mlp_engine::MlpEngine;
 pub use model_dir::ModelDir;
+pub use onelane_tokeniser::{
+    BucketConfig, BucketError, Buckets, MAX_TEXT_BYTES, Shape, TextToken, TokeniseError,
+    TokenisedText, Tokeniser,
+};
 pub use pool::autorelease_pool;
 pub use sentence_settings::{Pooling, ProjectionSettings, SentenceSettings};
-pub use tokenised::TokenisedText;
-pub use tokeniser::{MAX_TEXT_BYTES, TextToken, TokeniseError, Tokeniser};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::bucket::Shape;
+use onelane_tokeniser::Shape;
 
 /// The distinct shapes that engines of one model have run.
 #[derive(Clone, Debug, Default)]

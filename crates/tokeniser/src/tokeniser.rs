@@ -3,23 +3,14 @@
 //! Immutable after loading, so any number of threads share one. It truncates as the model's files
 //! say, and never pads: padding belongs to the batch.
 
-mod tokens;
-
 use tokenizers::{
     Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
 };
 
-use crate::bucket::{BucketConfig, Buckets};
-use crate::config::BertConfig;
-use crate::error::LoadError;
-use crate::model_dir::ModelDir;
-use crate::sentence_settings::SentenceSettings;
+use crate::bucket::{BucketConfig, BucketError, Buckets};
 use crate::tokenised::TokenisedText;
 use crate::tokenizer_file;
-pub use tokens::TextToken;
-
-/// Name of the file in a model directory.
-const FILE: &str = "tokenizer.json";
+use crate::vocabulary::Vocabulary;
 
 /// The most bytes of a text that are looked at; the rest is cut off, as what is beyond the limit in
 /// tokens is. A text of this size has a hundred thousand words.
@@ -34,65 +25,71 @@ const LEFT_OVER: usize = 32;
 
 /// A tokeniser with its length limit and buckets.
 pub struct Tokeniser {
-    tokenizer: Tokenizer,
-    lower_case: bool,
-    buckets: Buckets,
-    /// Ids are below it.
-    vocabulary: usize,
-    /// How many segment kinds the model tells apart.
-    kinds: usize,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) buckets: Buckets,
+    vocabulary: Vocabulary,
     /// Whether the end of a long text is cut off; else its start.
     keeps_start: bool,
+}
+
+/// A `tokenizer.json` that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokeniserError {
+    /// It is damaged, asks for too much, or does not fit the model; the text says which.
+    #[error("{0}")]
+    File(String),
+    /// The length buckets cannot be used.
+    #[error(transparent)]
+    Buckets(#[from] BucketError),
 }
 
 /// A text that could not be tokenised.
 #[derive(Debug, thiserror::Error)]
 #[error("the text cannot be tokenised: {0}")]
-pub struct TokeniseError(Failure);
+pub struct TokeniseError(pub(crate) Failure);
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Tokeniser {
-    /// Loads `tokenizer.json` and the settings beside it.
+    /// Reads the content of a `tokenizer.json`, which may be a stranger's.
     ///
-    /// The limit is the one of `sentence_bert_config.json`, else of `tokenizer_config.json`, else of
-    /// the truncation in `tokenizer.json`, else the number of positions; never more than that.
+    /// The limit in tokens is `vocabulary.max_length`, else that of the truncation in the file, else
+    /// the number of positions; never more than that.
     ///
     /// # Errors
-    /// [`LoadError`] when a file is damaged, does not fit `config`, or the buckets are unusable.
-    pub fn load(
-        dir: &ModelDir,
-        config: &BertConfig,
-        settings: &SentenceSettings,
+    /// [`TokeniserError`] when it is damaged, does not fit the model, or the buckets are unusable.
+    pub fn read(
+        file: Vec<u8>,
+        vocabulary: Vocabulary,
         buckets: &BucketConfig,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, TokeniserError> {
         // The tokenizers crate panics on some damage.
-        let read = || Self::read(dir, config, settings, buckets);
-        std::panic::catch_unwind(read).unwrap_or_else(|_| {
-            let reason = "what is in it makes the tokenizers crate panic".to_owned();
-            Err(LoadError::Damaged { path: dir.file(FILE), reason })
-        })
+        std::panic::catch_unwind(|| Self::read_checked(file, vocabulary, buckets)).unwrap_or_else(
+            |_| {
+                let reason = "what is in it makes the tokenizers crate panic";
+                Err(TokeniserError::File(reason.to_owned()))
+            },
+        )
     }
 
-    fn read(
-        dir: &ModelDir,
-        config: &BertConfig,
-        settings: &SentenceSettings,
+    fn read_checked(
+        file: Vec<u8>,
+        vocabulary: Vocabulary,
         buckets: &BucketConfig,
-    ) -> Result<Self, LoadError> {
-        let damaged = |reason: String| LoadError::damaged(dir.file(FILE), &reason);
-        let bytes = dir.read(FILE, tokenizer_file::FILE_BYTES)?;
-        tokenizer_file::check(&bytes).map_err(damaged)?;
+    ) -> Result<Self, TokeniserError> {
+        let damaged = |reason: String| TokeniserError::File(reason);
+        tokenizer_file::check(&file).map_err(damaged)?;
         let mut tokenizer =
-            Tokenizer::from_bytes(bytes).map_err(|error| damaged(error.to_string()))?;
+            Tokenizer::from_bytes(file).map_err(|error| damaged(error.to_string()))?;
 
         let truncation = tokenizer.get_truncation().cloned().unwrap_or_default();
         let stated = tokenizer.get_truncation().map(|truncation| truncation.max_length);
-        let limit = settings
+        let limit = vocabulary
             .max_length
             .or(stated)
-            .unwrap_or(config.max_position_embeddings)
-            .min(config.max_position_embeddings);
+            .unwrap_or(vocabulary.positions)
+            .min(vocabulary.positions);
         let special =
             tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
         if limit <= special {
@@ -112,20 +109,13 @@ impl Tokeniser {
             .map_err(|error| damaged(error.to_string()))?;
 
         let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
-        if largest as usize >= config.vocab_size {
+        if largest as usize >= vocabulary.size {
             return Err(damaged(format!(
                 "its token {largest} is outside the vocabulary of {} in config.json",
-                config.vocab_size
+                vocabulary.size
             )));
         }
-        let tokeniser = Self {
-            tokenizer,
-            lower_case: settings.lower_case,
-            buckets: buckets.fit(limit)?,
-            vocabulary: config.vocab_size,
-            kinds: config.type_vocab_size,
-            keeps_start,
-        };
+        let tokeniser = Self { tokenizer, buckets: buckets.fit(limit)?, vocabulary, keeps_start };
         tokeniser.check().map_err(damaged)?;
         Ok(tokeniser)
     }
@@ -138,7 +128,7 @@ impl Tokeniser {
                 return Err(format!(
                     "it gives the text {text:?} the token {id}, outside the vocabulary of {} in \
                      config.json",
-                    self.vocabulary
+                    self.vocabulary.size
                 ));
             }
             if encoding.get_type_ids().iter().any(|&kind| kind != 0) {
@@ -178,7 +168,7 @@ impl Tokeniser {
         }
         let (first, first_cut) = self.part_that_counts(first).map_err(TokeniseError)?;
         let (second, second_cut) = self.part_that_counts(second).map_err(TokeniseError)?;
-        let encoding = if self.lower_case {
+        let encoding = if self.lower_case() {
             self.tokenizer.encode_fast((first.to_lowercase(), second.to_lowercase()), true)
         } else {
             self.tokenizer.encode_fast((first, second), true)
@@ -204,7 +194,7 @@ impl Tokeniser {
 
     /// Where the second segment kind begins, in a model that has one.
     fn second(&self, kinds: &[u32]) -> Result<usize, TokeniseError> {
-        if self.kinds < 2 {
+        if self.vocabulary.kinds < 2 {
             return Ok(kinds.len());
         }
         let second = kinds.iter().position(|&kind| kind != 0).unwrap_or(kinds.len());
@@ -257,7 +247,7 @@ impl Tokeniser {
     }
 
     fn tokenise(&self, text: &str) -> Result<Encoding, Failure> {
-        if self.lower_case {
+        if self.lower_case() {
             self.tokenizer.encode_fast(text.to_lowercase(), true)
         } else {
             self.tokenizer.encode_fast(text, true)
@@ -266,7 +256,11 @@ impl Tokeniser {
 
     /// A token that the model has no vector for.
     fn foreign(&self, encoding: &Encoding) -> Option<u32> {
-        encoding.get_ids().iter().copied().find(|&id| id as usize >= self.vocabulary)
+        encoding.get_ids().iter().copied().find(|&id| id as usize >= self.vocabulary.size)
+    }
+
+    pub(crate) fn lower_case(&self) -> bool {
+        self.vocabulary.lower_case
     }
 
     /// The buckets of this model; their last length is its limit.

@@ -1,8 +1,8 @@
 //! What a server asks of a tokeniser beside encoding: the tokens of a text, the text of tokens, and
 //! token ids that somebody else made.
 
-use super::{TokeniseError, Tokeniser};
 use crate::tokenised::TokenisedText;
+use crate::tokeniser::{TokeniseError, Tokeniser};
 
 /// A token and where it comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ impl Tokeniser {
     /// # Errors
     /// [`TokeniseError`] with what the tokeniser said.
     pub fn tokens(&self, text: &str, special: bool) -> Result<Vec<TextToken>, TokeniseError> {
-        let lowered = self.lower_case.then(|| text.to_lowercase());
+        let lowered = self.lower_case().then(|| text.to_lowercase());
         let text = lowered.as_deref().unwrap_or(text);
         let encoding = self.tokenizer.encode_char_offsets(text, special).map_err(TokeniseError)?;
         let characters: Vec<char> = text.chars().collect();

@@ -135,7 +135,7 @@ impl Buckets {
     }
 
     /// Part of a run that may be empty before a batch is cut further.
-    pub(crate) fn slack(&self) -> f64 {
+    pub fn slack(&self) -> f64 {
         if self.round_up { 1.0 } else { SLACK }
     }
 
@@ -143,7 +143,7 @@ impl Buckets {
     ///
     /// A rest that fills no row count exactly is rounded up if at most `slack` of the rounded run
     /// is then empty, else it is cut further.
-    pub(crate) fn plan(&self, texts: usize, length: usize, slack: f64) -> Vec<(usize, Shape)> {
+    pub fn plan(&self, texts: usize, length: usize, slack: f64) -> Vec<(usize, Shape)> {
         let mut left = texts;
         let mut runs = Vec::new();
         while left > 0 {

@@ -14,6 +14,19 @@ pub struct TokenisedText {
 }
 
 impl TokenisedText {
+    /// A text whose ids are made already: in a bucket of this length, all of the first segment kind.
+    pub fn new(ids: impl Into<Box<[u32]>>, bucket: usize) -> Self {
+        let ids = ids.into();
+        Self { second: ids.len(), ids, bucket, truncated: false }
+    }
+
+    /// Sets where the second segment kind begins.
+    #[must_use]
+    pub fn with_second(mut self, second: usize) -> Self {
+        self.second = second;
+        self
+    }
+
     /// Token ids, special tokens included.
     pub fn ids(&self) -> &[u32] {
         &self.ids

@@ -9,8 +9,8 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The most bytes of the file; one with 262,144 tokens has 33 million.
-pub(crate) const FILE_BYTES: u64 = 64 << 20;
+/// The most bytes that a `tokenizer.json` should have; one with 262,144 tokens has 33 million.
+pub const FILE_BYTES: u64 = 64 << 20;
 
 /// The most bytes of a token, or of a text that replaces another.
 const STRING_BYTES: usize = 1 << 10;
