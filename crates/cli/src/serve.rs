@@ -6,7 +6,6 @@
 mod embedding;
 mod isolated;
 mod scoring;
-mod tokens;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -204,7 +203,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let signals = Signals::of_process().context("cannot handle signals")?;
         let listener = match &args.uds_path {
             Some(path) => Listener::unix(path)?,
-            None => listen(&args.hostname, args.port)?,
+            None => Listener::host(&args.hostname, args.port)?,
         };
         #[cfg(feature = "tls")]
         let listener = match (&args.tls_cert, &args.tls_key) {
@@ -225,15 +224,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn listen(host: &str, port: u16) -> std::io::Result<Listener> {
-    let host = if host.contains(':') && !host.starts_with('[') {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
-    };
-    Listener::tcp(format!("{host}:{port}"))
 }
 
 fn config(args: &Args) -> ServerConfig {

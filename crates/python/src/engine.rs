@@ -138,6 +138,11 @@ impl PyEngine {
         Ok(Self { place, turnstile: Arc::clone(turnstile), idempotent, padded_cost: 0 })
     }
 
+    /// Whether its batches run in a child.
+    pub(crate) fn is_child(&self) -> bool {
+        matches!(self.place, Place::Child(_))
+    }
+
     fn run(&mut self, py: Python<'_>, batch: &[Item]) -> Result<Vec<Answer>, EngineError> {
         let mut live = Vec::with_capacity(batch.len());
         let started: Vec<bool> = batch
@@ -241,6 +246,6 @@ impl Drop for PyEngine {
     }
 }
 
-fn interpreter_ending() -> EngineError {
+pub(crate) fn interpreter_ending() -> EngineError {
     EngineError::failed("the Python interpreter is ending")
 }

@@ -19,6 +19,7 @@ mod plain;
 mod pool;
 mod queue;
 mod remote;
+mod serving;
 mod sim;
 mod stats;
 mod target;
@@ -48,6 +49,8 @@ mod _onelane {
     use super::pending::Ticket;
     #[pymodule_export]
     use super::queue::Queue;
+    #[pymodule_export]
+    use super::serving::Server;
     #[pymodule_export]
     use super::sim::{SimBarrier, SimBlock, SimDevice, SimLock, SimParty, sim_profiles};
     #[pymodule_export]

@@ -59,6 +59,18 @@ impl Listener {
         Ok(Self::new(Kind::Tcp(TcpListener::from_std(listener).map_err(named)?)))
     }
 
+    /// Listens on a port of a host, as [`tcp`](Self::tcp) does; the host may be an IPv6 address, with
+    /// brackets or without.
+    ///
+    /// # Errors
+    /// As [`tcp`](Self::tcp).
+    pub fn host(host: &str, port: u16) -> io::Result<Self> {
+        if host.contains(':') && !host.starts_with('[') {
+            return Self::tcp(format!("[{host}]:{port}"));
+        }
+        Self::tcp(format!("{host}:{port}"))
+    }
+
     /// Listens on a Unix socket; one that a server that has ended left behind is replaced. The file
     /// goes with the listener. Must be called within a tokio runtime.
     ///

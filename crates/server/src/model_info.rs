@@ -50,6 +50,13 @@ impl ModelInfo {
         self
     }
 
+    /// Sets the type of its numbers.
+    #[must_use]
+    pub fn dtype(mut self, dtype: impl Into<String>) -> Self {
+        self.dtype = dtype.into();
+        self
+    }
+
     /// Sets how token vectors become one.
     #[must_use]
     pub fn pooling(mut self, pooling: impl Into<String>) -> Self {

@@ -98,6 +98,12 @@ impl Server {
         Ok(Self { app, router })
     }
 
+    /// Resolves when the models have been loaded and checked; `false` if the server has ended before.
+    pub fn loaded(&self) -> impl Future<Output = bool> + Send + 'static {
+        let mut phase = self.app.phase.subscribe();
+        async move { phase.wait_for(|phase| *phase != Phase::Loading).await.is_ok() }
+    }
+
     /// Listens, loads the models, answers until it is told to stop, and drains.
     ///
     /// When it is told to stop, `/ready` fails at once; for [`ServerConfig::drain_delay`] the server

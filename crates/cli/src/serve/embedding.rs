@@ -5,8 +5,6 @@ use onelane::{Engine, EngineError};
 use onelane_engines::{EmbeddingEngine, EmbeddingModel, Pooling, TokenisedText};
 use onelane_server::{Embedder, ModelInfo, TextError, Token, Tokenised, Tokens};
 
-use super::tokens;
-
 /// An embedding model whose engine is an `E`.
 pub struct Embedding<E> {
     model: EmbeddingModel,
@@ -33,11 +31,11 @@ impl<E> Embedding<E> {
 
 impl<E: 'static> Tokens for Embedding<E> {
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<Token>, TextError> {
-        tokens::tokens(self.model.tokeniser(), text, special)
+        Tokens::tokens(self.model.tokeniser(), text, special)
     }
 
     fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        tokens::decode(self.model.tokeniser(), ids, skip_special)
+        Tokens::decode(self.model.tokeniser(), ids, skip_special)
     }
 }
 
@@ -49,13 +47,11 @@ impl<E: Engine<Item = TokenisedText, Output = Vec<f32>>> Embedder for Embedding<
     }
 
     fn encode(&self, text: &str) -> Result<Tokenised<TokenisedText>, TextError> {
-        let encoded = self.model.tokeniser().encode(text);
-        encoded.map(tokens::weighed).map_err(tokens::text_error)
+        Ok(self.model.tokeniser().encode(text)?.into())
     }
 
     fn encode_ids(&self, ids: &[u32]) -> Result<Tokenised<TokenisedText>, TextError> {
-        let encoded = self.model.tokeniser().encode_ids(ids);
-        encoded.map(tokens::weighed).map_err(tokens::text_error)
+        Ok(self.model.tokeniser().encode_ids(ids)?.into())
     }
 
     fn info(&self) -> ModelInfo {

@@ -3,9 +3,9 @@
 
 use onelane::{BatchConfig, DeviceExecutor, Engine, EngineError};
 use onelane_engines::{ClassificationEngine, ClassificationModel, TokenisedText};
-use onelane_server::{Classifier, Model, ModelInfo, Reranker, TextError, Token, Tokenised, Tokens};
-
-use super::tokens;
+use onelane_server::{
+    Classifier, Model, ModelInfo, OneScore, Reranker, TextError, Token, Tokenised, Tokens,
+};
 
 /// A sequence classifier whose engine is an `E`.
 pub struct Scoring<E> {
@@ -44,11 +44,11 @@ impl<E: Engine<Item = TokenisedText, Output = Vec<f32>>> Scoring<E> {
 
 impl<E: 'static> Tokens for Scoring<E> {
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<Token>, TextError> {
-        tokens::tokens(self.model.tokeniser(), text, special)
+        Tokens::tokens(self.model.tokeniser(), text, special)
     }
 
     fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        tokens::decode(self.model.tokeniser(), ids, skip_special)
+        Tokens::decode(self.model.tokeniser(), ids, skip_special)
     }
 }
 
@@ -60,8 +60,7 @@ impl<E: Engine<Item = TokenisedText, Output = Vec<f32>>> Reranker for Scoring<E>
     }
 
     fn encode(&self, query: &str, text: &str) -> Result<Tokenised<TokenisedText>, TextError> {
-        let pair = self.model.tokeniser().encode_pair(query, text);
-        pair.map(tokens::weighed).map_err(tokens::text_error)
+        Ok(self.model.tokeniser().encode_pair(query, text)?.into())
     }
 
     fn info(&self) -> ModelInfo {
@@ -86,7 +85,7 @@ impl<E: Engine<Item = TokenisedText, Output = Vec<f32>>> Classifier for Scoring<
             Some(pair) => tokeniser.encode_pair(text, pair),
             None => tokeniser.encode(text),
         };
-        encoded.map(tokens::weighed).map_err(tokens::text_error)
+        Ok(encoded?.into())
     }
 
     fn labels(&self) -> Vec<String> {
@@ -95,41 +94,5 @@ impl<E: Engine<Item = TokenisedText, Output = Vec<f32>>> Classifier for Scoring<
 
     fn info(&self) -> ModelInfo {
         ModelInfo::new(self.model.tokeniser().max_length())
-    }
-}
-
-/// An engine of one label, whose only score is its output.
-pub struct OneScore<E>(E);
-
-impl<E: Engine<Output = Vec<f32>>> Engine for OneScore<E> {
-    type Item = E::Item;
-    type Output = f32;
-
-    fn infer(&mut self, batch: &[E::Item]) -> Result<Vec<f32>, EngineError> {
-        let only = |scores: Vec<f32>| match scores[..] {
-            [score] => Ok(score),
-            _ => Err(EngineError::failed(format!("{} scores instead of one", scores.len()))),
-        };
-        self.0.infer(batch)?.into_iter().map(only).collect()
-    }
-
-    fn warmup(&mut self) -> Result<(), EngineError> {
-        self.0.warmup()
-    }
-
-    fn delivered(&mut self) {
-        self.0.delivered();
-    }
-
-    fn survives_panic(&self) -> bool {
-        self.0.survives_panic()
-    }
-
-    fn idempotent(&self) -> bool {
-        self.0.idempotent()
-    }
-
-    fn padded_cost(&self, batch: &[E::Item]) -> usize {
-        self.0.padded_cost(batch)
     }
 }
