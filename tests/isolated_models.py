@@ -194,3 +194,19 @@ def add_in_place(items):
 def all_the_same(items):
     """Return one object for all."""
     return [items[0]] * len(items)
+
+
+def dying_encoder():
+    """Make an encoder for `serve` whose process dies of a text."""
+    import os
+
+    import test_serve
+
+    run = test_serve.Sums()
+
+    def mortal(ids, mask, types):
+        if (ids == test_serve.WORDS.index("bad")).any():
+            os.kill(os.getpid(), 9)
+        return run(ids, mask, types)
+
+    return test_serve.encoder(mortal)

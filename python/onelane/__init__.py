@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onelane._pad import Pad
     from onelane._proxy import aclose, aget, close, health, stats
     from onelane._requests import Each, Items, Tensors
+    from onelane._serve import Encoder, Server, serve
     from onelane._session import session
     from onelane._stats import (
         ClassStats,
@@ -62,6 +63,7 @@ _HOME = {
     "DeadlineExceeded": "errors",
     "DeviceExecutor": "_executor",
     "Each": "_requests",
+    "Encoder": "_serve",
     "EngineCrashed": "errors",
     "EngineHung": "errors",
     "EngineLost": "errors",
@@ -85,6 +87,7 @@ _HOME = {
     "QueueStats": "_stats",
     "RequestCancelled": "errors",
     "RequestTooLarge": "errors",
+    "Server": "_serve",
     "Summary": "_stats",
     "Tensors": "_requests",
     "UnknownVersion": "_install",
@@ -100,6 +103,7 @@ _HOME = {
     "hygiene": "_hygiene",
     "install": "_install",
     "installed": "_install",
+    "serve": "_serve",
     "session": "_session",
     "stats": "_proxy",
     "uninstall": "_install",
@@ -114,6 +118,7 @@ __all__ = [
     "DeadlineExceeded",
     "DeviceExecutor",
     "Each",
+    "Encoder",
     "EngineCrashed",
     "EngineHung",
     "EngineLost",
@@ -137,6 +142,7 @@ __all__ = [
     "QueueStats",
     "RequestCancelled",
     "RequestTooLarge",
+    "Server",
     "Summary",
     "Tensors",
     "UnknownVersion",
@@ -152,6 +158,7 @@ __all__ = [
     "hygiene",
     "install",
     "installed",
+    "serve",
     "session",
     "stats",
     "uninstall",

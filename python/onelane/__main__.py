@@ -1,4 +1,5 @@
-"""`python -m onelane`: run an application with `install`, look at this machine, check a Mac.
+"""`python -m onelane`: run an application with `install`, serve models, look at this machine,
+check a Mac.
 
 Each command exits with 0 (all well), 1 (something to do, or a check failed) or 2 (it could not be
 run as asked); `run` with what the application exits with.
@@ -33,6 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("application", help="a file, or with -m a module")
     run.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
 
+    from onelane._serve.command import add_arguments
+    from onelane._serve.command import main as serve
+
+    server = commands.add_parser(
+        "serve", help="serve models of texts over HTTP and gRPC; docs/serve.md says how"
+    )
+    add_arguments(server)
+
     doctor = commands.add_parser(
         "doctor", help="what this machine has, which hazards apply, what to do next"
     )
@@ -49,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "run":
         return _run(options)
+    if options.command == "serve":
+        return serve(options)
     if options.command == "doctor":
         from onelane._doctor import main as examine
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use onelane_server::{Listener, ServeError, Server as Core, ServerConfig, Signals, Stop};
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 
 use super::model::{ModelSpec, QueueSettings, optional_seconds};
@@ -158,6 +158,9 @@ impl Server {
         match self.state.error() {
             None => Ok(()),
             Some(ServeError::Load { source, .. }) => Err(from_build(py, &source)),
+            Some(error @ (ServeError::Hung { .. } | ServeError::Aborted { .. })) => {
+                Err(PyTimeoutError::new_err(error.to_string()))
+            }
             Some(error) => Err(PyRuntimeError::new_err(error.to_string())),
         }
     }
