@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onelane._memory import Memory
     from onelane._pad import Pad
     from onelane._proxy import aclose, aget, close, health, stats
+    from onelane._replicas import Replicas
     from onelane._requests import Each, Items, Tensors
     from onelane._session import session
     from onelane._stats import (
@@ -83,6 +84,7 @@ _HOME = {
     "QueueFull": "errors",
     "QueueHistograms": "_stats",
     "QueueStats": "_stats",
+    "Replicas": "_replicas",
     "RequestCancelled": "errors",
     "RequestTooLarge": "errors",
     "Summary": "_stats",
@@ -135,6 +137,7 @@ __all__ = [
     "QueueFull",
     "QueueHistograms",
     "QueueStats",
+    "Replicas",
     "RequestCancelled",
     "RequestTooLarge",
     "Summary",
