@@ -101,6 +101,13 @@ test-ray: package ## onelane behind a real Ray Serve: replicas that die, updates
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(RAY_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .
 	cd tests/scale && RAY_USAGE_STATS_ENABLED=0 $(CURDIR)/$(RAY_VENV)/bin/python -m pytest -q -W ignore .
 
+.PHONY: bench-scale
+bench-scale: package ## what replicas give, in one process and in Ray; wants a quiet machine
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	$(BIN)/uv pip install --quiet --python $(RAY_VENV)/bin/python "ray[serve]>=2.60" numpy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(RAY_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .
+	$(RAY_VENV)/bin/python benches/scale.py
+
 # KServe, in an environment of its own; not in CI. The tests start servers that each load PyTorch.
 KSERVE_VENV := .venv-kserve
 .PHONY: test-kserve
