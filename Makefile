@@ -101,6 +101,23 @@ test-ray: package ## onelane behind a real Ray Serve: replicas that die, updates
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(RAY_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .
 	cd tests/scale && RAY_USAGE_STATS_ENABLED=0 $(CURDIR)/$(RAY_VENV)/bin/python -m pytest -q -W ignore .
 
+.PHONY: bench-scale
+bench-scale: package ## what replicas give, in one process and in Ray; wants a quiet machine
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	$(BIN)/uv pip install --quiet --python $(RAY_VENV)/bin/python "ray[serve]>=2.60" numpy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(RAY_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .
+	$(RAY_VENV)/bin/python benches/scale.py
+
+# KServe, in an environment of its own; not in CI. The tests start servers that each load PyTorch.
+KSERVE_VENV := .venv-kserve
+.PHONY: test-kserve
+test-kserve: package ## onelane in KServe's real model server, over HTTP and gRPC
+	test -x $(KSERVE_VENV)/bin/python || $(PYTHON) -m venv $(KSERVE_VENV)
+	$(BIN)/uv pip install --quiet --python $(KSERVE_VENV)/bin/python "kserve>=0.21" "tritonclient[grpc,http]" \
+	    "$$(grep ^torch== tests/requirements.txt)" pytest pytest-timeout
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(KSERVE_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall .
+	cd tests/kserve && $(CURDIR)/$(KSERVE_VENV)/bin/python -m pytest -q -W ignore .
+
 # --- Wheels -----------------------------------------------------------------------------------------
 # All four are built on Linux: zig is compiler and linker for the other systems. It comes from PyPI, into
 # an environment of its own.
@@ -176,4 +193,4 @@ ci-rust:
 	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
 
 clean: ## remove what was built
-	rm -rf target $(VENV) $(RAY_VENV) $(CLIENTS) $(WHEELS) $(DIST)
+	rm -rf target $(VENV) $(RAY_VENV) $(KSERVE_VENV) $(CLIENTS) $(WHEELS) $(DIST)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onelane._memory import Memory
     from onelane._pad import Pad
     from onelane._proxy import aclose, aget, close, health, stats
+    from onelane._replicas import Replicas
     from onelane._requests import Each, Items, Tensors
     from onelane._serve import Encoder, Server, serve
     from onelane._session import session
@@ -85,6 +86,7 @@ _HOME = {
     "QueueFull": "errors",
     "QueueHistograms": "_stats",
     "QueueStats": "_stats",
+    "Replicas": "_replicas",
     "RequestCancelled": "errors",
     "RequestTooLarge": "errors",
     "Server": "_serve",
@@ -140,6 +142,7 @@ __all__ = [
     "QueueFull",
     "QueueHistograms",
     "QueueStats",
+    "Replicas",
     "RequestCancelled",
     "RequestTooLarge",
     "Server",

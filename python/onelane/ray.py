@@ -18,6 +18,7 @@ try:
         ActorDiedError,
         ActorUnavailableError,
     )
+    from ray.serve.config import RequestRouterConfig  # type: ignore[import-not-found]
 except ImportError as error:
     raise ImportError(
         "onelane.ray needs Ray Serve, which is not installed: pip install 'ray[serve]'"
@@ -25,8 +26,14 @@ except ImportError as error:
 
 from onelane._batch_queue import BatchQueue, Priority
 
-# So many batches may be in a replica at once: one runs, the others wait for it.
+# So many batches may be in a replica at once: one runs, the others wait for it. And two calls, so
+# that the next is there when one ends.
 _BATCHES = 3
+_CALLS = 2
+# Where all replicas have their calls, Ray's router looks again after so long, in seconds. Its own
+# times, 0.025 to 0.5, leave replicas idle whose batches take milliseconds.
+_FIRST_LOOK_S = 0.005
+_LAST_LOOK_S = 0.02
 # What a replica does beside its drain when it is shut down.
 _MARGIN_S = 5.0
 # Of a replica that is gone, or going.
@@ -121,8 +128,8 @@ def application(
     model, settings: as for `BatchQueue`. They are pickled: give a function of a module, or its
     import path with `isolation=`.
     per_call: how many requests a call brings (`Replica.many`). From it and the settings comes
-    `max_ongoing_requests`, which counts calls: three batches, and never more than the queue holds,
-    so that what waits, waits in Ray, where another replica may still take it.
+    `max_ongoing_requests`, which counts calls: three batches, at least two calls, and never more
+    than the queue holds, so that what waits, waits in Ray, where another replica may still take it.
     drain_s: seconds that a replica which is shut down has for what it has accepted.
     num_gpus: of a replica; a fraction lets several share one. mps: a replica needs `{"mps": 1}`,
     the resource that a Mac is started with: `ray start --resources='{"mps": 1}'`.
@@ -135,7 +142,7 @@ def application(
         raise ValueError(
             f"per_call={per_call} is more than the queue of a replica holds: capacity={capacity}"
         )
-    calls = max(1, min(math.ceil(_BATCHES * size / per_call), capacity // per_call))
+    calls = min(max(_CALLS, math.ceil(_BATCHES * size / per_call)), capacity // per_call)
     actor: dict[str, Any] = {"num_gpus": num_gpus} if num_gpus else {}
     if mps:
         actor["resources"] = {"mps": 1}
@@ -144,6 +151,9 @@ def application(
         "max_ongoing_requests": calls,
         "graceful_shutdown_timeout_s": drain_s + _MARGIN_S,
         "health_check_period_s": 2.0,
+        "request_router_config": RequestRouterConfig(
+            initial_backoff_s=_FIRST_LOOK_S, max_backoff_s=_LAST_LOOK_S
+        ),
         "ray_actor_options": actor,
         **(options or {}),
     }

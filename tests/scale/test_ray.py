@@ -172,7 +172,14 @@ def test_what_cannot_be_is_refused():
 
 @pytest.mark.parametrize(
     ("per_call", "settings", "calls"),
-    [(1, {}, 96), (32, {}, 3), (8, {"max_batch_size": 4}, 2), (1, {"capacity": 10}, 10)],
+    [
+        (1, {}, 96),
+        (32, {}, 3),
+        (8, {"max_batch_size": 4}, 2),
+        (1, {"capacity": 10}, 10),
+        (256, {}, 2),
+        (1024, {}, 1),
+    ],
 )
 def test_calls_at_once_come_from_the_batch_and_the_capacity(per_call, settings, calls):
     app = onelane.ray.application(MODEL, per_call=per_call, **settings)

@@ -296,6 +296,27 @@ impl<E: Engine> BatchQueue<E> {
         self.admission.shared.health(Some(self.admission.queue))
     }
 
+    /// How much there is to do: the cost of what waits, and the requests that wait for room or run.
+    ///
+    /// Cheap, unlike [`stats`](Self::stats): for choosing among queues each time that one is used.
+    ///
+    /// ```
+    /// use onelane::testing::{FakeEngine, FakeItem};
+    /// use onelane::{BatchConfig, BatchQueue, DeviceExecutor};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let device = DeviceExecutor::shared("doc-load")?;
+    /// # let new = || BatchQueue::new(&device, BatchConfig::default(), || Ok(FakeEngine::echo()));
+    /// let replicas = [new()?, new()?];
+    /// let least = replicas.iter().min_by_key(|queue| queue.load()).expect("two of them");
+    /// assert_eq!(least.submit(FakeItem::new(7))?.wait()?, 7);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn load(&self) -> usize {
+        self.admission.shared.load(self.admission.queue)
+    }
+
     /// The settings that the queue was made with.
     pub fn config(&self) -> &BatchConfig {
         &self.admission.config

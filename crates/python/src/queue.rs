@@ -146,6 +146,11 @@ impl Queue {
         stats::to_dict(py, &snapshot, self.waited.load(Ordering::Relaxed), elements)
     }
 
+    /// See [`BatchQueue::load`].
+    fn load(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.queue(py)?.load())
+    }
+
     /// See [`stats::health`].
     fn health(&self, py: Python<'_>) -> PyResult<stats::HealthParts> {
         Ok(stats::health(&self.queue(py)?.health()))

@@ -464,6 +464,10 @@ impl Scheduler {
         }
     }
 
+    fn load(&mut self, id: QueueId) -> usize {
+        self.drain_inbox(id).map_or(0, |(queue, _)| queue.pending.load())
+    }
+
     fn health(&self, id: QueueId, now: Instant) -> Health {
         match self.queues.get(&id) {
             Some(queue) => queue.health(self.id, now),

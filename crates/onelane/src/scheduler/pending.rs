@@ -67,6 +67,8 @@ pub(crate) trait PendingRequests: Any + Send {
     fn stats(&mut self) -> &mut Stats;
     /// The same, and what waits.
     fn snapshot(&self, now: Instant) -> Stats;
+    /// The cost of what waits, and the requests that wait for room or run.
+    fn load(&self) -> usize;
 }
 
 /// The requests that wait in one batch queue.
@@ -514,5 +516,10 @@ impl<E: Engine> PendingRequests for Pending<E> {
                 oldest.map(|arrival| now.saturating_duration_since(arrival)).unwrap_or_default();
         }
         stats
+    }
+
+    fn load(&self) -> usize {
+        let requests = self.waiters.requests() + self.stats.counters.running;
+        self.cost.saturating_add(requests)
     }
 }

@@ -59,6 +59,11 @@ impl ExecutorShared {
         self.lock().stats(queue, now).unwrap_or_default()
     }
 
+    /// What a queue has to do; nothing once it is gone.
+    pub(crate) fn load(&self, queue: QueueId) -> usize {
+        self.lock().load(queue)
+    }
+
     /// Of one queue, or of the device.
     pub(crate) fn health(&self, queue: Option<QueueId>) -> Health {
         let now = self.clock.now();

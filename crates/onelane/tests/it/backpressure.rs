@@ -1,6 +1,8 @@
 //! Promise 6: what waits is bounded, in requests and in cost; a refusal gives the request back.
 
+use std::future::Future;
 use std::sync::Barrier;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use crate::common::*;
@@ -38,6 +40,28 @@ fn capacity_counts_cost_too() {
         gate.open_for_good();
         wait_all([first, six, four]);
         assert_eq!(queue.stats().waiting_cost, 0);
+    });
+}
+
+#[test]
+fn the_load_is_what_waits_in_cost_and_what_waits_for_room_or_runs() {
+    within_a_minute(|| {
+        let device = executor();
+        let (queue, gate, _) = gated(&device, BatchConfig::default().capacity_cost(10));
+        assert_eq!(queue.load(), 0);
+        let first = occupy(&queue, &gate);
+        assert_eq!(queue.load(), 1, "one runs");
+        let six = queue.try_submit(FakeItem::new(1).cost(6)).unwrap();
+        assert_eq!(queue.load(), 7);
+        let mut late = Box::pin(queue.infer(FakeItem::new(2).cost(5)));
+        assert!(late.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(queue.load(), 8, "one waits for room");
+        drop(late);
+        gate.open_for_good();
+        wait_all([first, six]);
+        assert_eq!(queue.load(), 0);
+        queue.shutdown(Shutdown::Drain, Duration::MAX).unwrap();
+        assert_eq!(queue.load(), 0);
     });
 }
 
