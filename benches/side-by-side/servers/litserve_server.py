@@ -49,7 +49,8 @@ if __name__ == "__main__":
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
-    Embedder.folder = args.model
     api = Embedder(max_batch_size=32, batch_timeout=0.01, api_path="/v1/embeddings")
+    # Of the instance: the worker process gets it pickled, and loads the class anew.
+    api.folder = args.model
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
     server.run(host="127.0.0.1", port=args.port, generate_client_file=False, log_level="warning")
