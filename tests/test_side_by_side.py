@@ -118,6 +118,14 @@ def test_texts_are_the_same_for_a_seed_and_of_every_length():
     assert {len(text.split()) for text in work} == set(range(3, 41))
 
 
+def test_texts_that_are_mostly_short_have_every_magnitude():
+    lengths = sorted(len(text.split()) for text in arrivals.mostly_short(3000, 1))
+    assert lengths[0] == 1
+    assert lengths[-1] > 95
+    assert lengths[1500] == pytest.approx(10, abs=1), "as many below the root of 100 as above"
+    assert arrivals.mostly_short(9, 1) == arrivals.mostly_short(9, 1)
+
+
 def test_poisons_are_json_so_that_a_server_has_to_look_at_them():
     assert len(poisons.POISONS) >= 5
     for body in poisons.POISONS.values():

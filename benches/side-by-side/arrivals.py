@@ -19,6 +19,13 @@ def texts(count: int, seed: int, shortest: int = 3, longest: int = 40) -> list[s
     return [" ".join(draw.choices(WORDS, k=draw.randint(shortest, longest))) for _ in range(count)]
 
 
+def mostly_short(count: int, seed: int, longest: int = 100) -> list[str]:
+    """Texts of 1 to `longest` words, a length of half as many words being twice as likely."""
+    draw = random.Random(seed)
+    lengths = [round(longest ** draw.random()) for _ in range(count)]
+    return [" ".join(draw.choices(WORDS, k=length)) for length in lengths]
+
+
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
     """Instants of a Poisson process, `rate` a second, in seconds from the begin, ascending."""
     if rate <= 0:

@@ -76,7 +76,7 @@ class Plan:
     async def memory(self) -> dict[str, Any]:
         """Resident memory before and after texts of random lengths, eight calls at a time."""
         count, limit = self.plan["memory_texts"], self.plan["memory_seconds"]
-        work = arrivals.texts(count, self.seed + 1, 1, 100)
+        work = arrivals.mostly_short(count, self.seed + 1)
         calls = iter([work[at : at + 16] for at in range(0, count, 16)])
         done, failed, begin = 0, 0, time.perf_counter()
         async with Server(self.port, 60) as server:

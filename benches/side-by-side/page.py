@@ -153,8 +153,8 @@ def how(results: Results) -> list[str]:
         "**Recovery**: until 20 requests in a row are answered after the poisoned one that did "
         "most harm, among 16 clients; **innocents**: good requests that failed then. **MB**: "
         "proportional set size of all its processes before, and what "
-        f"{results['memory_texts']:,} texts of 1 to 100 words added. **Wrong**: answers that "
-        "differ by more than 1e-4 from sentence-transformers alone.",
+        f"{results['memory_texts']:,} texts of 1 to 100 words, most of them short, "
+        "added. **Wrong**: answers that differ by more than 1e-4 from sentence-transformers alone.",
     ]
 
 

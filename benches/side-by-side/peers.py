@@ -138,9 +138,11 @@ PEERS = (
     ),
     Peer(
         "LitServe",
-        _script("litserve_server.py"),
+        lambda place: [place.python, str(SERVERS / "litserve_server.py"), "--port",
+                       str(place.port)],
         "sentence-transformers in one worker; max_batch_size=32, batch_timeout=0.01",
         (*SENTENCES, "litserve==0.2.19"),
+        variables=lambda place: {"MODEL": place.model},
         packages=("litserve", "sentence-transformers"),
     ),
     Peer(

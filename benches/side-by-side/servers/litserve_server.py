@@ -1,29 +1,27 @@
 """sentence-transformers behind LitServe: one worker process, batches of 32, 10 ms.
 
-python litserve_server.py --model DIR --port N
+MODEL=DIR python litserve_server.py --port N
 """
 
-from __future__ import annotations
-
+# The annotation of `decode_request` is read as a type, not as its name: no lazy annotations here.
 import argparse
+import os
 
 import litserve
 from pydantic import BaseModel
 from sentence_transformers import SentenceTransformer
 
 
-class Request(BaseModel):
+class Texts(BaseModel):
     model: str
     input: list[str]
 
 
 class Embedder(litserve.LitAPI):
-    folder = ""
-
     def setup(self, device: str) -> None:
-        self.model = SentenceTransformer(self.folder, device="cpu")
+        self.model = SentenceTransformer(os.environ["MODEL"], device="cpu")
 
-    def decode_request(self, request: Request) -> list[str]:
+    def decode_request(self, request: Texts) -> list[str]:
         return request.input
 
     def batch(self, inputs: list[list[str]]) -> list[list[str]]:
@@ -46,11 +44,8 @@ class Embedder(litserve.LitAPI):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
     api = Embedder(max_batch_size=32, batch_timeout=0.01, api_path="/v1/embeddings")
-    # Of the instance: the worker process gets it pickled, and loads the class anew.
-    api.folder = args.model
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
     server.run(host="127.0.0.1", port=args.port, generate_client_file=False, log_level="warning")
