@@ -178,6 +178,11 @@ bench: ## the queue beside other Rust queues; wants a quiet machine
 	cargo bench -p onelane-bench --locked --bench waiting
 	cargo bench -p onelane-bench --locked --bench idle
 
+.PHONY: side-by-side
+side-by-side: package ## onelane beside other servers, into docs/; wants a quiet machine and 25 minutes
+	cargo build --release --locked
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTHON) benches/side-by-side/run.py --docs
+
 -include verify/targets.mk
 -include crates/capi/capi.mk
 
