@@ -46,7 +46,11 @@ impl BucketConfig {
     /// costs nothing and fills batches better; and for a GPU so fast that a small model is launches more
     /// than work, if it does without CUDA graphs.
     pub fn coarse() -> Self {
-        Self { lengths: (4..=13).map(|octave| 1 << octave).collect(), rows: vec![1, 8, 32], round_up: true }
+        Self {
+            lengths: (4..=13).map(|octave| 1 << octave).collect(),
+            rows: vec![1, 8, 32],
+            round_up: true,
+        }
     }
 
     /// Sets the lengths in tokens, ascending. The model's limit is always the last bucket: longer

@@ -93,7 +93,8 @@ const MPNET: Names = Names {
 
 impl Family {
     /// The values of `model_type` that there are.
-    pub(crate) const KNOWN: &str = "bert, roberta, xlm-roberta, camembert, distilbert, mpnet, modernbert";
+    pub(crate) const KNOWN: &str =
+        "bert, roberta, xlm-roberta, camembert, distilbert, mpnet, modernbert";
 
     /// By the `model_type` of `config.json`.
     pub(crate) fn named(model_type: &str) -> Option<Self> {

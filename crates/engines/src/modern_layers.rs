@@ -72,8 +72,7 @@ impl ModernLayers {
         let shape = [config.vocab_size, config.hidden_size];
         let words = loader.weights.get("embeddings.tok_embeddings.weight", &shape)?;
         let heads = Heads::of(config);
-        let rotary =
-            |theta| Rotary::new(config.max_position_embeddings, heads.size, theta, device);
+        let rotary = |theta| Rotary::new(config.max_position_embeddings, heads.size, theta, device);
         Ok(Self {
             words: words.to_device(device)?,
             embedding_norm: loader.norm("embeddings.norm")?,
@@ -142,11 +141,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn layer(
-        &self,
-        index: usize,
-        attends_to_all: bool,
-    ) -> std::result::Result<Layer, LoadError> {
+    fn layer(&self, index: usize, attends_to_all: bool) -> std::result::Result<Layer, LoadError> {
         let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
         let (with_attention, with_mlp) = (self.modern.attention_bias, self.modern.mlp_bias);
         let at = |name: &str| format!("{}{index}.{name}", self.weights.names().layers);

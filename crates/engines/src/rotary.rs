@@ -18,12 +18,7 @@ pub(crate) struct Rotary {
 impl Rotary {
     /// For this many positions and heads of this width, which is even; `theta` is the base of the
     /// wavelengths.
-    pub(crate) fn new(
-        positions: usize,
-        size: usize,
-        theta: f64,
-        device: &Device,
-    ) -> Result<Self> {
+    pub(crate) fn new(positions: usize, size: usize, theta: f64, device: &Device) -> Result<Self> {
         let half = size / 2;
         // In the reference's precision and order: at position 8,000 the rest of an angle differs else.
         let frequency = |i: usize| 1.0 / (theta as f32).powf(2.0 * i as f32 / size as f32);

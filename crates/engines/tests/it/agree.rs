@@ -121,9 +121,10 @@ fn under_concurrency_answers_are_those_of_transformers() {
             let items = texts(model.tokeniser(), &expected);
             let device = DeviceExecutor::new(ExecutorConfig::new("agree")).unwrap();
             let factory = model.clone();
-            let queue = BatchQueue::new(&device, BatchConfig::default().max_batch_size(8), move || {
-                Ok(factory.load()?)
-            });
+            let queue =
+                BatchQueue::new(&device, BatchConfig::default().max_batch_size(8), move || {
+                    Ok(factory.load()?)
+                });
             let queue = queue.unwrap();
             let start = Barrier::new(THREADS);
             std::thread::scope(|scope| {
