@@ -32,6 +32,16 @@ SIZES |= {"intermediate_size": 64, "max_position_embeddings": POSITIONS}
 DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
 DISTIL |= {"max_position_embeddings": POSITIONS}
 
+# A window that most texts are longer than, and long before the end of a vector of keys.
+MODERN = SIZES | {"num_hidden_layers": 4, "local_attention": 9, "global_attn_every_n_layers": 2}
+MODERN |= {"global_rope_theta": 3000.0, "local_rope_theta": 100.0}
+# Everything that may have a bias, other non-linearities, and a name for each layer.
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+BIASED = SIZES | {"num_hidden_layers": 3, "local_attention": 62, "layer_types": KINDS}
+BIASED |= {name: True for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")}
+BIASED |= {"hidden_activation": "gelu_pytorch_tanh", "classifier_activation": "relu"}
+BIASED |= {"classifier_pooling": "mean", "global_rope_theta": 900.0, "local_rope_theta": 80.0}
+
 # By folder: the class of the configuration, its sizes, and whether its tokeniser is RoBERTa's.
 FAMILIES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "bert": ("BertConfig", SIZES, False),
@@ -40,6 +50,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "xlm-roberta": ("XLMRobertaConfig", SIZES | {"type_vocab_size": 1}, True),
     "camembert": ("CamembertConfig", SIZES | {"type_vocab_size": 1}, True),
     "mpnet": ("MPNetConfig", SIZES, True),
+    "modernbert": ("ModernBertConfig", MODERN, False),
+    "modernbert-biased": ("ModernBertConfig", BIASED, False),
 }
 
 
@@ -122,10 +134,27 @@ def make(folder: Path, family: str, labels: int) -> None:
         def mean(y: Any) -> Any:
             return torch.nn.functional.normalize(y.last_hidden_state.mean(1), dim=-1)
 
+        def flat(y: Any) -> Any:
+            return y.last_hidden_state.flatten(1)
+
         expected["of_texts"] = answers(model, encode, TEXTS, mean)
+        expected["of_tokens"] = answers(model, encode, TEXTS, flat)
     model.save_pretrained(folder)
     encode.save_pretrained(folder)
+    if family == "modernbert":
+        with_old_names(folder / "config.json")
     (folder / "expected.json").write_text(json.dumps(expected))
+
+
+def with_old_names(file: Path) -> None:
+    """Says the same as models that transformers 4 saved."""
+    config = json.loads(file.read_text())
+    rope = config.pop("rope_parameters")
+    config["global_rope_theta"] = rope["full_attention"]["rope_theta"]
+    config["local_rope_theta"] = rope["sliding_attention"]["rope_theta"]
+    del config["layer_types"]
+    assert config["global_attn_every_n_layers"] == MODERN["global_attn_every_n_layers"]
+    file.write_text(json.dumps(config))
 
 
 def make_sentence(folder: Path, dense: bool) -> None:

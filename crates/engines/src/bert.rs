@@ -1,17 +1,20 @@
-//! The forward pass of a BERT encoder, or of one like it, with pooling.
+//! An encoder on a device: BERT, or one like it, with pooling.
 //!
 //! Two layouts of the same tokens. *Ragged* (CPU): real tokens only, one after the other; nothing
 //! is ever padded. *Padded* (any device): rows of equal length with a mask. Products, activations
-//! and normalisations work on (tokens, width) in both; attention and pooling differ.
+//! and normalisations work on (tokens, width) in both; attention and pooling differ. What the layers
+//! are is in [`BertLayers`] and [`ModernLayers`].
 
 use candle_core::{DType, Device, Result, Storage, Tensor};
 
+use crate::bert_layers::BertLayers;
 use crate::config::BertConfig;
-use crate::cpu::{self, Heads, Sequence};
-use crate::distances::Distances;
+use crate::cpu::{self, Sequence};
 use crate::error::LoadError;
+use crate::layout::Layout;
 use crate::model_dir::ModelDir;
-use crate::ops::{self, Attention, Norm};
+use crate::modern_layers::ModernLayers;
+use crate::ops::MASKED;
 use crate::pass::Passes;
 use crate::sentence_settings::Pooling;
 use crate::weights::Weights;
@@ -22,47 +25,19 @@ use onelane_tokeniser::TokenisedText;
 /// products are already as fast as they get.
 const TOKENS_AT_A_TIME: usize = 1024;
 
-/// Added to the scores of padding: e to this power is zero.
-const MASKED: f32 = -1e30;
-
-/// A linear map whose weight was transposed once at load, so that a product need not pack it.
-struct Dense {
-    /// (in, out).
-    weight: Tensor,
-    /// (out).
-    bias: Tensor,
+/// The layers of an encoder, by what they are like.
+enum Layers {
+    Bert(BertLayers),
+    Modern(ModernLayers),
 }
 
-/// One encoder layer. The biases of `attention` and `down` are in the norm that follows.
-struct Layer {
-    qkv: Dense,
-    attention: Tensor,
-    attention_norm: Norm,
-    up: Dense,
-    down: Tensor,
-    output_norm: Norm,
-}
-
-/// How the tokens of a pass lie.
-enum Layout {
-    Ragged(Vec<Sequence>),
-    /// (rows, 1, 1, length): see [`ops::attention_padded`].
-    Padded(Tensor),
-}
-
-/// A BERT encoder on a device, with pooling and normalisation.
+/// An encoder on a device, with pooling and normalisation.
 pub struct Bert {
     config: BertConfig,
     pooling: Pooling,
     normalise: bool,
     device: Device,
-    /// (vocabulary, width).
-    words: Tensor,
-    /// (kinds * positions, width): those of the first segment kind, then those of the second.
-    positions: Tensor,
-    distances: Option<Distances>,
-    embedding_norm: Norm,
-    layers: Vec<Layer>,
+    layers: Layers,
     passes: Passes<Shape>,
 }
 
@@ -130,40 +105,12 @@ impl Bert {
                 ),
             ));
         }
-        let loader = Loader { weights, config: &config, device };
-        let width = config.hidden_size;
-        let table = |name: &str, rows| {
-            loader.weights.get(&format!("embeddings.{name}_embeddings.weight"), &[rows, width])
+        let layers = match &config.modern {
+            Some(modern) => Layers::Modern(ModernLayers::load(weights, (&config, modern), device)?),
+            None => Layers::Bert(BertLayers::load(weights, &config, device)?),
         };
-        let words = table("word", config.vocab_size)?;
-        let rows = config.first_position + config.max_position_embeddings;
-        let mut positions = table("position", rows)?;
-        if config.type_vocab_size > 0 {
-            let kinds = table("token_type", config.type_vocab_size)?;
-            let of = |kind| positions.broadcast_add(&kinds.get(kind)?);
-            positions = match config.type_vocab_size {
-                1 => of(0)?,
-                _ => Tensor::cat(&[of(0)?, of(1)?], 0)?,
-            };
-        }
-        let distances = match config.distance_steps {
-            Some(steps) => {
-                let shape = [steps, config.num_attention_heads];
-                let weights =
-                    loader.weights.get("encoder.relative_attention_bias.weight", &shape)?;
-                Some(Distances::new(&weights, config.max_position_embeddings, device)?)
-            }
-            None => None,
-        };
-        let no_bias = Tensor::zeros(width, DType::F32, &Device::Cpu)?;
         Ok(Self {
-            words: words.to_device(device)?,
-            positions: positions.to_device(device)?,
-            distances,
-            embedding_norm: loader.norm(&no_bias, "embeddings.LayerNorm")?,
-            layers: (0..config.num_hidden_layers)
-                .map(|i| loader.layer(&format!("{}{i}", loader.weights.names().layers)))
-                .collect::<std::result::Result<_, _>>()?,
+            layers,
             passes: Passes::new(device),
             device: device.clone(),
             pooling: Pooling::Mean,
@@ -198,7 +145,35 @@ impl Bert {
     /// candle's, among them a token outside the vocabulary, a text longer than
     /// `max_position_embeddings`, and a device other than the CPU.
     pub fn embed_ragged(&self, texts: &[TokenisedText]) -> Result<Vec<Vec<f32>>> {
-        let mut embeddings = Vec::with_capacity(texts.len());
+        let width = self.config.hidden_size;
+        self.ragged(texts, |x, sequences| {
+            cpu::pool(x, width, sequences, self.pooling, self.normalise)
+        })
+    }
+
+    /// The last hidden states of texts, without padding; for the CPU.
+    ///
+    /// Each result has a vector of `hidden_size` for each token of its text, one after the other,
+    /// neither pooled nor scaled.
+    ///
+    /// # Errors
+    /// As [`embed_ragged`](Self::embed_ragged).
+    pub fn tokens_ragged(&self, texts: &[TokenisedText]) -> Result<Vec<Vec<f32>>> {
+        let width = self.config.hidden_size;
+        self.ragged(texts, |x, sequences| {
+            let of = |one: &Sequence| x[one.start * width..][..one.length * width].to_vec();
+            sequences.iter().map(of).collect()
+        })
+    }
+
+    /// What `read` makes of the hidden states (tokens, width) of some texts at a time.
+    fn ragged(
+        &self,
+        texts: &[TokenisedText],
+        read: impl Fn(&[f32], &[Sequence]) -> Vec<Vec<f32>>,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.check_lengths(texts)?;
+        let mut answers = Vec::with_capacity(texts.len());
         let mut rest = texts;
         while !rest.is_empty() {
             let mut tokens = 0;
@@ -207,13 +182,17 @@ impl Bert {
                 tokens <= TOKENS_AT_A_TIME
             });
             let (now, later) = rest.split_at(fit.count().max(1));
-            embeddings.extend(self.embed_ragged_once(now)?);
+            answers.extend(self.ragged_once(now, &read)?);
             rest = later;
         }
-        Ok(embeddings)
+        Ok(answers)
     }
 
-    fn embed_ragged_once(&self, texts: &[TokenisedText]) -> Result<Vec<Vec<f32>>> {
+    fn ragged_once(
+        &self,
+        texts: &[TokenisedText],
+        read: impl Fn(&[f32], &[Sequence]) -> Vec<Vec<f32>>,
+    ) -> Result<Vec<Vec<f32>>> {
         let ids: Vec<u32> = texts.iter().flat_map(TokenisedText::ids).copied().collect();
         let positions = texts.iter().flat_map(|text| positions_of(text, &self.config)).collect();
         let mut start = 0;
@@ -232,11 +211,7 @@ impl Bert {
             candle_core::bail!("the layout is ragged");
         };
         match &*storage {
-            Storage::Cpu(storage) => {
-                let x = storage.as_slice::<f32>()?;
-                let width = self.config.hidden_size;
-                Ok(cpu::pool(x, width, &sequences, self.pooling, self.normalise))
-            }
+            Storage::Cpu(storage) => Ok(read(storage.as_slice::<f32>()?, &sequences)),
             _ => candle_core::bail!("a ragged batch runs on the cpu only"),
         }
     }
@@ -250,10 +225,7 @@ impl Bert {
     /// candle's, among them out of memory, a token outside the vocabulary, and more or longer texts
     /// than the shape holds.
     pub fn embed_padded(&self, texts: &[TokenisedText], shape: Shape) -> Result<Vec<Vec<f32>>> {
-        let Shape { rows, length } = shape;
-        if texts.len() > rows || texts.iter().any(|text| text.ids().len() > length) {
-            candle_core::bail!("{} texts do not fit into {rows} rows of {length}", texts.len());
-        }
+        self.check_fit(texts, shape)?;
         let width = self.config.hidden_size;
         self.passes.run(
             shape,
@@ -271,101 +243,74 @@ impl Bert {
         )
     }
 
+    /// The last hidden states of texts, as [`tokens_ragged`](Self::tokens_ragged) gives them, in
+    /// rows of one padded shape; for any device.
+    ///
+    /// # Errors
+    /// As [`embed_padded`](Self::embed_padded).
+    pub fn tokens_padded(&self, texts: &[TokenisedText], shape: Shape) -> Result<Vec<Vec<f32>>> {
+        self.check_fit(texts, shape)?;
+        let width = self.config.hidden_size;
+        // Not recorded: what comes back is large, and a record would keep room for it.
+        self.passes.run_once(
+            PARTS * shape.tokens(),
+            |numbers| pack(texts, shape, (&self.config, self.pooling), numbers),
+            |numbers| self.encode_packed(&numbers, shape),
+            |y| {
+                let rows = y.chunks_exact(shape.length * width).zip(texts);
+                rows.map(|(row, text)| row[..text.ids().len() * width].to_vec()).collect()
+            },
+        )
+    }
+
     /// The pooled hidden states of each row, (rows, 1, width), from what [`pack`] wrote.
     fn embed_packed(&self, numbers: &Tensor, shape: Shape) -> Result<Tensor> {
         let Shape { rows, length } = shape;
-        let part = |i| numbers.narrow(0, i * shape.tokens(), shape.tokens());
-        let (ids, positions) = (part(0)?.to_dtype(DType::U32)?, part(1)?.to_dtype(DType::U32)?);
-        let mask = part(2)?.reshape((rows, 1, 1, length))?;
-        let weights = part(3)?.reshape((rows, 1, length))?;
-        let x = self.encode(&ids, &positions, &Layout::Padded(mask))?;
+        let weights = part(numbers, 3, shape)?.reshape((rows, 1, length))?;
+        let x = self.encode_packed(numbers, shape)?;
         weights.matmul(&x.reshape((rows, length, self.config.hidden_size))?)
+    }
+
+    /// The hidden states of each row, (rows * length, width), from what [`pack`] wrote.
+    fn encode_packed(&self, numbers: &Tensor, shape: Shape) -> Result<Tensor> {
+        let Shape { rows, length } = shape;
+        let (ids, positions) = (part(numbers, 0, shape)?, part(numbers, 1, shape)?);
+        let layout = Layout::Padded {
+            mask: part(numbers, 2, shape)?.reshape((rows, 1, 1, length))?,
+            positions: positions.narrow(0, 0, length)?,
+        };
+        self.encode(&ids.to_dtype(DType::U32)?, &positions.to_dtype(DType::U32)?, &layout)
     }
 
     /// The last hidden states, (tokens, width).
     fn encode(&self, ids: &Tensor, positions: &Tensor, layout: &Layout) -> Result<Tensor> {
-        let heads = Heads {
-            count: self.config.num_attention_heads,
-            size: self.config.hidden_size / self.config.num_attention_heads,
-        };
-        let words = self.words.index_select(ids, 0)?;
-        let positions = self.positions.index_select(positions, 0)?;
-        let mut x = self.embedding_norm.add_forward(words, &positions)?;
-        for layer in &self.layers {
-            let qkv = x.matmul(&layer.qkv.weight)?;
-            let distances = self.distances.as_ref();
-            let input = Attention { qkv: &qkv, bias: &layer.qkv.bias, heads, distances };
-            let a = match layout {
-                Layout::Ragged(sequences) => ops::attention_ragged(input, sequences)?,
-                Layout::Padded(mask) => ops::attention_padded(input, mask)?,
-            };
-            let a = layer.attention_norm.add_forward(a.matmul(&layer.attention)?, &x)?;
-            let up = a.matmul(&layer.up.weight)?;
-            let up = ops::bias_activation(up, &layer.up.bias, self.config.activation)?;
-            x = layer.output_norm.add_forward(up.matmul(&layer.down)?, &a)?;
+        match &self.layers {
+            Layers::Bert(layers) => layers.forward((ids, positions), layout, &self.config),
+            Layers::Modern(layers) => layers.forward(ids, layout, &self.config),
         }
-        Ok(x)
+    }
+
+    fn check_lengths(&self, texts: &[TokenisedText]) -> Result<()> {
+        let most = self.config.max_position_embeddings;
+        match texts.iter().map(|text| text.ids().len()).find(|&length| length > most) {
+            Some(length) => candle_core::bail!("a text of {length} tokens is longer than {most}"),
+            None => Ok(()),
+        }
+    }
+
+    fn check_fit(&self, texts: &[TokenisedText], shape: Shape) -> Result<()> {
+        self.check_lengths(texts)?;
+        let Shape { rows, length } = shape;
+        if texts.len() > rows || texts.iter().any(|text| text.ids().len() > length) {
+            candle_core::bail!("{} texts do not fit into {rows} rows of {length}", texts.len());
+        }
+        Ok(())
     }
 }
 
-/// Brings checked weights onto the device in the form that the forward pass wants.
-struct Loader<'a> {
-    weights: Weights<'a>,
-    config: &'a BertConfig,
-    device: &'a Device,
-}
-
-impl Loader<'_> {
-    fn layer(&self, at: &str) -> std::result::Result<Layer, LoadError> {
-        let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        // The scale of the scores is folded into the queries; one product makes all three.
-        let scale = ((width / self.config.num_attention_heads) as f64).sqrt().recip();
-        let names = self.weights.names();
-        let dense = |name: &str, from, to| self.dense(&format!("{at}.{name}"), from, to);
-        let (qw, qb) = dense(names.query, width, width)?;
-        let (kw, kb) = dense(names.key, width, width)?;
-        let (vw, vb) = dense(names.value, width, width)?;
-        let (ow, ob) = dense(names.attention, width, width)?;
-        let (uw, ub) = dense(names.up, width, inner)?;
-        let (dw, db) = dense(names.down, inner, width)?;
-        Ok(Layer {
-            qkv: Dense {
-                weight: self.transposed(&Tensor::cat(&[&(qw * scale)?, &kw, &vw], 0)?)?,
-                bias: Tensor::cat(&[&(qb * scale)?, &kb, &vb], 0)?.to_device(self.device)?,
-            },
-            attention: self.transposed(&ow)?,
-            attention_norm: self.norm(&ob, &format!("{at}.{}", names.attention_norm))?,
-            up: Dense { weight: self.transposed(&uw)?, bias: ub.to_device(self.device)? },
-            down: self.transposed(&dw)?,
-            output_norm: self.norm(&db, &format!("{at}.{}", names.output_norm))?,
-        })
-    }
-
-    /// Weight (out, in) and bias (out), still on the host.
-    fn dense(
-        &self,
-        at: &str,
-        width_in: usize,
-        width_out: usize,
-    ) -> std::result::Result<(Tensor, Tensor), LoadError> {
-        Ok((
-            self.weights.get(&format!("{at}.weight"), &[width_out, width_in])?,
-            self.weights.get(&format!("{at}.bias"), &[width_out])?,
-        ))
-    }
-
-    fn norm(&self, bias: &Tensor, at: &str) -> std::result::Result<Norm, LoadError> {
-        let width = self.config.hidden_size;
-        let up = |tensor: &Tensor| tensor.to_device(self.device);
-        let gamma = self.weights.get(&format!("{at}.weight"), &[width])?;
-        let beta = self.weights.get(&format!("{at}.bias"), &[width])?;
-        let eps = self.config.layer_norm_eps;
-        Ok(Norm::new(&up(bias)?, &up(&gamma)?, &up(&beta)?, eps)?)
-    }
-
-    fn transposed(&self, weight: &Tensor) -> Result<Tensor> {
-        weight.t()?.contiguous()?.to_device(self.device)
-    }
+/// One of the parts that [`pack`] wrote.
+fn part(numbers: &Tensor, index: usize, shape: Shape) -> Result<Tensor> {
+    numbers.narrow(0, index * shape.tokens(), shape.tokens())
 }
 
 #[cfg(test)]

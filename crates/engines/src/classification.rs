@@ -52,7 +52,7 @@ impl ClassificationModel {
     }
 
     /// Opens a model directory: reads its settings and tokeniser, not yet its weights. Lengths,
-    /// padding and graphs are set as of an embedding model; a pooling is not read.
+    /// padding and graphs are set as of an embedding model; only a ModernBERT's pooling is read.
     ///
     /// # Errors
     /// [`LoadError`] names the file that is missing, damaged or unsupported.
@@ -62,13 +62,13 @@ impl ClassificationModel {
         config: EmbeddingConfig,
     ) -> Result<Self, LoadError> {
         let dir = ModelDir::open(path)?;
+        let raw: Raw = dir.read_json("config.json")?;
+        let bert = BertConfig::read(&dir)?;
         let settings = SentenceSettings {
-            pooling: Pooling::First,
+            pooling: bert.modern.as_ref().map_or(Pooling::First, |m| m.classifier_pooling),
             normalise: false,
             ..SentenceSettings::read_limits(&dir)?
         };
-        let raw: Raw = dir.read_json("config.json")?;
-        let bert = BertConfig::read(&dir)?;
         let count = Head::labels(&dir, &bert)?;
         let labels = match raw.id2label {
             Some(labels) if labels.keys().copied().eq(0..count) => labels.into_values().collect(),

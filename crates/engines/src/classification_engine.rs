@@ -16,7 +16,7 @@ pub struct ClassificationEngine {
 }
 
 impl ClassificationEngine {
-    /// The encoder gives the first token's vector, as it is.
+    /// The encoder gives the vector that the head was trained on, as it is.
     pub(crate) fn new(encoder: EmbeddingEngine, head: Head) -> Self {
         Self { encoder, head }
     }
@@ -28,6 +28,9 @@ impl Engine for ClassificationEngine {
     type Output = Vec<f32>;
 
     fn infer(&mut self, batch: &[TokenisedText]) -> Result<Vec<Vec<f32>>, EngineError> {
+        if batch.iter().any(TokenisedText::each_token) {
+            return Err(EngineError::failed("a classifier scores texts, not their tokens"));
+        }
         let vectors = self.encoder.infer(batch)?;
         self.head.scores(vectors).map_err(engine_error)
     }

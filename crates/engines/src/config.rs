@@ -2,23 +2,14 @@
 
 use serde::Deserialize;
 
+use crate::activation::Activation;
 use crate::error::{LoadError, shown};
 use crate::family::Family;
 use crate::model_dir::ModelDir;
+use crate::modern_config::{ModernConfig, Sizes};
 
 /// Name of the file in a model directory.
 const FILE: &str = "config.json";
-
-/// The non-linearity between the two products of a feed-forward block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// The exact GELU, by the error function (`gelu`).
-    GeluErf,
-    /// Its tanh approximation, which is another function (`gelu_new`, `gelu_pytorch_tanh`).
-    GeluTanh,
-    /// `max(0, x)`.
-    Relu,
-}
 
 /// Sizes and settings of a BERT encoder, or of one like it.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +41,8 @@ pub struct BertConfig {
     pub activation: Activation,
     /// The token that fills a sequence up to its bucket's length.
     pub pad_token_id: u32,
+    /// What a ModernBERT has beside; `None` in others.
+    pub modern: Option<ModernConfig>,
 }
 
 /// The file as it is written.
@@ -68,9 +61,9 @@ struct Raw {
     max_position_embeddings: usize,
     #[serde(default = "default_types")]
     type_vocab_size: usize,
-    #[serde(default = "default_eps")]
-    layer_norm_eps: f64,
-    #[serde(alias = "activation")]
+    #[serde(alias = "norm_eps")]
+    layer_norm_eps: Option<f64>,
+    #[serde(alias = "activation", alias = "hidden_activation")]
     hidden_act: String,
     position_embedding_type: Option<String>,
     pad_token_id: Option<u32>,
@@ -81,10 +74,6 @@ struct Raw {
 
 fn default_types() -> usize {
     2
-}
-
-fn default_eps() -> f64 {
-    1e-12
 }
 
 impl BertConfig {
@@ -110,15 +99,8 @@ impl BertConfig {
         if raw.is_decoder {
             return Err(unsupported("is_decoder", "true", "false"));
         }
-        let activation = match raw.hidden_act.as_str() {
-            "gelu" | "gelu_python" => Activation::GeluErf,
-            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            "relu" => Activation::Relu,
-            other => {
-                let supported = "gelu, gelu_new, gelu_pytorch_tanh, relu";
-                return Err(unsupported("hidden_act", other, supported));
-            }
-        };
+        let activation = Activation::named(&raw.hidden_act)
+            .ok_or_else(|| unsupported("hidden_act", &raw.hidden_act, Activation::KNOWN))?;
         let pad_token_id = raw.pad_token_id.unwrap_or(family.padding());
         let first_position = family.first_position(pad_token_id);
         let damaged = |reason| LoadError::Damaged { path: dir.file(FILE), reason };
@@ -140,8 +122,20 @@ impl BertConfig {
         if let Some(steps @ (..4 | 1025..)) = distance_steps {
             return Err(damaged(format!("relative_attention_num_buckets is {steps}")));
         }
+        let modern = match family {
+            Family::ModernBert => {
+                let sizes = Sizes {
+                    layers: raw.num_hidden_layers,
+                    positions: max_position_embeddings,
+                    head_size: raw.hidden_size / raw.num_attention_heads,
+                };
+                Some(ModernConfig::read(dir, FILE, &sizes)?)
+            }
+            _ => None,
+        };
         Ok(Self {
             family,
+            modern,
             first_position,
             distance_steps,
             hidden_size: raw.hidden_size,
@@ -151,7 +145,7 @@ impl BertConfig {
             vocab_size: raw.vocab_size,
             max_position_embeddings,
             type_vocab_size: if family.has_kinds() { raw.type_vocab_size } else { 0 },
-            layer_norm_eps: raw.layer_norm_eps,
+            layer_norm_eps: raw.layer_norm_eps.unwrap_or(family.norm_eps()),
             activation,
             pad_token_id,
         })
@@ -187,8 +181,8 @@ impl Raw {
                 self.vocab_size
             ));
         }
-        if !self.layer_norm_eps.is_finite() || self.layer_norm_eps < 0.0 {
-            return Err(format!("layer_norm_eps is {}", self.layer_norm_eps));
+        if let Some(eps) = self.layer_norm_eps.filter(|eps| !eps.is_finite() || *eps < 0.0) {
+            return Err(format!("layer_norm_eps is {eps}"));
         }
         Ok(())
     }

@@ -41,27 +41,26 @@ impl EmbeddingEngine {
         let slack = if self.skip_padding { 1.0 } else { self.buckets.slack() };
         self.buckets.plan(batch.len(), first.bucket(), slack)
     }
-}
 
-impl Engine for EmbeddingEngine {
-    type Item = TokenisedText;
-    /// A vector of the model's `hidden_size`, of length 1 where the model's directory says so.
-    type Output = Vec<f32>;
-
-    fn infer(&mut self, batch: &[TokenisedText]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let mut embeddings = Vec::with_capacity(batch.len());
-        let mut rest = batch;
-        for (taken, shape) in self.plan(batch) {
+    /// What the encoder gives for texts that ask for the same.
+    fn run(&self, texts: &[TokenisedText]) -> candle_core::Result<Vec<Vec<f32>>> {
+        let mut answers = Vec::with_capacity(texts.len());
+        let mut rest = texts;
+        for (taken, shape) in self.plan(texts) {
             let (now, later) = rest.split_at(taken);
             self.shapes.note(shape);
-            let run = if self.skip_padding {
-                self.bert.embed_ragged(now)
-            } else {
-                self.bert.embed_padded(now, shape)
-            };
-            embeddings.extend(run.map_err(engine_error)?);
+            answers.extend(match (now.iter().any(TokenisedText::each_token), self.skip_padding) {
+                (false, true) => self.bert.embed_ragged(now)?,
+                (false, false) => self.bert.embed_padded(now, shape)?,
+                (true, true) => self.bert.tokens_ragged(now)?,
+                (true, false) => self.bert.tokens_padded(now, shape)?,
+            });
             rest = later;
         }
+        Ok(answers)
+    }
+
+    fn project(&self, embeddings: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, EngineError> {
         if self.projections.is_empty() {
             return Ok(embeddings);
         }
@@ -71,6 +70,24 @@ impl Engine for EmbeddingEngine {
             embeddings.iter_mut().for_each(|embedding| cpu::normalise(embedding));
         }
         Ok(embeddings)
+    }
+}
+
+impl Engine for EmbeddingEngine {
+    type Item = TokenisedText;
+    /// A vector of the model's `hidden_size`, of length 1 where the model's directory says so; or,
+    /// for a text that [asks for it](TokenisedText::with_each_token), one of each of its tokens.
+    type Output = Vec<f32>;
+
+    fn infer(&mut self, batch: &[TokenisedText]) -> Result<Vec<Vec<f32>>, EngineError> {
+        let mut answers = Vec::with_capacity(batch.len());
+        // One part, of a queue.
+        for part in batch.chunk_by(|a, b| a.each_token() == b.each_token()) {
+            let vectors = self.run(part).map_err(engine_error)?;
+            let each_token = part.iter().any(TokenisedText::each_token);
+            answers.extend(if each_token { vectors } else { self.project(vectors)? });
+        }
+        Ok(answers)
     }
 
     fn warmup(&mut self) -> Result<(), EngineError> {

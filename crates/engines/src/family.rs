@@ -1,9 +1,8 @@
-//! The encoders that are a BERT by another name: what `config.json` calls them, and what their
-//! tensors are called.
+//! The kinds of encoders: what `config.json` calls them, and what their tensors are called.
 
 use crate::nonlinearity::Nonlinearity;
 
-/// A kind of encoder whose layers are those of a BERT.
+/// A kind of encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Family {
@@ -15,14 +14,19 @@ pub enum Family {
     DistilBert,
     /// MPNet: as RoBERTa, and attention knows how far apart two tokens are.
     Mpnet,
+    /// ModernBERT: rotary positions, and layers of its own.
+    ModernBert,
 }
 
 /// What the tensors of a family are called.
 pub(crate) struct Names {
     /// Before every name, if the model was saved with a head on top.
     pub prefix: &'static str,
+    /// The vectors of tokens.
+    pub words: &'static str,
     /// Before the number of a layer.
     pub layers: &'static str,
+    /// Of a layer, as are those that follow; a ModernBERT's have others.
     pub query: &'static str,
     pub key: &'static str,
     pub value: &'static str,
@@ -33,15 +37,25 @@ pub(crate) struct Names {
     pub output_norm: &'static str,
 }
 
+const MODERN_BERT: Names = Names {
+    prefix: "model.",
+    words: "embeddings.tok_embeddings.weight",
+    layers: "layers.",
+    ..BERT
+};
+
 /// What the layers of a classifier's head are called, and how the first one ends.
 pub(crate) struct HeadNames {
     pub dense: &'static str,
+    /// A normalisation after the first.
+    pub norm: Option<&'static str>,
     pub output: &'static str,
     pub nonlinearity: Nonlinearity,
 }
 
 const BERT: Names = Names {
     prefix: "bert.",
+    words: "embeddings.word_embeddings.weight",
     layers: "encoder.layer.",
     query: "attention.self.query",
     key: "attention.self.key",
@@ -55,6 +69,7 @@ const BERT: Names = Names {
 
 const DISTILBERT: Names = Names {
     prefix: "distilbert.",
+    words: "embeddings.word_embeddings.weight",
     layers: "transformer.layer.",
     query: "attention.q_lin",
     key: "attention.k_lin",
@@ -78,7 +93,8 @@ const MPNET: Names = Names {
 
 impl Family {
     /// The values of `model_type` that there are.
-    pub(crate) const KNOWN: &str = "bert, roberta, xlm-roberta, camembert, distilbert, mpnet";
+    pub(crate) const KNOWN: &str =
+        "bert, roberta, xlm-roberta, camembert, distilbert, mpnet, modernbert";
 
     /// By the `model_type` of `config.json`.
     pub(crate) fn named(model_type: &str) -> Option<Self> {
@@ -87,6 +103,7 @@ impl Family {
             "roberta" | "xlm-roberta" | "camembert" => Self::Roberta,
             "distilbert" => Self::DistilBert,
             "mpnet" => Self::Mpnet,
+            "modernbert" => Self::ModernBert,
             _ => return None,
         })
     }
@@ -96,13 +113,22 @@ impl Family {
         match self {
             Self::Bert | Self::DistilBert => 0,
             Self::Roberta | Self::Mpnet => 1,
+            Self::ModernBert => 50_283,
+        }
+    }
+
+    /// What is added to a variance, of a `config.json` that does not say.
+    pub(crate) fn norm_eps(self) -> f64 {
+        match self {
+            Self::ModernBert => 1e-5,
+            _ => 1e-12,
         }
     }
 
     /// The position of the first token, where `padding` is that of the padding.
     pub(crate) fn first_position(self, padding: u32) -> usize {
         match self {
-            Self::Bert | Self::DistilBert => 0,
+            Self::Bert | Self::DistilBert | Self::ModernBert => 0,
             Self::Roberta | Self::Mpnet => padding as usize + 1,
         }
     }
@@ -118,25 +144,36 @@ impl Family {
             Self::Roberta => Names { prefix: "roberta.", ..BERT },
             Self::DistilBert => DISTILBERT,
             Self::Mpnet => MPNET,
+            Self::ModernBert => MODERN_BERT,
         }
     }
 
+    /// The head of a classifier. A ModernBERT's `config.json` names its non-linearity.
     pub(crate) fn head(self) -> HeadNames {
         match self {
             Self::Bert => HeadNames {
                 dense: "bert.pooler.dense",
+                norm: None,
                 output: "classifier",
                 nonlinearity: Nonlinearity::Tanh,
             },
             Self::Roberta | Self::Mpnet => HeadNames {
                 dense: "classifier.dense",
+                norm: None,
                 output: "classifier.out_proj",
                 nonlinearity: Nonlinearity::Tanh,
             },
             Self::DistilBert => HeadNames {
                 dense: "pre_classifier",
+                norm: None,
                 output: "classifier",
                 nonlinearity: Nonlinearity::Relu,
+            },
+            Self::ModernBert => HeadNames {
+                dense: "head.dense",
+                norm: Some("head.norm"),
+                output: "classifier",
+                nonlinearity: Nonlinearity::GeluErf,
             },
         }
     }

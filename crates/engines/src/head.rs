@@ -1,4 +1,4 @@
-//! The head of a sequence classifier: the first token's vector in, one score for each label out.
+//! The head of a sequence classifier: a text's vector in, one score for each label out.
 
 use candle_core::Result;
 
@@ -42,10 +42,23 @@ impl Head {
         let weights = Weights::open(dir, config.family.names())?;
         let names = config.family.head();
         let width = config.hidden_size;
-        Ok(Self([
-            Projection::load(&weights, names.dense, (width, width), names.nonlinearity)?,
-            Projection::load(&weights, names.output, (width, labels), Nonlinearity::Identity)?,
-        ]))
+        let widths = (width, width);
+        let modern = config.modern.as_ref();
+        let after = modern.map_or(names.nonlinearity, |modern| modern.classifier_activation.into());
+        let dense = match modern.is_none_or(|modern| modern.classifier_bias) {
+            true => Projection::load(&weights, names.dense, widths, after)?,
+            false => Projection::load_without_bias(&weights, names.dense, widths, after)?,
+        };
+        let dense = match names.norm {
+            Some(name) => {
+                let has_bias = modern.is_some_and(|modern| modern.norm_bias);
+                dense.normed(&weights, name, (has_bias, config.layer_norm_eps))?
+            }
+            None => dense,
+        };
+        let widths = (width, labels);
+        let output = Projection::load(&weights, names.output, widths, Nonlinearity::Identity)?;
+        Ok(Self([dense, output]))
     }
 
     /// The scores of each vector.

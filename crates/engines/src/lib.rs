@@ -1,5 +1,5 @@
-//! Engines for [`onelane`] on candle: an MLP, sentence embeddings, rerankers and classifiers of BERT and
-//! encoders like it.
+//! Engines for [`onelane`] on candle: an MLP, sentence embeddings, rerankers and classifiers of BERT,
+//! encoders like it, and ModernBERT.
 //!
 //! They run on the CPU in every build, and on Metal (feature `metal`) or CUDA (feature `cuda`)
 //! where the build has it. Features only add: the API is the same without them, and asking for a
@@ -17,7 +17,9 @@
 
 #![deny(unsafe_code)]
 
+mod activation;
 mod bert;
+mod bert_layers;
 mod classification;
 mod classification_engine;
 mod config;
@@ -34,22 +36,27 @@ mod error;
 mod family;
 mod head;
 mod inventory;
+mod layout;
 mod mlp;
 mod mlp_engine;
 mod model_dir;
+mod modern_config;
+mod modern_layers;
 mod nonlinearity;
 mod ops;
 mod pass;
 mod pool;
 mod projection;
+mod rotary;
 mod sentence_settings;
 mod shape_log;
 mod weights;
 
+pub use activation::Activation;
 pub use bert::Bert;
 pub use classification::ClassificationModel;
 pub use classification_engine::ClassificationEngine;
-pub use config::{Activation, BertConfig};
+pub use config::BertConfig;
 pub use device::DeviceError;
 pub use device_name::{DeviceName, DeviceNameError};
 pub use embedding::{EmbeddingConfig, EmbeddingModel, Padding};
@@ -60,6 +67,7 @@ pub use inventory::{DeviceInfo, devices};
 pub use mlp::{MLP_WIDTH, Mlp, MlpRow, MlpRowError};
 pub use mlp_engine::MlpEngine;
 pub use model_dir::ModelDir;
+pub use modern_config::ModernConfig;
 pub use onelane_tokeniser::{
     BucketConfig, BucketError, Buckets, MAX_TEXT_BYTES, Shape, TextToken, TokeniseError,
     TokenisedText, Tokeniser,

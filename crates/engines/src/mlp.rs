@@ -6,7 +6,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use onelane::BatchItem;
 
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::ops;
 use crate::pass::Passes;
 

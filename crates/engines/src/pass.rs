@@ -58,6 +58,17 @@ impl<K: Eq + Hash> Passes<K> {
         }
         #[cfg(not(feature = "cuda"))]
         drop(shape);
+        self.run_once(count, fill, work, read)
+    }
+
+    /// The same without a record.
+    pub(crate) fn run_once<T>(
+        &self,
+        count: usize,
+        fill: impl FnOnce(&mut [f32]),
+        work: impl FnOnce(Tensor) -> Result<Tensor>,
+        read: impl FnOnce(&[f32]) -> T,
+    ) -> Result<T> {
         let mut numbers = vec![0.0; count];
         fill(&mut numbers);
         let y = work(Tensor::from_vec(numbers, count, &self.device)?)?;

@@ -1,4 +1,5 @@
-//! A linear map with a non-linearity after it, on the host: the layers that follow a pooling.
+//! A linear map with a non-linearity, and perhaps a normalisation, after it, on the host: the layers
+//! that follow a pooling.
 //!
 //! They are a thousandth of the encoder's work, and the vectors are on the host anyway.
 
@@ -8,13 +9,23 @@ use crate::error::LoadError;
 use crate::nonlinearity::Nonlinearity;
 use crate::weights::Weights;
 
-/// A linear map with a non-linearity after it.
+/// A linear map with a non-linearity, and perhaps a normalisation, after it.
 pub(crate) struct Projection {
     /// (in, out).
     weight: Tensor,
     /// (out).
     bias: Option<Tensor>,
     nonlinearity: Nonlinearity,
+    norm: Option<LayerNorm>,
+}
+
+/// A layer normalisation.
+struct LayerNorm {
+    /// (out).
+    gamma: Tensor,
+    /// (out).
+    beta: Tensor,
+    eps: f32,
 }
 
 impl Projection {
@@ -41,7 +52,26 @@ impl Projection {
         nonlinearity: Nonlinearity,
     ) -> std::result::Result<Self, LoadError> {
         let weight = weights.get_full(&format!("{name}.weight"), &[to, from])?;
-        Ok(Self { weight: weight.t()?.contiguous()?, bias: None, nonlinearity })
+        Ok(Self { weight: weight.t()?.contiguous()?, bias: None, nonlinearity, norm: None })
+    }
+
+    /// Normalises what comes out, by the tensors `NAME.weight` (out) and, if it has one, `NAME.bias`.
+    ///
+    /// # Errors
+    /// [`LoadError`] when one is missing or of another shape.
+    pub(crate) fn normed(
+        self,
+        weights: &Weights<'_>,
+        name: &str,
+        (has_bias, eps): (bool, f64),
+    ) -> std::result::Result<Self, LoadError> {
+        let width = self.weight.dim(1)?;
+        let gamma = weights.get_full(&format!("{name}.weight"), &[width])?;
+        let beta = match has_bias {
+            true => weights.get_full(&format!("{name}.bias"), &[width])?,
+            false => gamma.zeros_like()?,
+        };
+        Ok(Self { norm: Some(LayerNorm { gamma, beta, eps: eps as f32 }), ..self })
     }
 
     /// What becomes of each row of x, (rows, in).
@@ -50,10 +80,16 @@ impl Projection {
         if let Some(bias) = &self.bias {
             x = x.broadcast_add(bias)?;
         }
-        match self.nonlinearity {
-            Nonlinearity::Identity => Ok(x),
-            Nonlinearity::Tanh => x.tanh(),
-            Nonlinearity::Relu => x.relu(),
+        let x = match self.nonlinearity {
+            Nonlinearity::Identity => x,
+            Nonlinearity::Tanh => x.tanh()?,
+            Nonlinearity::Relu => x.relu()?,
+            Nonlinearity::GeluErf => x.gelu_erf()?,
+            Nonlinearity::GeluTanh => x.gelu()?,
+        };
+        match &self.norm {
+            Some(norm) => candle_nn::ops::layer_norm(&x, &norm.gamma, &norm.beta, norm.eps),
+            None => Ok(x),
         }
     }
 

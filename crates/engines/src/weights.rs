@@ -68,7 +68,7 @@ impl<'a> Weights<'a> {
                 tensors.data_len()
             )));
         }
-        let first = format!("{}embeddings.word_embeddings.weight", names.prefix);
+        let first = format!("{}{}", names.prefix, names.words);
         let prefix = if tensors.info(&first).is_some() { names.prefix } else { "" };
         Ok(Self { dir, name, file, tensors, data, names, prefix })
     }

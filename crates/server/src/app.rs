@@ -1,5 +1,6 @@
 //! What all handlers of a server share.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -13,7 +14,7 @@ use crate::registry::Registry;
 
 /// Everything that the handlers share.
 pub(crate) struct App {
-    pub(crate) config: ServerConfig,
+    pub(crate) config: Arc<ServerConfig>,
     pub(crate) models: Registry,
     pub(crate) metrics: Metrics,
     pub(crate) started: Instant,

@@ -6,15 +6,20 @@
 
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tower::Layer;
 
 use crate::config::ServerConfig;
 use crate::handshake::Handshake;
@@ -37,6 +42,23 @@ async fn told(closing: &mut watch::Receiver<Closing>, least: Closing) {
     let _ = closing.wait_for(|now| *now >= least).await;
 }
 
+/// How long a connection without a request yet is still served when it is told to finish: its first
+/// one may be on the way.
+const FIRST_REQUEST: Duration = Duration::from_millis(250);
+
+/// Waits until a connection is to finish, and has had its first request or the time for it.
+async fn to_finish(closing: &mut watch::Receiver<Closing>, first: &Notify) {
+    told(closing, Closing::Finish).await;
+    let cut = told(closing, Closing::Cut);
+    let _ = tokio::time::timeout(FIRST_REQUEST, async {
+        tokio::select! {
+            () = first.notified() => {}
+            () = cut => {}
+        }
+    })
+    .await;
+}
+
 /// What an HTTP/2 client begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -50,12 +72,19 @@ pub(crate) async fn serve(
     config: &ServerConfig,
     mut closing: watch::Receiver<Closing>,
 ) {
+    // Holds a permit from the first request on.
+    let first = Arc::new(Notify::new());
     let begun = tokio::select! {
         begun = tokio::time::timeout(config.header_timeout, begin(stream, handshake)) => begun,
-        () = told(&mut closing, Closing::Finish) => return,
+        () = to_finish(&mut closing, &first) => return,
     };
     let Ok(Ok((stream, is_http2))) = begun else { return };
-    let service = TowerToHyperService::new(router);
+    let noted = Arc::clone(&first);
+    let noting = tower::util::MapRequestLayer::new(move |request: Request<Incoming>| {
+        noted.notify_one();
+        request
+    });
+    let service = TowerToHyperService::new(noting.layer(router));
     let io = TokioIo::new(stream);
     let ended = if is_http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -65,7 +94,7 @@ pub(crate) async fn serve(
             .max_header_list_size(u32::try_from(config.header_limit).unwrap_or(u32::MAX))
             .keep_alive_interval(config.header_timeout)
             .keep_alive_timeout(config.header_timeout);
-        until_closed(builder.serve_connection(io, service), closing).await
+        until_closed(builder.serve_connection(io, service), closing, &first).await
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -73,7 +102,7 @@ pub(crate) async fn serve(
             .header_read_timeout(config.header_timeout)
             .max_headers(config.max_headers)
             .max_buf_size(config.header_limit.max(8 << 10));
-        until_closed(builder.serve_connection(io, service), closing).await
+        until_closed(builder.serve_connection(io, service), closing, &first).await
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke off");
@@ -81,15 +110,16 @@ pub(crate) async fn serve(
 }
 
 /// Serves a connection until it has ended; told to finish, it answers what it has, and told to cut,
-/// it is dropped.
+/// it is dropped. `first` is notified of each request.
 async fn until_closed<C: GracefulConnection>(
     connection: C,
     mut closing: watch::Receiver<Closing>,
+    first: &Notify,
 ) -> Result<(), C::Error> {
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = told(&mut closing, Closing::Finish) => connection.as_mut().graceful_shutdown(),
+        () = to_finish(&mut closing, first) => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         ended = connection => ended,

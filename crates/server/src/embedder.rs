@@ -37,6 +37,20 @@ pub trait Embedder: Tokens {
         Err(TextError::unsupported("take token ids"))
     }
 
+    /// Has the engine answer an item with a vector of each token instead of one of the text: those of
+    /// all tokens that [`Tokenised::tokens`] counts, one after the other in one output. `/embed_all`
+    /// asks for it.
+    ///
+    /// # Errors
+    /// [`TextError`] where the model does not do that.
+    fn each_token(
+        &self,
+        item: <Self::Engine as Engine>::Item,
+    ) -> Result<<Self::Engine as Engine>::Item, TextError> {
+        drop(item);
+        Err(TextError("this model does not give a vector of each token".to_owned()))
+    }
+
     /// What the model is.
     fn info(&self) -> ModelInfo;
 }

@@ -13,6 +13,8 @@ pub(crate) enum Input {
     Pair(String, String),
     /// Token ids that the client made.
     Ids(Vec<u32>),
+    /// A text or token ids, of whose tokens each is to have a vector.
+    EachToken(Box<Self>),
 }
 
 impl Input {
@@ -22,6 +24,7 @@ impl Input {
             Self::Text(text) => text.len(),
             Self::Pair(first, second) => first.len() + second.len(),
             Self::Ids(ids) => ids.len(),
+            Self::EachToken(input) => input.size(),
         }
     }
 
@@ -31,6 +34,7 @@ impl Input {
             Self::Text(text) => text.chars().count(),
             Self::Pair(first, second) => first.chars().count() + second.chars().count(),
             Self::Ids(_) => 0,
+            Self::EachToken(input) => input.characters(),
         }
     }
 }
@@ -136,6 +140,7 @@ impl Inputs {
                 Input::Text(text) => text.is_empty(),
                 Input::Pair(_, second) => second.is_empty(),
                 Input::Ids(ids) => ids.is_empty(),
+                Input::EachToken(input) => input.size() == 0,
             };
             if empty {
                 return Err(Failure::malformed("must not be empty").at(self.name(index)));
@@ -148,11 +153,22 @@ impl Inputs {
     pub(crate) fn prompted(mut self, default: Option<&str>) -> Self {
         if let Some(prompt) = self.prompt.take().or_else(|| default.map(str::to_owned)) {
             for item in &mut self.items {
+                let item = match item {
+                    Input::EachToken(item) => item,
+                    item => item,
+                };
                 if let Input::Text(text) = item {
                     text.insert_str(0, &prompt);
                 }
             }
         }
+        self
+    }
+
+    /// Asks for a vector of each token instead of one of each text.
+    pub(crate) fn of_each_token(mut self) -> Self {
+        let each = |input| Input::EachToken(Box::new(input));
+        self.items = self.items.into_iter().map(each).collect();
         self
     }
 
@@ -200,6 +216,14 @@ mod tests {
     fn read(value: Value, token_ids: bool) -> Result<Vec<Input>, String> {
         let limits = InputLimits { max_texts: 3, token_ids };
         Inputs::read(value, "input", limits).map(|i| i.items).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn a_prompt_goes_before_texts_that_ask_for_each_token_too() {
+        let limits = InputLimits { max_texts: 3, token_ids: false };
+        let inputs = Inputs::read(json!(["a"]), "inputs", limits).unwrap().of_each_token();
+        let text = Input::Text("query: a".to_owned());
+        assert_eq!(inputs.prompted(Some("query: ")).items, [Input::EachToken(Box::new(text))]);
     }
 
     #[test]

@@ -18,6 +18,10 @@ use crate::work::Answers;
 /// More than this, in bytes, is tokenised on a thread beside the runtime's.
 const INLINE_BYTES: usize = 16 << 10;
 
+/// The most tokens of a call that is answered with a vector of each: an answer has some thousand bytes
+/// for each, and is made as a whole.
+pub(crate) const MOST_VECTORS: usize = 16 << 10;
+
 /// Makes the engine's item of an input.
 pub(crate) type Encode<I> = Arc<dyn Fn(&Input) -> Result<Tokenised<I>, TextError> + Send + Sync>;
 
@@ -44,6 +48,7 @@ impl<E: Engine> Lane<E> {
     ) -> Result<Answers, Failure> {
         let start = Instant::now();
         let field = inputs.field;
+        let each_token = inputs.items.iter().any(|item| matches!(item, Input::EachToken(_)));
         let tokenised = self.tokenise(inputs).await?;
         let tokenise = start.elapsed();
         self.counters.tokenise.observe(tokenise.as_secs_f64());
@@ -54,9 +59,17 @@ impl<E: Engine> Lane<E> {
             let message = "the text is longer than the model takes; cut it, or ask for truncation";
             return Err(Failure::new(Kind::TextTooLong, message).at(name(field, index)));
         }
+        let tokens: Vec<usize> = tokenised.iter().map(|text| text.tokens).collect();
+        let vectors = tokens.iter().sum::<usize>();
+        if each_token && vectors > MOST_VECTORS {
+            let message = format!(
+                "{vectors} tokens are more than the {MOST_VECTORS} that are answered with a vector \
+                 of each at a time; send fewer texts"
+            );
+            return Err(Failure::new(Kind::TooLarge, message).at(field));
+        }
         self.counters.truncated.inc_by(truncated as u64);
 
-        let tokens = tokenised.iter().map(|text| text.tokens).collect();
         let class = call.class(tokenised.len());
         let prepare = |request: Request<E::Item>| {
             let request = request.priority(class);

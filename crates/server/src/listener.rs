@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::handshake::Handshake;
 use crate::stream::Stream;
@@ -116,6 +117,35 @@ impl Listener {
         Handshake {
             #[cfg(feature = "tls")]
             tls: self.tls.clone(),
+        }
+    }
+
+    /// A connection that the system has taken already; `None` when there is no more.
+    ///
+    /// The system itself is asked: what the runtime knows of the socket is what was so a moment ago.
+    pub(crate) fn accept_waiting(&self) -> io::Result<Option<Box<dyn Stream>>> {
+        let accepted = match &self.kind {
+            Kind::Tcp(listener) => {
+                let listener = listener.as_fd().try_clone_to_owned()?;
+                std::net::TcpListener::from(listener).accept().and_then(|(stream, _)| {
+                    stream.set_nodelay(true)?;
+                    stream.set_nonblocking(true)?;
+                    Ok(Box::new(TcpStream::from_std(stream)?) as Box<dyn Stream>)
+                })
+            }
+            Kind::Unix { listener, .. } => {
+                let listener = listener.as_fd().try_clone_to_owned()?;
+                let listener = std::os::unix::net::UnixListener::from(listener);
+                listener.accept().and_then(|(stream, _)| {
+                    stream.set_nonblocking(true)?;
+                    Ok(Box::new(UnixStream::from_std(stream)?) as Box<dyn Stream>)
+                })
+            }
+        };
+        match accepted {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

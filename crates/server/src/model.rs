@@ -14,7 +14,7 @@ use crate::model_counters::ModelCounters;
 use crate::model_info::ModelInfo;
 use crate::rate::{Busy, Rate};
 use crate::reranker::Reranker;
-use crate::text::{TextError, Tokens};
+use crate::text::{TextError, Tokenised, Tokens};
 use crate::work::{Answers, Work};
 
 /// What a model does.
@@ -53,10 +53,18 @@ impl Model {
         let (model, name) = (Arc::new(model), name.into());
         let info = model.info();
         let encoder = Arc::clone(&model);
-        let encode: Encode<_> = Arc::new(move |input: &Input| match input {
+        let single = move |input: &Input| match input {
             Input::Text(text) => encoder.encode(text),
             Input::Ids(ids) => encoder.encode_ids(ids),
-            Input::Pair(..) => Err(TextError("this model takes single texts".to_owned())),
+            _ => Err(TextError("this model takes single texts".to_owned())),
+        };
+        let encoder = Arc::clone(&model);
+        let encode: Encode<_> = Arc::new(move |input: &Input| match input {
+            Input::EachToken(input) => {
+                let Tokenised { item, tokens, truncated } = single(input)?;
+                Ok(Tokenised { item: encoder.each_token(item)?, tokens, truncated })
+            }
+            input => single(input),
         });
         let loader = Arc::clone(&model);
         let parts = Parts::<M::Engine> {
@@ -105,7 +113,7 @@ impl Model {
         let encode: Encode<_> = Arc::new(move |input: &Input| match input {
             Input::Text(text) => encoder.encode(text, None),
             Input::Pair(text, pair) => encoder.encode(text, Some(pair)),
-            Input::Ids(_) => Err(TextError::unsupported("take token ids")),
+            _ => Err(TextError::unsupported("take token ids")),
         });
         let loader = Arc::clone(&model);
         let parts = Parts::<M::Engine> {

@@ -1,17 +1,17 @@
 //! The server: models, listener and the way from the first load to the last answer.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use onelane::{BuildError, Health, Shutdown};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::acceptor::Acceptor;
 use crate::app::App;
 use crate::collector::Queues;
 use crate::config::ServerConfig;
-use crate::connection::{self, Closing};
+use crate::connection::Closing;
 use crate::health;
 use crate::life::{Phase, Signals};
 use crate::listener::Listener;
@@ -26,9 +26,6 @@ const WATCH: Duration = Duration::from_secs(1);
 
 /// How long the answers to aborted calls may take to be written.
 const FLUSH: Duration = Duration::from_secs(2);
-
-/// How long to wait when no connection can be accepted, for want of file descriptors.
-const NO_CONNECTION: Duration = Duration::from_millis(50);
 
 /// Why a server could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +84,7 @@ impl Server {
     pub fn new(config: ServerConfig, models: Vec<Model>) -> Result<Self, ServeError> {
         let models = Registry::new(models).map_err(ServeError::Models)?;
         let app = Arc::new_cyclic(|app| App {
-            config,
+            config: Arc::new(config),
             models,
             metrics: Metrics::new(Box::new(Queues(app.clone()))),
             started: Instant::now(),
@@ -107,8 +104,8 @@ impl Server {
     /// Listens, loads the models, answers until it is told to stop, and drains.
     ///
     /// When it is told to stop, `/ready` fails at once; for [`ServerConfig::drain_delay`] the server
-    /// still accepts, so that whoever sends traffic notices; then it closes the listener and
-    /// finishes what it has, for up to [`ServerConfig::drain_timeout`]. A second signal aborts.
+    /// still accepts, so that whoever sends traffic notices; then it accepts what waits in the
+    /// listener's backlog, closes it, and finishes what it has, for up to [`ServerConfig::drain_timeout`]. A second signal aborts.
     ///
     /// # Errors
     /// [`ServeError`]: a model that cannot be loaded or fails its check, a device that hangs, or a
@@ -121,10 +118,10 @@ impl Server {
         let (close, closing) = watch::channel(Closing::Open);
         let (alive, mut connections) = mpsc::channel(1);
         let _cut = CutAtEnd(&close);
-        let mut accepting = Task(tokio::spawn({
-            let app = Arc::clone(&app);
-            async move { accept(listener, router, &app, closing, alive).await }
-        }));
+        let config = Arc::clone(&app.config);
+        let acceptor = Acceptor { listener, router, config, closing, alive };
+        let (stop, stopped) = oneshot::channel();
+        let accepting = Accepting { task: tokio::spawn(acceptor.run(stopped)), stop: Some(stop) };
 
         tokio::select! {
             loaded = load(&app) => loaded?,
@@ -145,12 +142,11 @@ impl Server {
         app.phase.send_replace(Phase::Draining);
         tracing::info!("shutting down");
         let in_time = tokio::select! {
-            finished = drain(&app, &mut accepting, &close, &mut connections) => finished,
+            finished = drain(&app, accepting, &close, &mut connections) => finished,
             () = signals.next() => Err(()),
         };
         app.phase.send_replace(Phase::Closing);
         close.send_replace(Closing::Finish);
-        accepting.0.abort();
         let mode = if in_time.is_ok() { Shutdown::Drain } else { Shutdown::Abort };
         shut_queues(&app, mode).await;
         if in_time.is_err() {
@@ -163,12 +159,26 @@ impl Server {
     }
 }
 
-/// A task that ends with whoever holds it.
-struct Task(tokio::task::JoinHandle<()>);
+/// The task that accepts connections; it ends with whoever holds this.
+struct Accepting {
+    task: tokio::task::JoinHandle<()>,
+    stop: Option<oneshot::Sender<()>>,
+}
 
-impl Drop for Task {
+impl Accepting {
+    /// Has it accept what waits, and close the listener: the port is free then.
+    async fn finish(mut self) {
+        if let Some(stop) = self.stop.take() {
+            // It may have ended by a panic.
+            let _ = stop.send(());
+        }
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Accepting {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -207,18 +217,16 @@ async fn watch_devices(app: &App) -> String {
     }
 }
 
-/// Goes on for the drain delay, closes the listener, and waits until every connection has ended;
-/// `Err` if that takes too long.
+/// Goes on for the drain delay, closes the listener once what waits there is accepted, and waits until
+/// every connection has ended; `Err` if that takes too long.
 async fn drain(
     app: &App,
-    accepting: &mut Task,
+    accepting: Accepting,
     close: &watch::Sender<Closing>,
     connections: &mut mpsc::Receiver<()>,
 ) -> Result<(), ()> {
     tokio::time::sleep(app.config.drain_delay).await;
-    accepting.0.abort();
-    // It holds the listener: when it has ended, the port is free.
-    let _ = (&mut accepting.0).await;
+    accepting.finish().await;
     close.send_replace(Closing::Finish);
     tokio::time::timeout(app.config.drain_timeout, ended(connections)).await.map_err(drop)
 }
@@ -248,38 +256,4 @@ async fn shut_queues(app: &Arc<App>, mode: Shutdown) {
     });
     // A panic in there has been logged; there is nothing left to do for it.
     let _ = shut.await;
-}
-
-/// Accepts connections for ever.
-async fn accept(
-    listener: Listener,
-    router: Router,
-    app: &Arc<App>,
-    closing: watch::Receiver<Closing>,
-    alive: mpsc::Sender<()>,
-) {
-    loop {
-        match listener.accept().await {
-            Ok(stream) => {
-                let (app, router) = (Arc::clone(app), router.clone());
-                let (closing, alive) = (closing.clone(), alive.clone());
-                let stream = (stream, listener.handshake());
-                tokio::spawn(async move {
-                    connection::serve(stream, router, &app.config, closing).await;
-                    drop(alive);
-                });
-            }
-            Err(error) if is_of_one_connection(&error) => {}
-            Err(error) => {
-                tracing::warn!(%error, "no connection can be accepted");
-                tokio::time::sleep(NO_CONNECTION).await;
-            }
-        }
-    }
-}
-
-/// Whether the connection was gone before it was accepted.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | InvalidInput)
 }

@@ -27,25 +27,30 @@ pub struct BucketError {
 }
 
 impl BucketConfig {
-    /// Four lengths to the octave (8, 12, 16, 20, 24, 28, 32, 40, ... 512) and row counts in powers
+    /// Four lengths to the octave (8, 12, 16, 20, 24, 28, 32, 40, ... 8,192) and row counts in powers
     /// of two up to 32: at most a quarter of a text's row is padding, on average about a twelfth.
-    /// For devices that compute their padding; at most 138 shapes.
+    /// For devices that compute their padding; at most 138 shapes for a model of 512 tokens, 234 for
+    /// one of 8,192.
     pub fn fine() -> Self {
-        let octaves = [16, 32, 64, 128, 256];
+        let octaves = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
         let steps = octaves.iter().flat_map(|o| (0..4).map(move |i| o + o * i / 4));
         Self {
-            lengths: [8, 12].into_iter().chain(steps).chain([512]).collect(),
+            lengths: [8, 12].into_iter().chain(steps).chain([8192]).collect(),
             rows: vec![1, 2, 4, 8, 16, 32],
             round_up: false,
         }
     }
 
-    /// One length to the octave (16, 32, ... 512) and 1, 8 or 32 rows, rounded up: at most 18 shapes, 15
-    /// for a model with a limit of 256 tokens. For devices that skip padding, where a coarse bucket
+    /// One length to the octave (16, 32, ... 8,192) and 1, 8 or 32 rows, rounded up: at most 15 shapes
+    /// for a model of 256 tokens, 30 for one of 8,192. For devices that skip padding, where a coarse bucket
     /// costs nothing and fills batches better; and for a GPU so fast that a small model is launches more
     /// than work, if it does without CUDA graphs.
     pub fn coarse() -> Self {
-        Self { lengths: vec![16, 32, 64, 128, 256, 512], rows: vec![1, 8, 32], round_up: true }
+        Self {
+            lengths: (4..=13).map(|octave| 1 << octave).collect(),
+            rows: vec![1, 8, 32],
+            round_up: true,
+        }
     }
 
     /// Sets the lengths in tokens, ascending. The model's limit is always the last bucket: longer
@@ -183,6 +188,8 @@ mod tests {
     fn the_documented_bounds_hold() {
         let shapes = |config: BucketConfig, limit| config.fit(limit).unwrap().max_shapes();
         assert_eq!(shapes(BucketConfig::fine(), 512), 138);
+        assert_eq!(shapes(BucketConfig::fine(), 8192), 234);
+        assert_eq!(shapes(BucketConfig::coarse(), 8192), 30);
         assert_eq!(shapes(BucketConfig::coarse(), 512), 18);
         assert_eq!(shapes(BucketConfig::coarse(), 256), 15);
         let few = BucketConfig::coarse().lengths([64, 128]).rows([1, 32]);

@@ -189,6 +189,7 @@ impl Tokeniser {
             second: self.second(encoding.get_type_ids())?,
             bucket: self.buckets.length_for(encoding.len()),
             truncated: cut || !encoding.get_overflowing().is_empty(),
+            each_token: false,
         })
     }
 

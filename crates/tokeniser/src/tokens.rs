@@ -67,6 +67,7 @@ impl Tokeniser {
             second: kept.len(),
             bucket: self.buckets.length_for(kept.len()),
             truncated: kept.len() < ids.len(),
+            each_token: false,
         })
     }
 }

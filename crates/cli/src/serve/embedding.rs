@@ -54,6 +54,10 @@ impl<E: Engine<Item = TokenisedText, Output = Vec<f32>>> Embedder for Embedding<
         Ok(self.model.tokeniser().encode_ids(ids)?.into())
     }
 
+    fn each_token(&self, item: TokenisedText) -> Result<TokenisedText, TextError> {
+        Ok(item.with_each_token())
+    }
+
     fn info(&self) -> ModelInfo {
         let settings = self.model.settings();
         let pooling = match settings.pooling {

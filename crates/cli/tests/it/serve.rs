@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use onelane::Engine;
-use onelane_engines::{ClassificationModel, DeviceName, EmbeddingConfig};
+use onelane_engines::{ClassificationModel, DeviceName, EmbeddingConfig, EmbeddingModel};
 use serde_json::{Value, json};
 
 use crate::binary::{finish, texts};
@@ -136,6 +136,31 @@ fn an_isolated_model_answers_alike_and_outlives_its_child() {
             assert!(difference(again, first) <= 1e-5);
         }
         assert_eq!(server.stop(), Some(0));
+    });
+}
+
+#[test]
+fn vectors_of_tokens_are_those_of_the_engine() {
+    in_time(|| {
+        let dir = TinyBert::new().write();
+        let model =
+            EmbeddingModel::open(dir.path(), DeviceName::Cpu, EmbeddingConfig::default()).unwrap();
+        let mut engine = model.load().unwrap();
+        let of = some_texts();
+        for isolate in [&[][..], &["--isolate"]] {
+            let server = Server::start(dir.path(), isolate);
+            let body = json!({"inputs": of}).to_string();
+            let (status, said) = server.call("POST", "/embed_all", &body);
+            assert_eq!(status, 200, "{said}");
+            let served: Vec<Vec<Vec<f32>>> = serde_json::from_str(&said).unwrap();
+            for (served, text) in served.iter().zip(&of) {
+                let item = model.tokeniser().encode(text).unwrap().with_each_token();
+                assert_eq!((served.len(), served[0].len()), (item.ids().len(), WIDTH));
+                let expected = engine.infer(&[item]).unwrap().remove(0);
+                assert!(difference(&served.concat(), &expected) <= 1e-5);
+            }
+            assert_eq!(server.stop(), Some(0));
+        }
     });
 }
 

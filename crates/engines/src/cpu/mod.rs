@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 pub(crate) use attention::{Heads, Projected, Sequence, attention};
 
-use crate::config::Activation;
+use crate::activation::Activation;
 use crate::sentence_settings::Pooling;
 use math::{gelu_erf, gelu_tanh, sum};
 
@@ -55,6 +55,41 @@ fn map_row(row: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32) {
     }
 }
 
+/// `out = activation(x) * gate`, where each row of `x` and its `bias` are (2 * width): what is
+/// activated, then the gate. `out` is (tokens, width).
+pub(crate) fn gated(x: &[f32], bias: &[f32], activation: Activation, out: &mut [f32]) {
+    let arch = Arch::new();
+    let width = bias.len() / 2;
+    by_rows(out, width, |i, out| {
+        let row = &x[i * 2 * width..][..2 * width];
+        match activation {
+            Activation::GeluErf => arch.dispatch(|| gate_row(row, bias, out, gelu_erf)),
+            Activation::GeluTanh => arch.dispatch(|| gate_row(row, bias, out, gelu_tanh)),
+            Activation::Relu => arch.dispatch(|| gate_row(row, bias, out, |v| v.max(0.0))),
+        }
+    });
+}
+
+#[inline(always)]
+fn gate_row(row: &[f32], bias: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
+    let (values, gates) = row.split_at(out.len());
+    let (value_bias, gate_bias) = bias.split_at(out.len());
+    let values = values.iter().zip(value_bias);
+    let gates = gates.iter().zip(gate_bias);
+    for ((o, (v, vb)), (g, gb)) in out.iter_mut().zip(values).zip(gates) {
+        *o = f(*v + *vb) * (*g + *gb);
+    }
+}
+
+/// `x = x + y` in place; both are (tokens, width).
+pub(crate) fn add(x: &mut [f32], y: &[f32], width: usize) {
+    let arch = Arch::new();
+    by_rows(x, width, |i, row| {
+        let y = &y[i * width..][..width];
+        arch.dispatch(|| row.iter_mut().zip(y).for_each(|(v, y)| *v += *y));
+    });
+}
+
 /// Parameters of a layer normalisation, and the bias that its input still lacks.
 #[derive(Clone, Copy)]
 pub(crate) struct NormParams<'a> {
@@ -80,10 +115,30 @@ pub(crate) fn add_layer_norm(x: &mut [f32], residual: &[f32], params: NormParams
 
 #[inline(always)]
 fn norm_row(row: &mut [f32], residual: &[f32], params: NormParams<'_>) {
-    let width = row.len() as f32;
     for ((v, r), b) in row.iter_mut().zip(residual).zip(params.bias) {
         *v += *r + *b;
     }
+    norm_sum(row, params);
+}
+
+/// `out = LayerNorm(x + bias)`; both are (tokens, width).
+pub(crate) fn layer_norm(x: &[f32], params: NormParams<'_>, out: &mut [f32]) {
+    let arch = Arch::new();
+    let width = params.bias.len();
+    by_rows(out, width, |i, out| {
+        let row = &x[i * width..][..width];
+        arch.dispatch(|| {
+            for ((o, v), b) in out.iter_mut().zip(row).zip(params.bias) {
+                *o = *v + *b;
+            }
+            norm_sum(out, params);
+        });
+    });
+}
+
+#[inline(always)]
+fn norm_sum(row: &mut [f32], params: NormParams<'_>) {
+    let width = row.len() as f32;
     let mean = sum(row, |v| v) / width;
     // Two passes: the one-pass formula loses the variance of a row with a large mean.
     let variance = sum(row, |v| (v - mean) * (v - mean)) / width;

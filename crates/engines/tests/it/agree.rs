@@ -3,22 +3,38 @@
 //! that they were skipped.
 
 use std::path::PathBuf;
+use std::sync::Barrier;
 
 use crate::common::difference;
-use onelane::Engine;
+use onelane::{BatchConfig, BatchQueue, DeviceExecutor, Engine, ExecutorConfig};
 use onelane_engines::{
     ClassificationModel, DeviceName, EmbeddingConfig, EmbeddingModel, Padding, TokenisedText,
     Tokeniser,
 };
 use serde::Deserialize;
 
-const FAMILIES: [&str; 6] = ["bert", "distilbert", "roberta", "xlm-roberta", "camembert", "mpnet"];
+const FAMILIES: [&str; 8] = [
+    "bert",
+    "distilbert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "modernbert",
+    "modernbert-biased",
+];
+
+/// Threads that use one queue.
+const THREADS: usize = 8;
 
 /// What transformers answered.
 #[derive(Deserialize)]
 struct Expected {
     texts: Vec<String>,
     of_texts: Vec<Vec<f32>>,
+    /// Each text's last hidden states, one after the other.
+    #[serde(default)]
+    of_tokens: Vec<Vec<f32>>,
     #[serde(default)]
     pairs: Vec<(String, String)>,
     #[serde(default)]
@@ -73,6 +89,62 @@ fn embeddings_are_those_of_transformers() {
             let model = EmbeddingModel::open(&dir, DeviceName::Cpu, config).unwrap();
             let items = texts(model.tokeniser(), &expected);
             agree(family, &mut model.load().unwrap(), &items, &expected.of_texts);
+        }
+    }
+}
+
+#[test]
+fn vectors_of_tokens_are_the_last_hidden_states_of_transformers() {
+    for family in FAMILIES {
+        let Some((dir, expected)) = tiny(family, "embed") else { return };
+        for config in both() {
+            let model = EmbeddingModel::open(&dir, DeviceName::Cpu, config).unwrap();
+            let mut engine = model.load().unwrap();
+            let items = texts(model.tokeniser(), &expected);
+            let each = items.iter().cloned().map(TokenisedText::with_each_token);
+            let each: Vec<TokenisedText> = each.collect();
+            agree(family, &mut engine, &each, &expected.of_tokens);
+            // Both kinds of answers from one call, whatever a queue would do.
+            let mixed = engine.infer(&[items[1].clone(), each[1].clone()]).unwrap();
+            assert!(difference(&mixed[0], &expected.of_texts[1]) < 1e-4, "{family}");
+            assert!(difference(&mixed[1], &expected.of_tokens[1]) < 1e-4, "{family}");
+        }
+    }
+}
+
+#[test]
+fn under_concurrency_answers_are_those_of_transformers() {
+    for family in FAMILIES {
+        let Some((dir, expected)) = tiny(family, "embed") else { return };
+        for config in both() {
+            let model = EmbeddingModel::open(&dir, DeviceName::Cpu, config).unwrap();
+            let items = texts(model.tokeniser(), &expected);
+            let device = DeviceExecutor::new(ExecutorConfig::new("agree")).unwrap();
+            let factory = model.clone();
+            let queue =
+                BatchQueue::new(&device, BatchConfig::default().max_batch_size(8), move || {
+                    Ok(factory.load()?)
+                });
+            let queue = queue.unwrap();
+            let start = Barrier::new(THREADS);
+            std::thread::scope(|scope| {
+                for thread in 0..THREADS {
+                    let (queue, items, expected, start) = (&queue, &items, &expected, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        for round in 0..3 * items.len() {
+                            let index = (thread + round) % items.len();
+                            let (item, wanted) = match (thread + round) % 3 {
+                                0 => (items[index].clone().with_each_token(), &expected.of_tokens),
+                                _ => (items[index].clone(), &expected.of_texts),
+                            };
+                            let answer = queue.submit(item).unwrap().wait().unwrap();
+                            let off = difference(&answer, &wanted[index]);
+                            assert!(off < 1e-4, "{family}, input {index}: {off}");
+                        }
+                    });
+                }
+            });
         }
     }
 }

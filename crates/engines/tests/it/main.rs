@@ -12,5 +12,6 @@ mod device;
 mod embedding;
 mod minilm;
 mod mlp;
+mod modern;
 mod random_damage;
 mod tokeniser;

@@ -20,10 +20,10 @@ use super::spent::Spent;
 use crate::app::App;
 use crate::body::{MediaType, read};
 use crate::call::Call;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::family::{Rejected, Tei};
 use crate::health;
-use crate::inputs::{Input, Inputs};
+use crate::inputs::{Input, Inputs, name};
 use crate::model::{Model, Task};
 use crate::registry::Wanted;
 use crate::schema::schema;
@@ -33,6 +33,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(by_task))
         .routes(routes!(embed))
+        .routes(routes!(embed_all))
         .routes(routes!(rerank))
         .routes(routes!(predict))
         .routes(routes!(similarity))
@@ -86,11 +87,18 @@ impl EmbedRequest {
         if self.normalize == Some(false) {
             return unsupported("normalize", "this server's embeddings always have length 1");
         }
-        if self.truncation_direction.as_deref().is_some_and(|side| side != "Right") {
-            return unsupported("truncation_direction", "texts are cut at their end: Right");
-        }
-        Ok(())
+        cut_at_end(self.truncation_direction.as_deref())
     }
+}
+
+/// # Errors
+/// Another side than that which texts are cut at.
+fn cut_at_end(side: Option<&str>) -> Result<(), Failure> {
+    if side.is_some_and(|side| !side.eq_ignore_ascii_case("right")) {
+        let message = "texts are cut at their end: Right";
+        return Err(Failure::malformed(message).at("truncation_direction"));
+    }
+    Ok(())
 }
 
 /// Embeddings of texts
@@ -117,6 +125,64 @@ async fn embed_answer(app: &App, body: EmbedRequest, call: Call) -> Result<Respo
     let mut answers = model.run(inputs, call, truncate).await?;
     cut(&mut answers.vectors, width);
     Ok(spent.on(&answers.vectors, &answers))
+}
+
+#[derive(Deserialize, ToSchema)]
+struct EmbedAllRequest {
+    #[schema(value_type = Texts)]
+    inputs: Value,
+    /// The model's name; the first embedding model if absent.
+    model: Option<String>,
+    /// Whether texts beyond the model's limit are cut.
+    truncate: Option<bool>,
+    #[schema(ignore)]
+    truncation_direction: Option<String>,
+    /// The name of one of the model's prompts, which is put before each text.
+    #[schema(ignore)]
+    prompt_name: Option<String>,
+    #[schema(value_type = Option<PriorityField>)]
+    priority: Option<Value>,
+}
+
+/// Embeddings of each token of texts, special tokens included, neither pooled nor scaled
+#[utoipa::path(
+    post, path = "/embed_all", tag = "TEI", request_body = EmbedAllRequest,
+    responses((status = 200, body = Vec<Vec<Vec<f32>>>), Rejected<Tei>)
+)]
+async fn embed_all(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Rejected<Tei>> {
+    let (body, call) = read::<EmbedAllRequest>(&app, request, MediaType::Json).await?;
+    Ok(embed_all_answer(&app, body, call).await?)
+}
+
+async fn embed_all_answer(
+    app: &App,
+    body: EmbedAllRequest,
+    call: Call,
+) -> Result<Response, Failure> {
+    cut_at_end(body.truncation_direction.as_deref())?;
+    let model = app.models.find(body.model.as_deref(), Wanted::Embed)?;
+    let call = call.body_priority(body.priority.as_ref())?;
+    let mut inputs = Inputs::read(body.inputs, "inputs", app.limits())?;
+    if let Some(name) = &body.prompt_name {
+        inputs.prompt = Some(prompt(model, name)?);
+    }
+    let spent = Spent::new(call, model, &inputs);
+    let truncate = body.truncate.unwrap_or(app.config.auto_truncate);
+    let answers = model.run(inputs.of_each_token(), call, truncate).await?;
+    let mut vectors: Vec<Vec<&[f32]>> = Vec::with_capacity(answers.vectors.len());
+    for (index, (flat, &tokens)) in answers.vectors.iter().zip(&answers.tokens).enumerate() {
+        let width = flat.len() / tokens.max(1);
+        if width == 0 || width * tokens != flat.len() {
+            let numbers = flat.len();
+            let message = format!("the engine gave {numbers} numbers for {tokens} tokens");
+            return Err(Failure::new(Kind::Engine, message).at(name("inputs", index)));
+        }
+        vectors.push(flat.chunks_exact(width).collect());
+    }
+    Ok(spent.on(&vectors, &answers))
 }
 
 /// A model's prompt of this name.
@@ -270,7 +336,7 @@ async fn aside<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let panicked = "the tokeniser panicked on this call";
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| Failure::new(crate::failure::Kind::Internal, panicked))?
+    done.map_err(|_| Failure::new(Kind::Internal, panicked))?
 }
 
 fn named_or_first<'a>(app: &'a App, name: Option<&str>) -> Result<&'a Arc<Model>, Failure> {

@@ -36,13 +36,14 @@ impl Fake {
 pub struct Words {
     texts: Vec<String>,
     count: usize,
+    each: bool,
 }
 
 impl BatchItem for Words {
-    type Key = usize;
+    type Key = (usize, bool);
 
-    fn key(&self) -> usize {
-        self.count.next_power_of_two()
+    fn key(&self) -> (usize, bool) {
+        (self.count.next_power_of_two(), self.each)
     }
 
     fn cost(&self) -> usize {
@@ -57,7 +58,11 @@ fn words(texts: &[&str]) -> Result<Tokenised<Words>, TextError> {
     }
     let count = all.clamp(1, LIMIT);
     let texts = texts.iter().map(|text| (*text).to_owned()).collect();
-    Ok(Tokenised { item: Words { texts, count }, tokens: count, truncated: all > LIMIT })
+    Ok(Tokenised {
+        item: Words { texts, count, each: false },
+        tokens: count,
+        truncated: all > LIMIT,
+    })
 }
 
 /// The vector of a text: of length 1, and another one for another text.
@@ -93,6 +98,10 @@ impl Engine for FakeEngine {
     fn infer(&mut self, batch: &[Words]) -> Result<Vec<Vec<f32>>, EngineError> {
         self.note(batch)?;
         let one = |item: &Words| {
+            if item.each {
+                let words = item.texts[0].split_whitespace().take(LIMIT);
+                return words.flat_map(vector).collect();
+            }
             let mut numbers = vector(&item.texts.concat());
             if item.texts[0] == "nan" {
                 numbers[0] = f32::NAN;
@@ -135,10 +144,35 @@ impl Embedder for Fake {
         words(&[text])
     }
 
+    fn each_token(&self, item: Words) -> Result<Words, TextError> {
+        Ok(Words { each: true, ..item })
+    }
+
     fn info(&self) -> ModelInfo {
         let prompts = [("query".to_owned(), "ask: ".to_owned())].into();
         let info = ModelInfo::new(LIMIT).dimensions(WIDTH).pooling("mean");
         info.prompts(prompts, self.default_prompt.clone())
+    }
+}
+
+/// Embeds texts alone, and leaves to the server what a model may leave.
+pub struct Plain(pub Fake);
+
+impl Tokens for Plain {}
+
+impl Embedder for Plain {
+    type Engine = FakeEngine;
+
+    fn load(&self) -> Result<FakeEngine, EngineError> {
+        self.0.load()
+    }
+
+    fn encode(&self, text: &str) -> Result<Tokenised<Words>, TextError> {
+        self.0.encode(text)
+    }
+
+    fn info(&self) -> ModelInfo {
+        ModelInfo::new(LIMIT).dimensions(WIDTH)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod admission;
 mod client;
+mod each_token;
 mod fake;
 mod hostile;
 mod life;
