@@ -28,7 +28,7 @@ doc: ## documentation without warnings
 macos: ## type-check of everything that runs on a Mac
 	rustup target add aarch64-apple-darwin
 	cargo check --target aarch64-apple-darwin --features metal --locked \
-	    -p onelane -p onelane-engines -p onelane-isolate -p onelane-capi -p onelane-suite -p onelane-bench
+	    -p onelane -p onelane-tokeniser -p onelane-engines -p onelane-isolate -p onelane-capi -p onelane-suite -p onelane-bench
 	cargo check --target aarch64-apple-darwin --no-default-features --features metal --locked \
 	    -p onelane-server -p onelane-cli
 
@@ -163,7 +163,7 @@ check-wheels: $(WBIN)/.ready ## what is checked of the wheels in dist/ without t
 # Those that are published depend on each other: one command for all.
 .PHONY: publish-check
 publish-check: ## what crates.io would say of the crates that are to be published
-	cargo publish --dry-run -p onelane -p onelane-isolate -p onelane-sim -p onelane-suite -p onelane-engines \
+	cargo publish --dry-run -p onelane -p onelane-isolate -p onelane-sim -p onelane-suite -p onelane-tokeniser -p onelane-engines \
 	    -p onelane-server
 
 # The wheel that can run here, in a fresh environment with no Rust on its PATH.
