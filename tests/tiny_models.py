@@ -38,7 +38,7 @@ MODERN |= {"global_rope_theta": 3000.0, "local_rope_theta": 100.0}
 # Everything that may have a bias, other non-linearities, and a name for each layer.
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 BIASED = SIZES | {"num_hidden_layers": 3, "local_attention": 62, "layer_types": KINDS}
-BIASED |= {name: True for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")}
+BIASED |= dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"), True)
 BIASED |= {"hidden_activation": "gelu_pytorch_tanh", "classifier_activation": "relu"}
 BIASED |= {"classifier_pooling": "mean", "global_rope_theta": 900.0, "local_rope_theta": 80.0}
 
