@@ -105,10 +105,14 @@ impl ModelDir {
         }
     }
 
-    /// Reads a JSON file of a known form.
+    /// Reads a JSON file of a known form; what is wrong in it is named by its key.
     pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T, LoadError> {
-        serde_json::from_slice(&self.read(name, SETTINGS_BYTES)?)
-            .map_err(|error| LoadError::damaged(self.file(name), &error))
+        let text = self.read(name, SETTINGS_BYTES)?;
+        let mut json = serde_json::Deserializer::from_slice(&text);
+        let value = serde_path_to_error::deserialize(&mut json)
+            .map_err(|error| LoadError::damaged(self.file(name), &error))?;
+        json.end().map_err(|error| LoadError::damaged(self.file(name), &error))?;
+        Ok(value)
     }
 
     /// Reads a JSON file that may be absent.
