@@ -41,7 +41,7 @@ fn long_texts_are_cut_and_told_and_answers_have_a_bound() {
         assert_eq!((told.status, told.header("x-truncated-inputs")), (200, Some("1")));
         assert_eq!(vectors(&told.json())[0].len(), LIMIT);
         let refused = server.post("/embed_all", json!({"inputs": [long], "truncate": false}));
-        assert_eq!(refused.status, 422);
+        assert_eq!(refused.status, 413);
         let many = vec![long; (16 << 10) / LIMIT + 1];
         let refused = server.post("/embed_all", json!({"inputs": many}));
         assert_eq!(refused.status, 413);
