@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import correctness_benchmark
 import minimal_mps_contiguous_race
+from warm_scripts import WarmScripts
 
 TESTS = Path(__file__).resolve().parent
 BENCHMARK = TESTS / "correctness_benchmark.py"
@@ -39,17 +41,39 @@ needs_onelane = pytest.mark.skipif(
 )
 
 
+# Eight threads with an OpenMP team each, on a few cores, mostly wait for each other.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+# A fork of a process that has imported PyTorch is safe where nothing has started threads by then.
+can_fork = sys.platform == "linux" and importlib.util.find_spec("torch") is not None
+warm = WarmScripts(ENVIRONMENT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm_scripts() -> Iterator[None]:
+    yield
+    warm.close()
+
+
 def run(
-    script: Path, *arguments: object, break_with: Path | None = None, timeout: float = 280
+    script: Path,
+    *arguments: object,
+    break_with: Path | None = None,
+    timeout: float = 280,
+    new: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script in a new process; `break_with` is a folder with a sitecustomize.py."""
-    # Eight threads with an OpenMP team each, on a few cores, mostly wait for each other.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    """Run a script in a process; `break_with` is a folder with a sitecustomize.py.
+
+    A `new` one is an interpreter that has imported nothing.
+    """
+    words = [*map(str, arguments)]
+    if can_fork and not new:
+        return warm.run(script, words, break_with, timeout)
+    environment = os.environ | ENVIRONMENT
     if break_with is not None:
         paths = [str(break_with), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
+        [sys.executable, str(script), *words],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -95,7 +119,7 @@ def check_report(found: dict[str, Any], mode: str, threads: list[int], tests: li
 def test_direct_mode_passes_all_ten() -> None:
     done = run(
         BENCHMARK, "--device", "cpu", "--parallel", "--threads", 8, "--workers", 1,
-        "--iterations", 2, "--json",
+        "--iterations", 2, "--json", new=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = report(done)
@@ -195,7 +219,7 @@ def test_wrong_usage_is_code_2(
 
 def test_wrong_usage_ends_the_process_with_2() -> None:
     for script in (BENCHMARK, RACE):
-        done = run(script, "--device", "toaster")
+        done = run(script, "--device", "toaster", new=True)
         assert done.returncode == 2
         assert "cpu, mps or cuda" in done.stderr
         assert "Traceback" not in done.stderr
@@ -204,7 +228,7 @@ def test_wrong_usage_ends_the_process_with_2() -> None:
 @pytest.mark.parametrize("script", [BENCHMARK, RACE], ids=lambda p: p.stem)
 def test_without_torch_it_says_so(script: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None\n")
-    done = run(script, break_with=tmp_path)
+    done = run(script, break_with=tmp_path, new=True)
     assert done.returncode == 2
     assert "pip install torch" in done.stderr
     assert "Traceback" not in done.stderr
@@ -212,11 +236,14 @@ def test_without_torch_it_says_so(script: Path, tmp_path: Path) -> None:
 
 def test_without_onelane_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['onelane'] = None\n")
-    done = run(BENCHMARK, "--parallel", "--use-batching", break_with=tmp_path)
+    done = run(BENCHMARK, "--parallel", "--use-batching", break_with=tmp_path, new=True)
     assert done.returncode == 2
     assert "pip install ." in done.stderr
     # Without the queue it is not needed.
-    done = run(BENCHMARK, "--parallel", "--tests", "linear", "--iterations", 1, break_with=tmp_path)
+    done = run(
+        BENCHMARK, "--parallel", "--tests", "linear", "--iterations", 1, break_with=tmp_path,
+        new=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
@@ -367,7 +394,7 @@ def test_a_failing_run_still_writes_its_report_and_a_refused_one_writes_none(
 
 
 def test_the_reproducer_passes_on_the_cpu_and_says_where_it_ran() -> None:
-    done = run(RACE, "--device", "cpu", "--iterations", 3)
+    done = run(RACE, "--device", "cpu", "--iterations", 3, new=True)
     assert done.returncode == 0, done.stderr
     assert "device cpu (real)" in done.stdout
     assert done.stdout.index("without .contiguous()") < done.stdout.index("\nPASS  with ")
