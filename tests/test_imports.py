@@ -1,6 +1,9 @@
 """The files of the package import each other in no circle: each can be read after what it uses."""
 
 import ast
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import onelane
@@ -84,3 +87,71 @@ def test_a_circle_is_found(tmp_path):
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import small.a\n"
     )
     assert circle(graph_of(package)) == ["small.a", "small.b", "small.c", "small.a"]
+
+
+# A finder of PyTorch whose import stands still: other threads see a module without members.
+HALF_MADE = """
+    import importlib.util
+    import sys
+    import threading
+
+    import onelane
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Halfway:
+        def find_spec(self, name, path=None, target=None):
+            return importlib.util.spec_from_loader(name, self) if name == "torch" else None
+
+        def create_module(self, spec):
+            return None
+
+        def exec_module(self, module):
+            begun.set()
+            go_on.wait(60)
+            raise ImportError("it was not made")
+
+    sys.meta_path.insert(0, Halfway())
+
+    def load():
+        try:
+            import torch
+        except ImportError:
+            pass
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    assert begun.wait(60)
+    assert "torch" in sys.modules
+
+    class Double:
+        def __call__(self, items):
+            return [2 * item for item in items]
+
+    with onelane.executor("mlx", custom=True) as home:
+        with onelane.BatchQueue(Double, home, onelane.Items()) as queue:
+            assert queue(2) == 4
+            assert queue([1, {"a": (2,)}]) == [1, {"a": (2,)}] * 2
+            queue.stats()
+        guarded = onelane.guard(dict, home)
+        guarded["a"] = 1
+        assert guarded["a"] == 1
+    try:
+        onelane.executor("nonsense")
+    except ValueError as error:
+        assert "custom=True" in str(error)
+    else:
+        raise AssertionError("it is no device")
+    go_on.set()
+    loading.join()
+"""
+
+
+def test_a_library_that_another_thread_is_importing_is_not_used():
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HALF_MADE)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr

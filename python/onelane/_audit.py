@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onelane import _devices, _onelane
+from onelane._modules import imported
 from onelane.errors import OnelaneError
 
 _LOG = logging.getLogger("onelane.audit")
@@ -145,7 +146,7 @@ class Audit:
 
     def _watch_simulated(self) -> bool:
         """Have the simulated device that stands in for mps tell of every action."""
-        sim = sys.modules.get("onelane.sim")
+        sim = imported("onelane.sim")
         device = None if sim is None else sim.active()
         if device is None or self._torch_device.type != "mps":
             return False

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from onelane import _collate, _isolation, _log, _model, _modes, _onelane, _tensors, _tree, _wire
 from onelane._item_collator import ItemCollator
+from onelane._modules import imported
 from onelane._remote import ALL, ARRAYS, DONE, ONE, PLAIN, RAISED, VALUES
 from onelane._responses import split
 from onelane._tensor_collator import TensorCollator
@@ -254,7 +255,7 @@ def _as_tensor(part: Any) -> Any:
 def _modes_here(modes: _modes.Modes) -> _modes.Modes:
     if modes is not None:
         return modes
-    return _modes.DEFAULT if "torch" in sys.modules else None
+    return None if imported("torch") is None else _modes.DEFAULT
 
 
 def _opened(letter: tuple[bytes, list[bytearray]]) -> tuple[Any, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from onelane import _names
+from onelane._modules import imported
 
 # Device types for which autocast exists. A model on mps may run parts on the CPU.
 _AUTOCAST = ("cuda", "mps", "xpu", "cpu")
@@ -61,7 +61,7 @@ def canonical(device: Any, custom: bool = False) -> str:
 
 def _private_type() -> str:
     """The name of a backend that is not PyTorch's own and has registered itself."""
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     name = None if torch is None else torch._C._get_privateuse1_backend_name()
     return str(name)
 
@@ -71,7 +71,7 @@ def torch_device(name: str) -> Any:
 
     None if PyTorch is not loaded, or knows no such device (`mlx`).
     """
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     try:
         return None if torch is None else torch.device(name)
     except RuntimeError:
@@ -97,7 +97,7 @@ def autocast_types(name: str) -> tuple[str, ...]:
 
 def synchronize(name: str) -> None:
     """Wait until everything that was submitted to the device has run; on its worker."""
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     if torch is None:
         return
     kind = name.partition(":")[0]

@@ -6,13 +6,13 @@ answer, and nothing wakes up while the device is idle and has been emptied.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from typing import Any
 
 from onelane import _devices, _memory
 from onelane._executor import DeviceExecutor, executor
+from onelane._modules import imported
 from onelane.errors import ForkedProcess, QueueClosed
 
 # Without a watermark that is given: this part of what the system recommends to use.
@@ -79,7 +79,7 @@ class Hygiene:
 
     def _watermark(self) -> float:
         if self._mark is None:
-            torch: Any = sys.modules.get("torch")
+            torch: Any = imported("torch")
             recommended = getattr(getattr(torch, "mps", None), "recommended_max_memory", None)
             kind = self.device.partition(":")[0]
             self._mark = _PART * recommended() if recommended and kind == "mps" else float("inf")
@@ -87,7 +87,7 @@ class Hygiene:
 
     def _empty(self) -> None:
         self._dirty = self._full = False
-        torch: Any = sys.modules.get("torch")
+        torch: Any = imported("torch")
         backend = getattr(torch, self.device.partition(":")[0], None)
         empty = getattr(backend, "empty_cache", None)
         if empty is not None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from onelane import _devices, _log, _names, _onelane, _training
 from onelane._collate import Collator
+from onelane._modules import imported
 from onelane._parent_collate import ParentTensorCollator
 from onelane._remote import Codec
 from onelane._requests import Requests, Tensors
@@ -172,7 +173,7 @@ def named(model: Any, factory: bool | None) -> tuple[Any, bool | None]:
 
 def collator(requests: Requests) -> Collator:
     """Return the parent's half of what collates a queue's requests."""
-    if type(requests) is Tensors and "torch" not in sys.modules:
+    if type(requests) is Tensors and imported("torch") is None:
         return ParentTensorCollator(requests.pad, requests.unpack)
     return requests.collator()
 

@@ -11,10 +11,11 @@ import decimal
 import enum
 import itertools
 import struct
-import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
+
+from onelane._modules import imported
 
 _EXACT = (type(None), bool, int, str, bytes, type(...))
 _KEYS_KEPT = 4096
@@ -103,7 +104,7 @@ def of_value(value: Any) -> Any:
         return (kind, *(of_value(part) for part in value))
     if isinstance(value, (set, frozenset)):
         return (kind, frozenset(of_value(part) for part in value))
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    numpy, torch = imported("numpy"), imported("torch")
     if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
         return (kind, value.dtype.str, value.tobytes())
     if torch is not None and isinstance(value, torch.Tensor):

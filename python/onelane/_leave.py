@@ -14,7 +14,6 @@ import enum
 import fractions
 import ipaddress
 import re
-import sys
 import types
 import uuid
 from collections import deque
@@ -23,6 +22,7 @@ from pathlib import PurePath
 from typing import Any
 
 from onelane import _failure, _tree
+from onelane._modules import imported
 
 EXACT = frozenset((type(None), bool, int, float, complex, str, bytes))
 # Nothing of these can change or belong to a device, but for what a subclass adds.
@@ -51,7 +51,7 @@ def is_plain(value: Any) -> bool:
     module, name = type(value).__module__, type(value).__name__
     if module == "torch":
         return name in _TORCH_PLAIN
-    numpy = sys.modules.get("numpy")
+    numpy = imported("numpy")
     return numpy is not None and isinstance(value, (numpy.generic, numpy.dtype))
 
 
@@ -222,7 +222,7 @@ def host_copy(departure: Departure, value: Any) -> Any:
 
 def is_image(value: Any) -> bool:
     """Whether a value is an image of PIL's; does not load it."""
-    image = sys.modules.get("PIL.Image")
+    image = imported("PIL.Image")
     return image is not None and isinstance(value, image.Image)
 
 

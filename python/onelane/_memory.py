@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from onelane._modules import imported
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -44,7 +46,7 @@ def sample(device: str, *, now: bool = False) -> tuple[int | None, int | None]:
 
 
 def _of_device(device: str) -> tuple[int | None, int | None]:
-    torch: Any = sys.modules.get("torch")
+    torch: Any = imported("torch")
     kind = device.partition(":")[0]
     try:
         if torch is None:

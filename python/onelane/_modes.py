@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from onelane._modules import imported
 
 # (grad enabled, inference mode, ((device type, autocast dtype, cache enabled), ...), the default
 # device or None). Hashable: it is part of a request's batch key. None: torch is not loaded.
@@ -16,8 +17,8 @@ DEFAULT: Modes = (True, False, (), None)
 
 def capture(device_types: Iterable[str]) -> Modes:
     """Return the calling thread's modes; autocast for the given device types."""
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "is_autocast_cache_enabled"):
+    torch = imported("torch")
+    if torch is None:
         return None
     autocast: tuple[tuple[str, Any, bool], ...] = ()
     for device_type in device_types:

@@ -11,6 +11,7 @@ from typing import Any
 
 from onelane import _tree
 from onelane._collate import Input, Target, unpack
+from onelane._modules import imported
 from onelane._pad import Pad
 from onelane._tensor_collator import TensorCollator
 
@@ -24,7 +25,7 @@ class ParentTensorCollator:
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Input, Any]:
         """See `Collator`."""
-        if "torch" in sys.modules:
+        if imported("torch") is not None:
             if self._full is None:
                 self._full = TensorCollator(self._pad, self._unpack)
             return self._full.prepare(args, kwargs)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
+
+from onelane._modules import imported
 
 
 def is_module(value: Any) -> bool:
     """Whether `value` is a `torch.nn.Module`; does not load PyTorch."""
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
-import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from onelane import _keys
+from onelane._modules import imported
 from onelane.errors import NotBatchable
 
 Spec = tuple[Any, ...]
@@ -20,13 +20,13 @@ Spec = tuple[Any, ...]
 
 def is_tensor(value: Any) -> bool:
     """Whether `value` is a PyTorch tensor; does not load PyTorch."""
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def is_array(value: Any) -> bool:
     """Whether `value` is a NumPy array; does not load NumPy."""
-    numpy = sys.modules.get("numpy")
+    numpy = imported("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from onelane._collate import Input
+from onelane._modules import imported
 
 Letter = tuple[Any, list[Any], bool]
 
@@ -62,11 +63,11 @@ def load(letter: tuple[bytes, Sequence[bytearray]]) -> Any:
 
 def _dispatch_table() -> dict[Any, Any]:
     global _has_torch
-    torch = sys.modules.get("torch")
-    if not _table or (torch is not None and not _has_torch and hasattr(torch, "Tensor")):
+    torch = imported("torch")
+    if not _table or (torch is not None and not _has_torch):
         _table.update(copyreg.dispatch_table)
         _table[Input] = _reduce_input
-        if torch is not None and hasattr(torch, "Tensor"):
+        if torch is not None:
             _table[torch.Tensor] = _reduce_tensor
             _has_torch = True
     return _table
@@ -141,7 +142,7 @@ def unsplit(header: tuple[Any, ...], buffers: Sequence[bytearray]) -> list[Any]:
 
 def are_plain_arrays(values: list[Any]) -> bool:
     """Whether these are NumPy arrays of numbers, as they lie in memory; does not load NumPy."""
-    numpy = sys.modules.get("numpy")
+    numpy = imported("numpy")
     if numpy is None:
         return False
     kind = numpy.ndarray

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from onelane._modules import imported
+
 _ABSENT = object()
 # Marks what takes an original's place.
 _MARK = "__onelane_original__"
@@ -75,10 +77,8 @@ class OnImport(importlib.abc.MetaPathFinder):
 
     def when(self, name: str, function: Callable[[ModuleType], object]) -> None:
         """Have `function(module)` called when a module has been imported."""
-        module = sys.modules.get(name)
-        # One that another thread is importing now has no members yet.
-        spec = getattr(module, "__spec__", None)
-        if module is not None and not getattr(spec, "_initializing", False):
+        module = imported(name)
+        if module is not None:
             function(module)
             return
         self._wanted[name] = function

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+from onelane._modules import imported
 from onelane._serve.encoder import Encoder
 
 # Of these the first position is not 0, so that they take fewer tokens than they have positions.
@@ -15,7 +15,7 @@ def encoder_of(model: Any, device: str) -> Encoder:
     """Return a model as an encoder, on the device; `TypeError` names what is served."""
     if isinstance(model, Encoder):
         return model
-    library = sys.modules.get("sentence_transformers")
+    library = imported("sentence_transformers")
     if library is not None:
         if isinstance(model, library.CrossEncoder):
             return _cross_encoder(model, device)
