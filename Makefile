@@ -33,12 +33,12 @@ macos: ## type-check of everything that runs on a Mac
 	    -p onelane-server -p onelane-cli
 
 # No GPU or CUDA toolkit is needed: a stand-in for the compiler leaves empty kernels. The target is named,
-# so that they are in a folder of their own (no build takes them for real ones), and what runs while
-# building is built once for all.
+# so that they are in a folder of their own: no build takes them for real ones.
+CUDA_TARGET ?= --target $$(rustc -vV | sed -n 's/^host: //p')
 cuda: ## type-check and lints of the CUDA code
 	PATH="$(CURDIR)/.ci/cuda/bin:$$PATH" NVCC="$(CURDIR)/.ci/cuda/bin/nvcc" CUDA_COMPUTE_CAP=90 \
 	CUDA_HOME="$(CURDIR)/.ci/cuda" CUDA_PATH="$(CURDIR)/.ci/cuda" \
-	    cargo clippy --target $$(rustc -vV | sed -n 's/^host: //p') --features cuda --locked \
+	    cargo clippy $(CUDA_TARGET) --features cuda --locked \
 	    -p onelane-engines -p onelane-suite -p onelane-cli -p onelane-bench -- -D warnings
 
 test: test-rust test-model test-python ## every test
@@ -189,7 +189,7 @@ side-by-side: package ## onelane beside other servers, into docs/; wants a quiet
 # Small sizes; VERIFY=full takes hours. Two lanes at once: the tests of Python keep one core busy.
 LANES = $(MAKE) --no-print-directory -j2 $(if $(filter-out 3.%,$(MAKE_VERSION)),-O)
 ci: ## what CI runs
-	$(LANES) check $(VENV)/.ready
+	$(LANES) $(VENV)/.ready check
 	$(LANES) ci-rust test-python
 	$(MAKE) --no-print-directory test-capi
 
