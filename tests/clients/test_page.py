@@ -18,6 +18,7 @@ CHROMIUM = next(
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
 def test_page_shows_the_models(address: str, tmp_path: Path, width: int, height: int) -> None:
     command = [CHROMIUM or "", "--headless=new", "--no-sandbox", "--disable-gpu", "--incognito"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += [f"--user-data-dir={tmp_path}", f"--window-size={width},{height}"]
     command += ["--virtual-time-budget=5000", "--dump-dom", f"http://{address}/"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

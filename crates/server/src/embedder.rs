@@ -39,7 +39,7 @@ pub trait Embedder: Tokens {
 
     /// Has the engine answer an item with a vector of each token instead of one of the text: those of
     /// all tokens that [`Tokenised::tokens`] counts, one after the other in one output. `/embed_all`
-    /// asks for it.
+    /// asks for it where [`ModelInfo::each_token`] says that the model does it.
     ///
     /// # Errors
     /// [`TextError`] where the model does not do that.

@@ -12,6 +12,8 @@ pub struct ModelInfo {
     pub dimensions: Option<usize>,
     /// Whether embeddings may be cut to fewer dimensions.
     pub matryoshka: bool,
+    /// Whether a text may be answered with a vector of each token.
+    pub each_token: bool,
     /// How token vectors become one: `mean`, `cls`, `last_token`.
     pub pooling: Option<String>,
     /// The type of its numbers, for example `float32`.
@@ -39,6 +41,13 @@ impl ModelInfo {
     #[must_use]
     pub fn matryoshka(mut self, matryoshka: bool) -> Self {
         self.matryoshka = matryoshka;
+        self
+    }
+
+    /// Sets whether a text may be answered with a vector of each token.
+    #[must_use]
+    pub fn each_token(mut self, each_token: bool) -> Self {
+        self.each_token = each_token;
         self
     }
 

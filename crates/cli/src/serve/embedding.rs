@@ -69,6 +69,7 @@ impl<E: Engine<Item = TokenisedText, Output = Vec<f32>>> Embedder for Embedding<
         ModelInfo::new(self.model.tokeniser().max_length())
             .dimensions(self.model.hidden_size())
             .pooling(pooling)
+            .each_token(true)
             .prompts(settings.prompts.clone(), settings.default_prompt.clone())
     }
 }

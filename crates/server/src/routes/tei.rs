@@ -164,6 +164,10 @@ async fn embed_all_answer(
 ) -> Result<Response, Failure> {
     cut_at_end(body.truncation_direction.as_deref())?;
     let model = app.models.find(body.model.as_deref(), Wanted::Embed)?;
+    if !model.info.each_token {
+        let message = format!("{} does not give a vector of each token", model.name);
+        return Err(Failure::new(Kind::NotFound, message).at("model"));
+    }
     let call = call.body_priority(body.priority.as_ref())?;
     let mut inputs = Inputs::read(body.inputs, "inputs", app.limits())?;
     if let Some(name) = &body.prompt_name {

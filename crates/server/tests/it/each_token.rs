@@ -61,7 +61,7 @@ fn a_model_without_them_says_so() {
         server.wait_ready();
         assert_eq!(server.post("/embed", json!({"inputs": "a"})).status, 200);
         let refused = server.post("/embed_all", json!({"inputs": "a"}));
-        assert_eq!(refused.status, 422);
+        assert_eq!(refused.status, 404);
         let said = "does not give a vector of each token";
         assert!(refused.message().contains(said), "{}", refused.message());
     });

@@ -150,7 +150,7 @@ impl Embedder for Fake {
 
     fn info(&self) -> ModelInfo {
         let prompts = [("query".to_owned(), "ask: ".to_owned())].into();
-        let info = ModelInfo::new(LIMIT).dimensions(WIDTH).pooling("mean");
+        let info = ModelInfo::new(LIMIT).dimensions(WIDTH).pooling("mean").each_token(true);
         info.prompts(prompts, self.default_prompt.clone())
     }
 }
