@@ -74,12 +74,13 @@ test-python: package ## lints, types and tests of the Python side
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-# Client libraries against the server, in an environment of their own: they want versions of much else.
+# Client libraries against the server, in an environment of their own: they want versions of much else. What
+# Python serves runs in the environment of the package.
 CLIENTS := .venv-clients
 .PHONY: test-clients
-test-clients: $(CLIENTS)/.ready ## client libraries against the server
+test-clients: $(CLIENTS)/.ready package ## client libraries against the server
 	cargo build --release --workspace --example hashing --locked
-	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini tests/clients
+	ONELANE_PYTHON=$(CURDIR)/$(BIN)/python $(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini tests/clients
 
 $(CLIENTS)/.ready: tests/clients/requirements.txt
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)

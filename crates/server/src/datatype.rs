@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::tensor::TensorError;
+use crate::tensor_error::TensorError;
 
 /// The type of a tensor's elements. In memory they are little-endian, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,7 +4,8 @@ use onelane::{Engine, EngineError};
 
 use crate::row::Row;
 use crate::signature::Signature;
-use crate::tensor::{Tensor, TensorError};
+use crate::tensor::Tensor;
+use crate::tensor_error::TensorError;
 
 /// A model of tensors, which the Open Inference Protocol's routes serve.
 ///

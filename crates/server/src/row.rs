@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use onelane::{BatchItem, EngineError};
 
 use crate::datatype::Datatype;
-use crate::tensor::{Tensor, TensorError};
+use crate::tensor::Tensor;
+use crate::tensor_error::TensorError;
 
 /// What rows must have in common to share a batch: names, types and trailing shapes.
 #[derive(Debug, PartialEq, Eq, Hash)]

@@ -1,7 +1,8 @@
 //! What tensors a model takes and gives, as it declares them.
 
 use crate::datatype::Datatype;
-use crate::tensor::{Tensor, TensorError};
+use crate::tensor::Tensor;
+use crate::tensor_error::TensorError;
 
 /// A tensor that a model declares; -1 in its shape is any number.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,11 +3,7 @@
 //! INVARIANT: the bytes are those of as many elements as the shape has.
 
 use crate::datatype::Datatype;
-
-/// A tensor that makes no sense; the message says why.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct TensorError(pub String);
+use crate::tensor_error::TensorError;
 
 /// A tensor, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]

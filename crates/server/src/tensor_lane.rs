@@ -12,7 +12,8 @@ use crate::inputs::name;
 use crate::lane::Lane;
 use crate::row::Row;
 use crate::signature::Signature;
-use crate::tensor::{Tensor, TensorError};
+use crate::tensor::Tensor;
+use crate::tensor_error::TensorError;
 use crate::work::{Queue, Tensors, Work};
 
 /// Looks at an input beyond what the signature says.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use futures_util::future::BoxFuture;
 use onelane::Engine;
 
 use crate::call::Call;
@@ -12,9 +11,8 @@ use crate::failure::{Failure, Kind};
 use crate::inputs::{Input, Inputs, name};
 use crate::lane::Lane;
 use crate::model_counters::ModelCounters;
-use crate::self_check;
 use crate::text::{TextError, Tokenised};
-use crate::work::{Answers, Queue, Work};
+use crate::work::Answers;
 
 /// More than this, in bytes, is tokenised on a thread beside the runtime's.
 const INLINE_BYTES: usize = 16 << 10;
@@ -36,27 +34,8 @@ pub(crate) struct TextLane<E: Engine> {
     pub(crate) counters: Arc<ModelCounters>,
 }
 
-impl<E: Engine> Work for TextLane<E> {
-    fn queue(&self) -> &dyn Queue {
-        &self.lane
-    }
-
-    fn run(
-        &self,
-        inputs: Inputs,
-        call: Call,
-        truncate: bool,
-    ) -> BoxFuture<'_, Result<Answers, Failure>> {
-        Box::pin(self.run_call(inputs, call, truncate))
-    }
-
-    fn self_check(&self) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(self_check::run(self))
-    }
-}
-
 impl<E: Engine> TextLane<E> {
-    async fn run_call(
+    pub(crate) async fn run_call(
         &self,
         inputs: Inputs,
         call: Call,

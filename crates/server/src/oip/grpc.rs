@@ -21,7 +21,8 @@ use crate::failure::{Failure, Kind};
 use crate::health;
 use crate::life::Phase;
 use crate::signature::TensorSpec;
-use crate::tensor::{Tensor, TensorError};
+use crate::tensor::Tensor;
+use crate::tensor_error::TensorError;
 
 #[allow(missing_docs, clippy::all, reason = "generated")]
 mod pb {

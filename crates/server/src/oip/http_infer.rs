@@ -19,7 +19,8 @@ use crate::datatype::Datatype;
 use crate::failure::{Failure, Kind};
 use crate::family::{Plain, Rejected};
 use crate::model::Model;
-use crate::tensor::{Tensor, TensorError};
+use crate::tensor::Tensor;
+use crate::tensor_error::TensorError;
 use crate::whole::whole;
 
 /// Says where, in a body, the JSON ends and the tensors begin.
