@@ -8,6 +8,7 @@ from typing import Any
 def scale() -> Any:
     """Make a model that scales rows, and tells their signs."""
     import numpy as np
+
     import onelane
 
     def run(x: Any, factor: Any) -> Any:

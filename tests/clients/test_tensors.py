@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 FACTOR = np.array([2, -1], np.float32)
-DTYPES = "? u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8".split()
+DTYPES = ["?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
 
 
 @pytest.fixture(params=[tritonclient.http, tritonclient.grpc], ids=["http", "grpc"])
