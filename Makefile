@@ -59,6 +59,12 @@ $(VENV)/.ready: pyproject.toml tests/requirements.txt
 package: $(VENV)/.ready ## build the Python package into .venv
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
+# Apart from test-rust: with this feature all that serves is built once more, and some forty crates of a
+# client of HTTP.
+.PHONY: test-otlp
+test-otlp: ## the server's tests with spans that go to a collector
+	cargo test --release --locked -p onelane-server --features otlp --test it
+
 # The engines on the real model, which comes with a package, and on tiny random ones of each family beside
 # transformers. The whole workspace, as everywhere: with a part of it cargo would choose other features of
 # what all of it needs, and build that once more. One filter at a time: a harness of ours takes no more.

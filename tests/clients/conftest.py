@@ -1,4 +1,4 @@
-"""The servers that client libraries are tried on: the example with toy models, and one in Python."""
+"""The servers that client libraries are tried on: toy models, and models of tensors in Python."""
 
 from __future__ import annotations
 

@@ -70,8 +70,11 @@ mod text;
 mod text_lane;
 mod text_tokeniser;
 mod text_work;
+mod timed;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "otlp")]
+mod traces;
 mod whole;
 mod work;
 
@@ -92,3 +95,5 @@ pub use signature::{Signature, TensorSpec};
 pub use tensor::Tensor;
 pub use tensor_error::TensorError;
 pub use text::{TextError, Token, Tokenised, Tokens};
+#[cfg(feature = "otlp")]
+pub use traces::{Traces, TracesError};

@@ -20,6 +20,7 @@ use crate::tensor::Tensor;
 use crate::tensor_lane::{Check, TensorLane};
 use crate::text::{TextError, Tokenised, Tokens};
 use crate::text_lane::{Encode, TextLane};
+use crate::timed::Timed;
 use crate::work::{Answers, Queue, Tensors, Work};
 
 /// What a model does.
@@ -294,7 +295,7 @@ fn lane<E: Engine>(
     move |model, busy| {
         let load = Arc::clone(&load);
         let config = config.clone().name(model.name.clone());
-        let queue = BatchQueue::new(&device, config, move || load())?;
+        let queue = BatchQueue::new(&device, config, move || load().map(Timed))?;
         let place = (model.device.clone(), model.name.clone());
         Ok(Lane { queue, rate: Rate::default(), busy, place })
     }

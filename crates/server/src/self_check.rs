@@ -96,7 +96,7 @@ async fn answers<E: Engine>(lane: &TextLane<E>, inputs: &[Input]) -> Result<Vec<
         items.push(Weighed::new(tokenised.item, |request| request));
     }
     match group::run(&lane.lane.queue, items).await {
-        Ok(outputs) => Ok(outputs.into_iter().map(lane.vector).collect()),
+        Ok(outputs) => Ok(outputs.into_iter().map(|answer| (lane.vector)(answer.output)).collect()),
         Err(GroupError::Refused(refusal)) => Err(refusal.to_string()),
         Err(GroupError::Failed(_, error)) => Err(error.to_string()),
     }

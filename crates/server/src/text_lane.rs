@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use onelane::Engine;
+use tracing::Instrument;
 
 use crate::call::Call;
 use crate::failure::{Failure, Kind};
@@ -44,7 +45,8 @@ impl<E: Engine> TextLane<E> {
         let start = Instant::now();
         let field = inputs.field;
         let each_token = inputs.items.iter().any(|item| matches!(item, Input::EachToken(_)));
-        let tokenised = self.tokenise(inputs).await?;
+        let span = tracing::debug_span!("tokenise", onelane.texts = inputs.items.len() as i64);
+        let tokenised = self.tokenise(inputs).instrument(span).await?;
         let tokenise = start.elapsed();
         self.counters.tokenise.observe(tokenise.as_secs_f64());
 

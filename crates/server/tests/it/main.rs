@@ -8,6 +8,8 @@ mod fake_tensors;
 mod grpc;
 mod hostile;
 mod life;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod protocols;
 mod running;
 mod tensors;
