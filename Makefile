@@ -59,6 +59,12 @@ $(VENV)/.ready: pyproject.toml tests/requirements.txt
 package: $(VENV)/.ready ## build the Python package into .venv
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 
+# Apart from test-rust: with this feature all that serves is built once more, and some forty crates of a
+# client of HTTP.
+.PHONY: test-otlp
+test-otlp: ## the server's tests with spans that go to a collector
+	cargo test --release --locked -p onelane-server --features otlp --test it
+
 # The engines on the real model, which comes with a package, and on tiny random ones of each family beside
 # transformers; the server beside sentence-transformers. The whole workspace, as everywhere: with a part of
 # it cargo would choose other features of what all of it needs, and build that once more. One filter at a
@@ -76,12 +82,13 @@ test-python: package ## lints, types and tests of the Python side
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-# Client libraries against the server, in an environment of their own: they want versions of much else.
+# Client libraries against the server, in an environment of their own: they want versions of much else. What
+# Python serves runs in the environment of the package.
 CLIENTS := .venv-clients
 .PHONY: test-clients
-test-clients: $(CLIENTS)/.ready ## client libraries against the server
+test-clients: $(CLIENTS)/.ready package ## client libraries against the server
 	cargo test --release --workspace --locked -q --no-run
-	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini tests/clients
+	ONELANE_PYTHON=$(CURDIR)/$(BIN)/python $(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini tests/clients
 
 $(CLIENTS)/.ready: tests/clients/requirements.txt
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
@@ -193,11 +200,11 @@ LANES = $(MAKE) --no-print-directory -j2 $(if $(filter-out 3.%,$(MAKE_VERSION)),
 ci: ## what CI runs
 	$(LANES) $(VENV)/.ready check
 	$(LANES) ci-rust test-python
-	$(MAKE) --no-print-directory test-capi
+	$(LANES) test-capi test-clients
 
 .PHONY: ci-rust
 ci-rust:
-	$(MAKE) --no-print-directory -j1 test-rust test-model test-clients loom fuzz chaos tsan miri
+	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
 
 clean: ## remove what was built
 	rm -rf target $(VENV) $(RAY_VENV) $(KSERVE_VENV) $(CLIENTS) $(WHEELS) $(DIST)

@@ -210,3 +210,17 @@ def dying_encoder():
         return run(ids, mask, types)
 
     return test_serve.encoder(mortal)
+
+
+def dying_double(x):
+    """Double numbers, in a process that aborts of -1."""
+    if (x == -1).any():
+        os.abort()
+    return x * 2
+
+
+def dying_predictor():
+    """Make a predictor for `serve` that aborts of -1."""
+    import onelane
+
+    return onelane.Predictor(dying_double, {"x": ("INT64", [-1])})

@@ -180,7 +180,7 @@ def test_an_isolated_model_may_die():
 
 
 def test_a_wrong_model_is_named_and_nothing_is_left_listening():
-    with pytest.raises(TypeError, match="a dict is no model of texts"):
+    with pytest.raises(TypeError, match="a dict is no model that serve"):
         started(dict)
     with pytest.raises(ValueError, match="neither a directory nor an import path"):
         started("nowhere")

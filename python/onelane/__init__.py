@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onelane._proxy import aclose, aget, close, health, stats
     from onelane._replicas import Replicas
     from onelane._requests import Each, Items, Tensors
-    from onelane._serve import Encoder, Server, serve
+    from onelane._serve import Encoder, Predictor, Server, serve
     from onelane._session import session
     from onelane._stats import (
         ClassStats,
@@ -82,6 +82,7 @@ _HOME = {
     "OffWorker": "_audit",
     "OnelaneError": "errors",
     "Pad": "_pad",
+    "Predictor": "_serve",
     "QueueClosed": "errors",
     "QueueFull": "errors",
     "QueueHistograms": "_stats",
@@ -138,6 +139,7 @@ __all__ = [
     "OffWorker",
     "OnelaneError",
     "Pad",
+    "Predictor",
     "QueueClosed",
     "QueueFull",
     "QueueHistograms",

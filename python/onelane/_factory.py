@@ -68,4 +68,10 @@ def is_factory_of_object(value: Any, said: bool | None) -> bool:
     return parameters is None or not _needs_arguments(parameters)
 
 
-__all__ = ["is_factory", "is_factory_of_object"]
+def takes_nothing(value: Any) -> bool:
+    """Whether a callable says that it can be called without arguments."""
+    parameters = _parameters(value)
+    return parameters is not None and not _needs_arguments(parameters)
+
+
+__all__ = ["is_factory", "is_factory_of_object", "takes_nothing"]

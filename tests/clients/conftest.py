@@ -1,4 +1,4 @@
-"""The server that the client libraries are tried on: the example with toy models."""
+"""The servers that client libraries are tried on: toy models, and models of tensors in Python."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Of an environment that has the package.
+PYTHON = Path(os.environ.get("ONELANE_PYTHON", ROOT / ".venv/bin/python"))
 BINARY = Path(os.environ.get("ONELANE_TOY_SERVER", ROOT / "target/release/examples/hashing"))
 
 
@@ -21,9 +24,27 @@ def address() -> Iterator[str]:
     if not BINARY.exists():
         pytest.fail(f"{BINARY} is not built: make test-clients builds it")
     process = subprocess.Popen([BINARY, "0"], stdout=subprocess.PIPE, text=True)
+    yield from _running(process, process.stdout)
+
+
+@pytest.fixture(scope="session")
+def tensors() -> Iterator[str]:
+    """Host and port of a server in Python with the models of `served_tensors`."""
+    if not PYTHON.exists():
+        pytest.fail(f"{PYTHON} is not there: make test-clients makes it")
+    command = [PYTHON, "-m", "onelane", "serve", "--device", "cpu", "--port", "0"]
+    command += ["--drain-delay", "0"]
+    command += [f"{name}=served_tensors:{name}" for name in ("scale", "echo")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    yield from _running(process, process.stderr)
+
+
+def _running(process: subprocess.Popen[str], says: IO[str] | None) -> Iterator[str]:
+    """Yield where a server says that it listens, and end it."""
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
+        assert says is not None
+        line = says.readline()
         found = re.search(r"http://(\S+)", line)
         assert found, line
         yield found[1]

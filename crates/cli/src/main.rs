@@ -8,11 +8,14 @@ mod progress;
 mod race;
 mod serve;
 mod table;
+mod traces;
 
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
-use onelane_terminal::{Level, exit, log_to_stderr};
+use onelane_terminal::{Level, exit, log_and};
+
+use traces::Traces;
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[global_allocator]
@@ -46,14 +49,20 @@ enum Command {
 fn main() -> ExitCode {
     serve::run_if_child();
     let cli = Cli::parse();
-    exit(log_to_stderr(cli.verbose, Level::WARN).and_then(|()| match cli.command {
+    exit(run(cli))
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let traces = Traces::start(matches!(cli.command, Command::Serve(_)))?;
+    log_and(cli.verbose, Level::WARN, traces.layers())?;
+    match cli.command {
         Command::Correctness(args) => correctness::run(args),
         Command::Race(args) => race::run(args),
         Command::Hazards(args) => hazards::run(args),
         Command::Embed(args) => embed::run(args),
         Command::Serve(args) => serve::run(*args),
         Command::Devices(args) => devices::run(args),
-    }))
+    }
 }
 
 #[cfg(test)]

@@ -137,7 +137,7 @@ impl Collector for Queues {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(app) = self.0.upgrade() else { return Ok(()) };
         let snapshot = |model: &std::sync::Arc<Model>| {
-            let work = model.work()?;
+            let work = model.queue()?;
             Some(Snapshot {
                 model: model.name.clone(),
                 device: model.device.clone(),

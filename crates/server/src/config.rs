@@ -13,7 +13,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ServerConfig {
-    /// The most texts in a call; 2048 by default.
+    /// The most texts, or rows of tensors, in a call; 2048 by default.
     pub max_texts: usize,
     /// The most bytes in a body; 2,000,000 by default, as TEI.
     pub payload_limit: usize,
@@ -91,7 +91,7 @@ macro_rules! setters {
 }
 
 setters! {
-    /// Sets the most texts in a call.
+    /// Sets the most texts, or rows of tensors, in a call.
     max_texts: usize,
     /// Sets the most bytes in a body.
     payload_limit: usize,

@@ -29,7 +29,7 @@ pub(crate) const WORDS: [&str; 5] = ["ready", "rebuilding", "stalled", "failed",
 /// The reason, in words.
 pub(crate) fn model_ready(model: &Model) -> Result<(), String> {
     let name = &model.name;
-    let Some(work) = model.work() else { return Err(format!("the model {name} is loading")) };
+    let Some(work) = model.queue() else { return Err(format!("the model {name} is loading")) };
     match work.health() {
         Health::Ready => Ok(()),
         Health::Rebuilding => Err(format!("the engine of {name} is being built again")),
@@ -60,7 +60,7 @@ pub(crate) fn ready(app: &App) -> Result<(), String> {
 /// Why one is.
 pub(crate) fn live(app: &App) -> Result<(), String> {
     for model in app.models.all() {
-        let Some(work) = model.work() else { continue };
+        let Some(work) = model.queue() else { continue };
         match work.health() {
             Health::Failed(reason) => return Err(format!("{} has failed: {reason}", model.name)),
             Health::Stalled { running_for, .. } if gives_up(app, running_for) => {
@@ -80,7 +80,7 @@ pub(crate) fn gives_up(app: &App, running_for: Duration) -> bool {
 
 /// The model whose batch has run too long, if there is one.
 pub(crate) fn hung(app: &App) -> Option<String> {
-    let hangs = |model: &Model| match model.work().map(|work| work.health()) {
+    let hangs = |model: &Model| match model.queue().map(|work| work.health()) {
         Some(Health::Stalled { running_for, .. }) => gives_up(app, running_for),
         _ => false,
     };

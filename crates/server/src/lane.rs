@@ -1,38 +1,20 @@
-//! A loaded model: its queue, and how its texts become requests and its outputs numbers.
+//! A loaded model's queue, and a call's way through it, whatever the call's items are.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use onelane::{BatchQueue, Engine, Request};
+use tracing::{Instrument, Span, field};
 
 use crate::call::Call;
 use crate::failure::{Failure, Kind};
 use crate::group::{self, GroupError, Weighed};
-use crate::inputs::{Input, Inputs, name};
-use crate::model_counters::ModelCounters;
 use crate::rate::{Busy, Rate};
-use crate::text::{TextError, Tokenised};
-use crate::work::Answers;
+use crate::timed::{Timed, TimedOutput};
 
-/// More than this, in bytes, is tokenised on a thread beside the runtime's.
-const INLINE_BYTES: usize = 16 << 10;
-
-/// The most tokens of a call that is answered with a vector of each: an answer has some thousand bytes
-/// for each, and is made as a whole.
-pub(crate) const MOST_VECTORS: usize = 16 << 10;
-
-/// Makes the engine's item of an input.
-pub(crate) type Encode<I> = Arc<dyn Fn(&Input) -> Result<Tokenised<I>, TextError> + Send + Sync>;
-
-/// A loaded model.
+/// A loaded model's queue.
 pub(crate) struct Lane<E: Engine> {
-    pub(crate) queue: BatchQueue<E>,
-    pub(crate) encode: Encode<E::Item>,
-    pub(crate) vector: fn(E::Output) -> Vec<f32>,
-    /// What the self-check tries it on.
-    pub(crate) probe: fn(String) -> Input,
-    pub(crate) counters: Arc<ModelCounters>,
+    pub(crate) queue: BatchQueue<Timed<E>>,
     pub(crate) rate: Rate,
     pub(crate) busy: Busy,
     /// Names the queue among those of its device.
@@ -40,37 +22,20 @@ pub(crate) struct Lane<E: Engine> {
 }
 
 impl<E: Engine> Lane<E> {
-    pub(crate) async fn run_call(
+    /// Runs the items of a call; `part` names each in errors.
+    ///
+    /// # Errors
+    /// It was refused, or the first item that failed.
+    ///
+    /// # Cancellation
+    /// Dropping the future takes out of the queue what has not started.
+    pub(crate) async fn answer(
         &self,
-        inputs: Inputs,
+        items: Vec<E::Item>,
         call: Call,
-        truncate: bool,
-    ) -> Result<Answers, Failure> {
-        let start = Instant::now();
-        let field = inputs.field;
-        let each_token = inputs.items.iter().any(|item| matches!(item, Input::EachToken(_)));
-        let tokenised = self.tokenise(inputs).await?;
-        let tokenise = start.elapsed();
-        self.counters.tokenise.observe(tokenise.as_secs_f64());
-
-        let truncated = tokenised.iter().filter(|text| text.truncated).count();
-        if truncated > 0 && !truncate {
-            let index = tokenised.iter().position(|text| text.truncated).unwrap_or(0);
-            let message = "the text is longer than the model takes; cut it, or ask for truncation";
-            return Err(Failure::new(Kind::TextTooLong, message).at(name(field, index)));
-        }
-        let tokens: Vec<usize> = tokenised.iter().map(|text| text.tokens).collect();
-        let vectors = tokens.iter().sum::<usize>();
-        if each_token && vectors > MOST_VECTORS {
-            let message = format!(
-                "{vectors} tokens are more than the {MOST_VECTORS} that are answered with a vector \
-                 of each at a time; send fewer texts"
-            );
-            return Err(Failure::new(Kind::TooLarge, message).at(field));
-        }
-        self.counters.truncated.inc_by(truncated as u64);
-
-        let class = call.class(tokenised.len());
+        part: impl Fn(usize) -> String,
+    ) -> Result<Vec<E::Output>, Failure> {
+        let class = call.class(items.len());
         let prepare = |request: Request<E::Item>| {
             let request = request.priority(class);
             match call.deadline {
@@ -78,60 +43,36 @@ impl<E: Engine> Lane<E> {
                 None => request,
             }
         };
-        let items = tokenised.into_iter().map(|text| Weighed::new(text.item, prepare)).collect();
-        let answers = group::run(&self.queue, items);
-        let outputs = match self.patience(&call) {
+        let span = tracing::debug_span!(
+            "infer",
+            onelane.model = %self.place.1,
+            onelane.device = %self.place.0,
+            onelane.class = ?class,
+            onelane.requests = items.len() as i64,
+            onelane.wait_seconds = field::Empty,
+            onelane.service_seconds = field::Empty,
+        );
+        let items = items.into_iter().map(|item| Weighed::new(item, prepare)).collect();
+        let submitted = Instant::now();
+        let answers = group::run(&self.queue, items).instrument(span.clone());
+        let answers = match self.patience(&call) {
             Some(until) => tokio::time::timeout_at(until.into(), answers)
                 .await
                 .map_err(|_| Failure::new(Kind::Deadline, "the device has not answered in time"))?,
             None => answers.await,
         }
-        .map_err(|error| self.failure(error, field))?;
-
-        let vectors: Vec<Vec<f32>> = outputs.into_iter().map(self.vector).collect();
-        let unusable = vectors.iter().position(|v| !v.iter().all(|number| number.is_finite()));
-        if let Some(index) = unusable {
-            let message = "the engine's answer is not finite";
-            return Err(Failure::new(Kind::Engine, message).at(name(field, index)));
-        }
-        Ok(Answers { vectors, tokens, truncated, tokenise })
+        .map_err(|error| match error {
+            GroupError::Refused(refusal) => Failure::refused(&refusal, self.retry_after()),
+            GroupError::Failed(index, error) => Failure::failed(&error, part(index)),
+        })?;
+        record(&span, submitted, &answers);
+        Ok(answers.into_iter().map(|answer| answer.output).collect())
     }
 
     /// A request that has started is delivered past its deadline; one in a batch that hangs is not
     /// waited for.
     fn patience(&self, call: &Call) -> Option<Instant> {
         call.deadline?.checked_add(self.queue.config().stall_after)
-    }
-
-    async fn tokenise(&self, inputs: Inputs) -> Result<Vec<Tokenised<E::Item>>, Failure> {
-        let field = inputs.field;
-        let failed = move |(index, error): (usize, TextError)| {
-            Failure::malformed(error.to_string()).at(name(field, index))
-        };
-        let size: usize = inputs.items.iter().map(Input::size).sum();
-        let encode = Arc::clone(&self.encode);
-        if size <= INLINE_BYTES {
-            return encode_all(&inputs.items, &encode, || false).map_err(failed);
-        }
-        // Set when the caller goes: what it sent need not be tokenised to its end.
-        let left = Left(Arc::new(AtomicBool::new(false)));
-        let gone = Arc::clone(&left.0);
-        let work = move || {
-            let gone = || gone.load(Ordering::Relaxed);
-            encode_all(&inputs.items, &encode, gone)
-        };
-        let encoded = tokio::task::spawn_blocking(work).await;
-        let encoded = encoded.map_err(|_| {
-            Failure::new(Kind::Internal, "the tokeniser panicked on a text of this call")
-        })?;
-        encoded.map_err(failed)
-    }
-
-    fn failure(&self, error: GroupError, field: &str) -> Failure {
-        match error {
-            GroupError::Refused(refusal) => Failure::refused(&refusal, self.retry_after()),
-            GroupError::Failed(index, error) => Failure::failed(&error, name(field, index)),
-        }
     }
 
     fn retry_after(&self) -> Duration {
@@ -149,25 +90,16 @@ impl<E: Engine> Lane<E> {
     }
 }
 
-/// Tells the tokenising thread that its caller has gone.
-struct Left(Arc<AtomicBool>);
-
-impl Drop for Left {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+/// Says how long a call waited for the first of its batches, and how long its batches took.
+fn record<T>(span: &Span, submitted: Instant, answers: &[TimedOutput<T>]) {
+    if span.is_disabled() {
+        return;
     }
-}
-
-fn encode_all<I>(
-    inputs: &[Input],
-    encode: &Encode<I>,
-    gone: impl Fn() -> bool,
-) -> Result<Vec<Tokenised<I>>, (usize, TextError)> {
-    let one = |(index, input): (usize, &Input)| {
-        if gone() {
-            return Err((index, TextError("the caller has gone".to_owned())));
-        }
-        encode(input).map_err(|error| (index, error))
-    };
-    inputs.iter().enumerate().map(one).collect()
+    let first = answers.iter().map(|answer| answer.started).min();
+    let last = answers.iter().map(|answer| answer.ended).max();
+    if let (Some(first), Some(last)) = (first, last) {
+        let wait = first.saturating_duration_since(submitted);
+        span.record("onelane.wait_seconds", wait.as_secs_f64());
+        span.record("onelane.service_seconds", (last - first).as_secs_f64());
+    }
 }

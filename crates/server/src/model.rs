@@ -9,13 +9,19 @@ use crate::classifier::Classifier;
 use crate::embedder::Embedder;
 use crate::failure::Failure;
 use crate::inputs::{Input, Inputs};
-use crate::lane::{Encode, Lane};
+use crate::lane::Lane;
 use crate::model_counters::ModelCounters;
 use crate::model_info::ModelInfo;
+use crate::predictor::Predictor;
 use crate::rate::{Busy, Rate};
 use crate::reranker::Reranker;
+use crate::signature::Signature;
+use crate::tensor::Tensor;
+use crate::tensor_lane::{Check, TensorLane};
 use crate::text::{TextError, Tokenised, Tokens};
-use crate::work::{Answers, Work};
+use crate::text_lane::{Encode, TextLane};
+use crate::timed::Timed;
+use crate::work::{Answers, Queue, Tensors, Work};
 
 /// What a model does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +30,8 @@ pub(crate) enum Task {
     Rerank,
     /// With its labels.
     Classify(Vec<String>),
+    /// Tensors, as they are declared.
+    Predict(Arc<Signature>),
 }
 
 type Build = Box<dyn Fn(&Model, Busy) -> Result<Arc<dyn Work>, BuildError> + Send + Sync>;
@@ -35,7 +43,8 @@ pub struct Model {
     pub(crate) device: String,
     pub(crate) task: Task,
     pub(crate) info: ModelInfo,
-    pub(crate) tokens: Arc<dyn Tokens>,
+    /// `None` for a model that takes no texts.
+    pub(crate) tokens: Option<Arc<dyn Tokens>>,
     pub(crate) counters: Arc<ModelCounters>,
     build: Build,
     work: OnceLock<Arc<dyn Work>>,
@@ -73,7 +82,8 @@ impl Model {
             vector: |vector| vector,
             probe: Input::Text,
         };
-        Self::new(name, Task::Embed, info, model, parts.build(device, config)).on(device.device())
+        Self::new(name, Task::Embed, info, Some(model), parts.build(device, config))
+            .on(device.device())
     }
 
     /// A model that scores texts against a query.
@@ -97,7 +107,8 @@ impl Model {
             vector: |score| vec![score],
             probe: |text| Input::Pair("a query".to_owned(), text),
         };
-        Self::new(name, Task::Rerank, info, model, parts.build(device, config)).on(device.device())
+        Self::new(name, Task::Rerank, info, Some(model), parts.build(device, config))
+            .on(device.device())
     }
 
     /// A model that classifies texts.
@@ -122,8 +133,30 @@ impl Model {
             vector: |scores| scores,
             probe: Input::Text,
         };
-        Self::new(name, Task::Classify(labels), info, model, parts.build(device, config))
+        Self::new(name, Task::Classify(labels), info, Some(model), parts.build(device, config))
             .on(device.device())
+    }
+
+    /// A model of tensors. A row costs 1.
+    pub fn predictor<M: Predictor>(
+        name: impl Into<String>,
+        model: M,
+        device: &DeviceExecutor,
+        config: BatchConfig,
+    ) -> Self {
+        let model = Arc::new(model);
+        let signature = Arc::new(model.signature());
+        let task = Task::Predict(Arc::clone(&signature));
+        let checker = Arc::clone(&model);
+        let check: Check = Arc::new(move |input: &Tensor| checker.check(input));
+        let load = Arc::new(move || model.load());
+        let lane = lane(load, device, config);
+        let build: Build = Box::new(move |model, busy| {
+            let (signature, check) = (Arc::clone(&signature), Arc::clone(&check));
+            Ok(Arc::new(TensorLane { lane: lane(model, busy)?, signature, check }))
+        });
+        let info = ModelInfo { dtype: String::new(), ..ModelInfo::new(0) };
+        Self::new(name.into(), task, info, None, build).on(device.device())
     }
 
     /// Adds another name that clients may call it by.
@@ -137,7 +170,7 @@ impl Model {
         name: String,
         task: Task,
         info: ModelInfo,
-        tokens: Arc<dyn Tokens>,
+        tokens: Option<Arc<dyn Tokens>>,
         build: Build,
     ) -> Self {
         Self {
@@ -172,9 +205,20 @@ impl Model {
         let _ = self.work.set(work);
     }
 
-    /// `None` until it is loaded and checked.
-    pub(crate) fn work(&self) -> Option<&Arc<dyn Work>> {
-        self.work.get()
+    /// Whether its requests are texts.
+    pub(crate) fn takes_texts(&self) -> bool {
+        self.tokens.is_some()
+    }
+
+    /// Its queue; `None` until it is loaded and checked.
+    pub(crate) fn queue(&self) -> Option<&dyn Queue> {
+        self.work.get().map(|work| work.queue())
+    }
+
+    fn loaded(&self) -> Result<&dyn Work, Failure> {
+        self.work.get().map(|work| &**work).ok_or_else(|| {
+            Failure::unavailable(format!("the model {} is loading: try again soon", self.name))
+        })
     }
 
     /// Runs a call's texts.
@@ -187,12 +231,21 @@ impl Model {
         call: Call,
         truncate: bool,
     ) -> Result<Answers, Failure> {
-        let Some(work) = self.work() else {
-            let message = format!("the model {} is loading: try again soon", self.name);
-            return Err(Failure::unavailable(message));
-        };
+        let work = self.loaded()?;
         let inputs = inputs.prompted(self.info.default_prompt.as_deref());
         work.run(inputs, call, truncate).await
+    }
+
+    /// Runs a call's tensors.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(crate) async fn predict(
+        &self,
+        tensors: Tensors,
+        call: Call,
+    ) -> Result<Vec<Tensor>, Failure> {
+        self.loaded()?.predict(tensors, call).await
     }
 }
 
@@ -206,31 +259,44 @@ impl std::fmt::Debug for Model {
     }
 }
 
-/// What differs between the kinds of models.
+/// What differs between the kinds of models of texts.
 struct Parts<E: Engine> {
     encode: Encode<E::Item>,
-    load: Arc<dyn Fn() -> Result<E, EngineError> + Send + Sync>,
+    load: Load<E>,
     vector: fn(E::Output) -> Vec<f32>,
     probe: fn(String) -> Input,
 }
 
 impl<E: Engine> Parts<E> {
     fn build(self, device: &DeviceExecutor, config: BatchConfig) -> Build {
-        let device = device.clone();
+        let Self { encode, load, vector, probe } = self;
+        let lane = lane(load, device, config);
         Box::new(move |model, busy| {
-            let load = Arc::clone(&self.load);
-            let config = config.clone().name(model.name.clone());
-            let queue = BatchQueue::new(&device, config, move || load())?;
-            Ok(Arc::new(Lane {
-                queue,
-                encode: Arc::clone(&self.encode),
-                vector: self.vector,
-                probe: self.probe,
+            Ok(Arc::new(TextLane {
+                lane: lane(model, busy)?,
+                encode: Arc::clone(&encode),
+                vector,
+                probe,
                 counters: Arc::clone(&model.counters),
-                rate: Rate::default(),
-                busy,
-                place: (model.device.clone(), model.name.clone()),
             }))
         })
+    }
+}
+
+type Load<E> = Arc<dyn Fn() -> Result<E, EngineError> + Send + Sync>;
+
+/// Makes a model's lane: its queue, whose engine is loaded then.
+fn lane<E: Engine>(
+    load: Load<E>,
+    device: &DeviceExecutor,
+    config: BatchConfig,
+) -> impl Fn(&Model, Busy) -> Result<Lane<E>, BuildError> + Send + Sync + use<E> {
+    let device = device.clone();
+    move |model, busy| {
+        let load = Arc::clone(&load);
+        let config = config.clone().name(model.name.clone());
+        let queue = BatchQueue::new(&device, config, move || load().map(Timed))?;
+        let place = (model.device.clone(), model.name.clone());
+        Ok(Lane { queue, rate: Rate::default(), busy, place })
     }
 }

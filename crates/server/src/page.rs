@@ -89,7 +89,7 @@ pub(crate) fn figures(app: &App) -> Figures {
 }
 
 fn of_model(model: &Model) -> ModelFigures {
-    let work = model.work();
+    let work = model.queue();
     let stats = work.map(|work| work.stats()).unwrap_or_default();
     let class = |class: Priority| {
         let of = stats.class(class);
@@ -110,6 +110,7 @@ fn of_model(model: &Model) -> ModelFigures {
             Task::Embed => "embed",
             Task::Rerank => "rerank",
             Task::Classify(_) => "classify",
+            Task::Predict(_) => "predict",
         },
         device: model.device.clone(),
         health: work.map_or("loading", |work| health::word(&work.health())),

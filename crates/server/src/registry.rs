@@ -62,6 +62,17 @@ impl Registry {
         &self.models[0]
     }
 
+    /// The model that calls of texts without a name mean, whatever it does with them.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn first_of_texts(&self) -> Result<&Arc<Model>, Failure> {
+        self.models
+            .iter()
+            .find(|model| model.takes_texts())
+            .ok_or_else(|| Failure::new(Kind::NotFound, "no model of this server takes texts"))
+    }
+
     /// The model of this name or alias. Ollama's clients add a tag to it.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use onelane::{BatchItem, Engine};
 
 use crate::group::{self, GroupError, Weighed};
 use crate::inputs::Input;
-use crate::lane::Lane;
+use crate::text_lane::TextLane;
 
 /// The greatest difference between two answers to one text.
 const TOLERANCE: f32 = 1e-4;
@@ -31,7 +31,7 @@ fn text(words: usize, seed: usize) -> String {
 ///
 /// # Errors
 /// What differs, or what failed.
-pub(crate) async fn run<E: Engine>(lane: &Lane<E>) -> Result<(), String> {
+pub(crate) async fn run<E: Engine>(lane: &TextLane<E>) -> Result<(), String> {
     for bucket in buckets(lane)? {
         let mut alone = Vec::new();
         for input in &bucket {
@@ -67,7 +67,7 @@ fn check(input: &Input, alone: &[f32], together: &[f32]) -> Result<(), String> {
 }
 
 /// Some texts for each batch key that texts of growing length reach.
-fn buckets<E: Engine>(lane: &Lane<E>) -> Result<Vec<Vec<Input>>, String> {
+fn buckets<E: Engine>(lane: &TextLane<E>) -> Result<Vec<Vec<Input>>, String> {
     let mut buckets: Vec<(<E::Item as BatchItem>::Key, Vec<Input>)> = Vec::new();
     let mut words = 2;
     'longer: while words <= MOST_WORDS {
@@ -89,14 +89,14 @@ fn buckets<E: Engine>(lane: &Lane<E>) -> Result<Vec<Vec<Input>>, String> {
     Ok(buckets.into_iter().map(|(_, inputs)| inputs).collect())
 }
 
-async fn answers<E: Engine>(lane: &Lane<E>, inputs: &[Input]) -> Result<Vec<Vec<f32>>, String> {
+async fn answers<E: Engine>(lane: &TextLane<E>, inputs: &[Input]) -> Result<Vec<Vec<f32>>, String> {
     let mut items = Vec::new();
     for input in inputs {
         let tokenised = (lane.encode)(input).map_err(|error| error.to_string())?;
         items.push(Weighed::new(tokenised.item, |request| request));
     }
-    match group::run(&lane.queue, items).await {
-        Ok(outputs) => Ok(outputs.into_iter().map(lane.vector).collect()),
+    match group::run(&lane.lane.queue, items).await {
+        Ok(outputs) => Ok(outputs.into_iter().map(|answer| (lane.vector)(answer.output)).collect()),
         Err(GroupError::Refused(refusal)) => Err(refusal.to_string()),
         Err(GroupError::Failed(_, error)) => Err(error.to_string()),
     }

@@ -248,7 +248,7 @@ impl Drop for CutAtEnd<'_> {
 async fn shut_queues(app: &Arc<App>, mode: Shutdown) {
     let app = Arc::clone(app);
     let shut = tokio::task::spawn_blocking(move || {
-        for work in app.models.all().iter().filter_map(|model| model.work()) {
+        for work in app.models.all().iter().filter_map(|model| model.queue()) {
             // A device that hangs is not waited for.
             let hangs = matches!(work.health(), Health::Stalled { .. });
             work.shutdown(mode, if hangs { Duration::ZERO } else { FLUSH });

@@ -1,14 +1,16 @@
 //! What a loaded model does for the server, whatever its engine: the border between the protocols
 //! and the queues.
 
+use std::future::ready;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use onelane::{Health, QueueHistograms, QueueStats, Shutdown};
 
 use crate::call::Call;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::inputs::Inputs;
+use crate::tensor::Tensor;
 
 /// The answers of a call.
 #[derive(Debug)]
@@ -28,8 +30,21 @@ impl Answers {
     }
 }
 
+/// The tensors of a call.
+#[derive(Debug)]
+pub(crate) struct Tensors {
+    pub(crate) inputs: Vec<Tensor>,
+    /// The outputs that are asked for, in order; all of them if none is named.
+    pub(crate) outputs: Vec<String>,
+    /// The most rows that a call may have.
+    pub(crate) max_rows: usize,
+}
+
 /// A loaded model.
 pub(crate) trait Work: Send + Sync {
+    /// Its queue.
+    fn queue(&self) -> &dyn Queue;
+
     /// Runs the texts of a call; `truncate` says whether those that are too long are cut.
     ///
     /// # Cancellation
@@ -39,11 +54,26 @@ pub(crate) trait Work: Send + Sync {
         inputs: Inputs,
         call: Call,
         truncate: bool,
-    ) -> BoxFuture<'_, Result<Answers, Failure>>;
+    ) -> BoxFuture<'_, Result<Answers, Failure>> {
+        let _ = (inputs, call, truncate);
+        Box::pin(ready(Err(Failure::new(Kind::NotFound, "this model takes no texts"))))
+    }
 
-    /// Whether texts alone and together have the same answers.
+    /// Runs the tensors of a call.
+    ///
+    /// # Cancellation
+    /// As of [`run`](Self::run).
+    fn predict(&self, tensors: Tensors, call: Call) -> BoxFuture<'_, Result<Vec<Tensor>, Failure>> {
+        let _ = (tensors, call);
+        Box::pin(ready(Err(Failure::new(Kind::NotFound, "this model takes texts alone"))))
+    }
+
+    /// Whether inputs alone and together have the same answers, as far as the server can make some.
     fn self_check(&self) -> BoxFuture<'_, Result<(), String>>;
+}
 
+/// The queue of a loaded model.
+pub(crate) trait Queue: Send + Sync {
     fn stats(&self) -> QueueStats;
 
     fn histograms(&self) -> QueueHistograms;

@@ -14,6 +14,6 @@ mod unfinished;
 pub use bar::bar;
 pub use device_arg::{DeviceArg, SIMULATED};
 pub use exit::{causes, exit, is_broken_pipe};
-pub use log::{Level, log_to_stderr};
+pub use log::{Also, Level, log_and, log_to_stderr};
 pub use number::{at_least_one, thread_count, times};
 pub use output_file::{OutputFile, OutputWriter};

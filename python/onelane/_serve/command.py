@@ -24,11 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hostname", default="127.0.0.1", help="default: 127.0.0.1")
     add("-p", "--port", type=int, default=3000, help="default: 3000; 0 takes a free one")
     add("--uds-path", help="listen on this Unix socket instead")
-    add("--max-concurrent-requests", type=int, default=4096, help="texts that wait, a model")
+    add(
+        "--max-concurrent-requests", type=int, default=4096, help="texts or rows that wait, a model"
+    )
     add("--max-queued-tokens", type=int, help="tokens that wait, a model")
     add("--max-batch-tokens", type=int, default=16384, help="tokens that run together")
-    add("--max-batch-requests", type=int, default=32, help="texts that run together")
-    add("--max-client-batch-size", type=int, default=2048, help="texts in a call")
+    add("--max-batch-requests", type=int, default=32, help="texts or rows that run together")
+    add("--max-client-batch-size", type=int, default=2048, help="texts or rows in a call")
     add("--payload-limit", type=int, default=2_000_000, help="bytes in a body")
     add("--no-auto-truncate", action="store_true", help="refuse texts that are too long")
     add("--matryoshka", action="store_true", help="calls may ask for fewer dimensions")

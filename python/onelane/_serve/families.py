@@ -1,4 +1,6 @@
-"""Models of sentence-transformers as encoders. Called on the worker."""
+"""What was loaded as a model that is served: those of sentence-transformers as encoders, another
+callable as a predictor. Called on the worker.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,15 @@ from typing import Any
 
 from onelane._modules import imported
 from onelane._serve.encoder import Encoder
+from onelane._serve.predictor import Predictor
 
 # Of these the first position is not 0, so that they take fewer tokens than they have positions.
 _SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
-def encoder_of(model: Any, device: str) -> Encoder:
-    """Return a model as an encoder, on the device; `TypeError` names what is served."""
-    if isinstance(model, Encoder):
+def model_of(model: Any, device: str) -> Encoder | Predictor:
+    """Return a model as it is served, on the device; `TypeError` names what is."""
+    if isinstance(model, (Encoder, Predictor)):
         return model
     library = imported("sentence_transformers")
     if library is not None:
@@ -21,10 +24,12 @@ def encoder_of(model: Any, device: str) -> Encoder:
             return _cross_encoder(model, device)
         if isinstance(model, library.SentenceTransformer):
             return _sentence_transformer(model, device)
+    if callable(model):
+        return Predictor(model)
     raise TypeError(
-        f"a {type(model).__name__} is no model of texts that serve() knows: give a "
-        f"SentenceTransformer, a CrossEncoder, an onelane.Encoder, a function that makes one, or "
-        f"its directory"
+        f"a {type(model).__name__} is no model that serve() knows: give a SentenceTransformer, a "
+        f"CrossEncoder, an onelane.Encoder, an onelane.Predictor or another callable, a function "
+        f"that makes one, or its directory"
     )
 
 
@@ -127,4 +132,4 @@ def _dtype(model: Any) -> str:
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
-__all__ = ["encoder_of"]
+__all__ = ["model_of"]

@@ -21,6 +21,7 @@ from onelane._item_collator import ItemCollator
 from onelane._requests import Each, Items
 from onelane._serve.bridge import Bridge
 from onelane._serve.source import Describing, Source, source_of
+from onelane._serve.tensors import TensorBridge
 
 # What a model in a queue of its own would have; see `BatchQueue`.
 _SETTINGS: dict[str, Any] = {
@@ -135,20 +136,23 @@ def serve(
 
         onelane.serve({"minilm": "models/all-MiniLM-L6-v2"}, device="mps")
         onelane.serve({"minilm": onelane.guard(load_minilm, "mps"), "rerank": load_reranker})
+        onelane.serve({"double": onelane.Predictor(lambda x: 2 * x, {"x": ("FP32", [-1, 4])})})
 
-    models: by name: a `SentenceTransformer`, a `CrossEncoder` or an `onelane.Encoder`, what
-        `guard` made of one, a function that makes one (on the worker), the import path of such a
-        function, or a directory. One alone is called "model". The first of each kind answers calls
-        that name none.
+    models: by name: a `SentenceTransformer`, a `CrossEncoder` or an `onelane.Encoder`, an
+        `onelane.Predictor` or any other callable of arrays, what `guard` made of one, a function
+        that makes one (on the worker), the import path of such a function, or a directory. One
+        alone is called "model". The first of each kind answers calls that name none. A function
+        that can be called without arguments makes the model; one that is the model all the same
+        goes into a `Predictor`.
     device: of what is not guarded; default: `mps` where there is one, else `cuda`, else `cpu`.
     isolation: as for `BatchQueue`: each model in a child process, which may die and costs the text
-        at fault only. It is loaded twice at the start, once to be described.
+        or row at fault only. It is loaded twice at the start, once to be described.
     block: serve until SIGTERM or Ctrl-C, drain, and return None; a second signal aborts. False:
         load, and return a `Server` when it is ready.
 
     The other settings are the flags of `onelane serve`, with their meanings, in docs/serve.md;
-    times are in seconds. Every text is a request of its own to the queue of its model, and the
-    interpreter is entered once for a batch.
+    times are in seconds. Every text, and every row of tensors, is a request of its own to the queue
+    of its model, and the interpreter is entered once for a batch.
 
     Raises what loading a model raises, `RuntimeError` if a model has another answer in a batch than
     alone, `OSError` if it cannot listen, and `TimeoutError` if a batch hangs for `stall_exit`, or
@@ -256,10 +260,10 @@ def _spec(name: str, given: Any, home: DeviceExecutor, setting: Any) -> dict[str
         "aliases": [],
         "executor": at._core,
         "build": build,
-        "bridge": Bridge(collator),
+        "bridge": Bridge(collator) if "tokenizer" in facts else TensorBridge(collator),
         # Where each new shape costs memory, there are few.
         "pads": at.device.startswith("mps"),
-        **facts,
+        "facts": facts,
     }
 
 

@@ -11,8 +11,12 @@ from onelane._executor import DeviceExecutor
 from onelane._proxy import Guarded, cell_of, lane_of
 from onelane._serve.bridge import Loaded
 from onelane._serve.encoder import Encoder
-from onelane._serve.families import encoder_of
+from onelane._serve.families import model_of
+from onelane._serve.predictor import Predictor
+from onelane._serve.tensors import LoadedPredictor
+from onelane._training import is_module
 
+_MODELS = (Encoder, Predictor)
 _NEITHER = "is neither a directory nor an import path like 'package.module:load'"
 
 
@@ -22,17 +26,20 @@ class Source:
     def __init__(self, given: Any, device: str) -> None:
         self.given, self.device = given, device
         # What was loaded to be described, for the first engine.
-        self._kept: Encoder | None = None
+        self._kept: Encoder | Predictor | None = None
 
     @property
     def __name__(self) -> str:
         given = self.given
         return getattr(given, "__name__", None) or type(given).__name__
 
-    def __call__(self) -> Loaded:
+    def __call__(self) -> Loaded | LoadedPredictor:
         """Return the model as a queue has it."""
         kept, self._kept = self._kept, None
-        return Loaded(self._load() if kept is None else kept)
+        model = self._load() if kept is None else kept
+        if isinstance(model, Predictor):
+            return LoadedPredictor(model, self.device)
+        return Loaded(model)
 
     def describe(self) -> dict[str, Any]:
         """Return what the server has to know, and keep what was loaded."""
@@ -43,15 +50,18 @@ class Source:
         """Drop what was kept; on the worker."""
         self._kept = None
 
-    def _load(self) -> Encoder:
+    def _load(self) -> Encoder | Predictor:
         given = self.given
         if isinstance(given, Guarded):
             given = cell_of(given).get()
         elif isinstance(given, Path):
             given = _from_directory(given, self.device)
-        elif isinstance(given, _isolation.ByName) or _is_factory(given):
+        elif isinstance(given, _isolation.ByName):
+            given = given.find()
+            given = given() if _is_named_factory(given) else given
+        elif _is_factory(given):
             given = given()
-        return encoder_of(given, self.device)
+        return model_of(given, self.device)
 
 
 class Describing:
@@ -84,7 +94,14 @@ def source_of(given: Any, device: str) -> tuple[Source, DeviceExecutor | None]:
 
 
 def _is_factory(given: Any) -> bool:
-    return not isinstance(given, Encoder) and _factory.is_factory_of_object(given, None)
+    return not isinstance(given, _MODELS) and _factory.is_factory_of_object(given, None)
+
+
+def _is_named_factory(found: Any) -> bool:
+    """Whether what an import path names makes the model: it may be an object that does."""
+    if isinstance(found, _MODELS) or is_module(found) or not callable(found):
+        return False
+    return _is_factory(found) or _factory.takes_nothing(found)
 
 
 def _from_directory(path: Path, device: str) -> Any:

@@ -1,18 +1,15 @@
 //! A model in Python as the server knows one.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use onelane::{BatchConfig, DeviceExecutor, EngineError};
-use onelane_server::{
-    Classifier, Embedder, Model, ModelInfo, OneScore, Reranker, TextError, Token, Tokenised, Tokens,
-};
-use onelane_tokeniser::{BucketConfig, TokenisedText, Tokeniser, Vocabulary};
+use onelane::{BatchConfig, DeviceExecutor};
+use onelane_server::Model;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::engine::{Calls, TextEngine};
+use super::calls::Calls;
+use super::tensor_model::TensorFacts;
+use super::text_model::TextFacts;
 use crate::engine::PyFactory;
 use crate::executor::Executor;
 use crate::isolation::Supervisor;
@@ -25,27 +22,19 @@ use crate::waiting::seconds;
 pub(crate) struct ModelSpec {
     name: String,
     aliases: Vec<String>,
-    /// `embed`, `rerank` or `classify`.
-    task: String,
     executor: Py<Executor>,
     /// As for a queue: makes a runner, or is a `Supervisor`.
     build: Py<PyAny>,
     bridge: Py<PyAny>,
-    /// The content of its `tokenizer.json`.
-    tokenizer: Vec<u8>,
-    vocabulary: usize,
-    kinds: usize,
-    positions: usize,
-    lower_case: bool,
     pads: bool,
-    pad_id: u32,
-    dtype: String,
-    labels: Vec<String>,
-    dimensions: Option<usize>,
-    matryoshka: bool,
-    pooling: Option<String>,
-    prompts: BTreeMap<String, String>,
-    default_prompt: Option<String>,
+    facts: Facts,
+}
+
+/// What a model says of itself.
+#[derive(FromPyObject)]
+enum Facts {
+    Texts(TextFacts),
+    Tensors(TensorFacts),
 }
 
 /// The settings of all models' queues.
@@ -87,120 +76,12 @@ impl ModelSpec {
             }
             Err(_) => PyFactory::Here(self.build, true),
         };
-        let vocabulary = Vocabulary {
-            size: self.vocabulary,
-            kinds: self.kinds,
-            positions: self.positions,
-            max_length: None,
-            lower_case: self.lower_case,
-        };
-        let tokeniser = Tokeniser::read(self.tokenizer, vocabulary, &BucketConfig::fine());
-        let tokeniser = tokeniser.map_err(|error| {
-            PyValueError::new_err(format!("the tokeniser of {:?}: {error}", self.name))
-        })?;
-        let mut info = ModelInfo::new(tokeniser.max_length())
-            .matryoshka(self.matryoshka)
-            .dtype(self.dtype)
-            .prompts(self.prompts, self.default_prompt);
-        info.dimensions = self.dimensions;
-        info.pooling = self.pooling;
-        let calls = Calls {
-            factory,
-            bridge: self.bridge,
-            buckets: tokeniser.buckets().clone(),
-            pads: self.pads,
-            pad_id: self.pad_id,
-        };
-        let model = TextModel { tokeniser, calls: Arc::new(calls), info, labels: self.labels };
-        let model = match self.task.as_str() {
-            "embed" => Model::embedder(self.name, model, &device, config),
-            "rerank" => Model::reranker(self.name, model, &device, config),
-            "classify" => Model::classifier(self.name, model, &device, config),
-            other => return Err(PyValueError::new_err(format!("there is no task {other:?}"))),
+        let calls = Calls { factory, bridge: self.bridge };
+        let model = match self.facts {
+            Facts::Texts(facts) => facts.model(self.name, calls, self.pads, (&device, config))?,
+            Facts::Tensors(facts) => facts.model(self.name, calls, (&device, config))?,
         };
         Ok(self.aliases.into_iter().fold(model, Model::alias))
-    }
-}
-
-/// A model of texts whose engine calls Python.
-struct TextModel {
-    tokeniser: Tokeniser,
-    calls: Arc<Calls>,
-    info: ModelInfo,
-    labels: Vec<String>,
-}
-
-impl Tokens for TextModel {
-    fn tokens(&self, text: &str, special: bool) -> Result<Vec<Token>, TextError> {
-        Tokens::tokens(&self.tokeniser, text, special)
-    }
-
-    fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        Tokens::decode(&self.tokeniser, ids, skip_special)
-    }
-}
-
-impl Embedder for TextModel {
-    type Engine = TextEngine;
-
-    fn load(&self) -> Result<TextEngine, EngineError> {
-        TextEngine::build(&self.calls)
-    }
-
-    fn encode(&self, text: &str) -> Result<Tokenised<TokenisedText>, TextError> {
-        Ok(self.tokeniser.encode(text)?.into())
-    }
-
-    fn encode_ids(&self, ids: &[u32]) -> Result<Tokenised<TokenisedText>, TextError> {
-        Ok(self.tokeniser.encode_ids(ids)?.into())
-    }
-
-    fn info(&self) -> ModelInfo {
-        self.info.clone()
-    }
-}
-
-impl Reranker for TextModel {
-    type Engine = OneScore<TextEngine>;
-
-    fn load(&self) -> Result<OneScore<TextEngine>, EngineError> {
-        TextEngine::build(&self.calls).map(OneScore)
-    }
-
-    fn encode(&self, query: &str, text: &str) -> Result<Tokenised<TokenisedText>, TextError> {
-        Ok(self.tokeniser.encode_pair(query, text)?.into())
-    }
-
-    fn info(&self) -> ModelInfo {
-        self.info.clone()
-    }
-}
-
-impl Classifier for TextModel {
-    type Engine = TextEngine;
-
-    fn load(&self) -> Result<TextEngine, EngineError> {
-        TextEngine::build(&self.calls)
-    }
-
-    fn encode(
-        &self,
-        text: &str,
-        pair: Option<&str>,
-    ) -> Result<Tokenised<TokenisedText>, TextError> {
-        let encoded = match pair {
-            Some(pair) => self.tokeniser.encode_pair(text, pair),
-            None => self.tokeniser.encode(text),
-        };
-        Ok(encoded?.into())
-    }
-
-    fn labels(&self) -> Vec<String> {
-        self.labels.clone()
-    }
-
-    fn info(&self) -> ModelInfo {
-        self.info.clone()
     }
 }
 

@@ -13,19 +13,23 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::infer::{self, EXTENSIONS, PLATFORM, TextTensor, VERSION, check_version};
-use super::tensor::{Described, elements, read_bytes, utf8, write_floats};
+use super::infer::{self, EXTENSIONS, PLATFORM, VERSION, check_version};
 use crate::app::App;
 use crate::call::Call;
+use crate::datatype::Datatype;
 use crate::failure::{Failure, Kind};
 use crate::health;
 use crate::life::Phase;
+use crate::signature::TensorSpec;
+use crate::tensor::Tensor;
+use crate::tensor_error::TensorError;
 
 #[allow(missing_docs, clippy::all, reason = "generated")]
 mod pb {
     tonic::include_proto!("inference");
 }
 
+use pb::InferTensorContents;
 use pb::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use pb::infer_parameter::ParameterChoice;
 use pb::model_infer_request::InferInputTensor;
@@ -126,9 +130,9 @@ impl GrpcInferenceService for Inference {
         let request = request.into_inner();
         check_version(&request.version).map_err(status)?;
         let model = self.0.models.named(&request.name).map_err(status)?;
-        let described = |tensor: Described| TensorMetadata {
-            name: tensor.name.to_owned(),
-            datatype: tensor.datatype.to_owned(),
+        let described = |tensor: TensorSpec| TensorMetadata {
+            name: tensor.name,
+            datatype: tensor.datatype.name().to_owned(),
             shape: tensor.shape,
         };
         Ok(Response::new(pb::ModelMetadataResponse {
@@ -136,7 +140,7 @@ impl GrpcInferenceService for Inference {
             versions: vec![VERSION.to_owned()],
             platform: PLATFORM.to_owned(),
             inputs: infer::inputs(model).into_iter().map(described).collect(),
-            outputs: vec![described(infer::output(model))],
+            outputs: infer::outputs(model).into_iter().map(described).collect(),
         }))
     }
 
@@ -152,24 +156,21 @@ impl GrpcInferenceService for Inference {
         let model = app.models.named(&request.model_name).map_err(status)?;
         let call = parameters(call, &request);
         let tensors = tensors(request.inputs, request.raw_input_contents).map_err(status)?;
-        let rows = infer::infer(app, model, tensors, call).await.map_err(status)?;
-        if let Some(output) = request.outputs.iter().find(|output| output.name != rows.name) {
-            let message = format!("the model gives {}, not {:?}", rows.name, output.name);
-            return Err(Status::invalid_argument(message));
-        }
-        let output = InferOutputTensor {
-            name: rows.name.to_owned(),
-            datatype: "FP32".to_owned(),
-            shape: rows.shape.map(|size| size as i64).into(),
+        let wanted = request.outputs.into_iter().map(|output| output.name).collect();
+        let outputs = infer::infer(app, model, tensors, wanted, call).await.map_err(status)?;
+        let described = |output: &Tensor| InferOutputTensor {
+            name: output.name().to_owned(),
+            datatype: output.datatype().name().to_owned(),
+            shape: output.shape().iter().map(|&size| size as i64).collect(),
             ..InferOutputTensor::default()
         };
         Ok(Response::new(pb::ModelInferResponse {
             model_name: model.name.clone(),
             model_version: VERSION.to_owned(),
             id: request.id,
-            outputs: vec![output],
+            outputs: outputs.iter().map(described).collect(),
             // Triton's client reads nothing else.
-            raw_output_contents: vec![write_floats(&rows.rows)],
+            raw_output_contents: outputs.into_iter().map(Tensor::into_data).collect(),
             ..pb::ModelInferResponse::default()
         }))
     }
@@ -190,7 +191,7 @@ fn parameters(mut call: Call, request: &pb::ModelInferRequest) -> Call {
     }
 }
 
-fn tensors(inputs: Vec<InferInputTensor>, raw: Vec<Vec<u8>>) -> Result<Vec<TextTensor>, Failure> {
+fn tensors(inputs: Vec<InferInputTensor>, raw: Vec<Vec<u8>>) -> Result<Vec<Tensor>, Failure> {
     if !raw.is_empty() && raw.len() != inputs.len() {
         let message = format!("has {} tensors for {} inputs", raw.len(), inputs.len());
         return Err(Failure::malformed(message).at("raw_input_contents"));
@@ -198,31 +199,59 @@ fn tensors(inputs: Vec<InferInputTensor>, raw: Vec<Vec<u8>>) -> Result<Vec<TextT
     let mut raw = raw.into_iter();
     let read = |input: InferInputTensor| {
         let name = input.name;
-        if input.datatype != "BYTES" {
-            let message = format!("must be of type BYTES, not {:?}", input.datatype);
-            return Err(Failure::malformed(message).at(name));
-        }
-        let texts = match (raw.next(), input.contents) {
-            (Some(raw), _) => read_bytes(&raw, &name)?,
-            (None, Some(contents)) => {
-                let text = |(index, bytes)| utf8(bytes, &name, index);
-                contents
-                    .bytes_contents
-                    .into_iter()
-                    .enumerate()
-                    .map(text)
-                    .collect::<Result<_, _>>()?
-            }
+        let wrong = |error: TensorError| Failure::malformed(error.0).at(name.as_str());
+        let datatype: Datatype = input.datatype.parse().map_err(wrong)?;
+        let data = match (raw.next(), input.contents) {
+            (Some(raw), _) => raw,
+            (None, Some(contents)) => typed(contents, datatype, &name)?,
             (None, None) => return Err(Failure::malformed("has no data").at(name)),
         };
-        let shape = elements(&input.shape, &name)?;
-        if shape != texts.len() {
-            let message = format!("has {} elements and a shape of {shape}", texts.len());
-            return Err(Failure::malformed(message).at(name));
-        }
-        Ok(TextTensor { name, texts })
+        infer::tensor(name, datatype, &input.shape, data)
     };
     inputs.into_iter().map(read).collect()
+}
+
+/// The bytes of a tensor whose elements came as numbers of the protocol's own types.
+fn typed(
+    contents: InferTensorContents,
+    datatype: Datatype,
+    name: &str,
+) -> Result<Vec<u8>, Failure> {
+    fn bytes<T, N: AsRef<[u8]>>(numbers: Vec<T>, raw: impl Fn(T) -> N) -> Vec<u8> {
+        let mut all = Vec::new();
+        numbers.into_iter().for_each(|number| all.extend_from_slice(raw(number).as_ref()));
+        all
+    }
+    fn narrow<T: Copy, S: TryFrom<T>>(numbers: &[T], name: &str) -> Result<Vec<S>, Failure> {
+        let one = |(index, &number): (usize, &T)| {
+            let wrong =
+                |_| Failure::malformed("does not fit the type").at(format!("{name}[{index}]"));
+            S::try_from(number).map_err(wrong)
+        };
+        numbers.iter().enumerate().map(one).collect()
+    }
+    let InferTensorContents { int_contents: ints, uint_contents: uints, .. } = &contents;
+    Ok(match datatype {
+        Datatype::Bool => contents.bool_contents.into_iter().map(u8::from).collect(),
+        Datatype::Int8 => bytes(narrow::<_, i8>(ints, name)?, i8::to_le_bytes),
+        Datatype::Int16 => bytes(narrow::<_, i16>(ints, name)?, i16::to_le_bytes),
+        Datatype::Int32 => bytes(contents.int_contents, i32::to_le_bytes),
+        Datatype::Int64 => bytes(contents.int64_contents, i64::to_le_bytes),
+        Datatype::Uint8 => narrow::<_, u8>(uints, name)?,
+        Datatype::Uint16 => bytes(narrow::<_, u16>(uints, name)?, u16::to_le_bytes),
+        Datatype::Uint32 => bytes(contents.uint_contents, u32::to_le_bytes),
+        Datatype::Uint64 => bytes(contents.uint64_contents, u64::to_le_bytes),
+        Datatype::Fp32 => bytes(contents.fp32_contents, f32::to_le_bytes),
+        Datatype::Fp64 => bytes(contents.fp64_contents, f64::to_le_bytes),
+        Datatype::Bytes => bytes(contents.bytes_contents, |element| {
+            // A message is far smaller than what 32 bits can count.
+            [&(element.len() as u32).to_le_bytes(), element.as_slice()].concat()
+        }),
+        Datatype::Fp16 | Datatype::Bf16 => {
+            let message = format!("{datatype} has no contents of its own: use raw_input_contents");
+            return Err(Failure::malformed(message).at(name));
+        }
+    })
 }
 
 /// `grpc.health.v1`, by what is true when it is asked.

@@ -2,11 +2,14 @@
 
 use crate::app::App;
 use crate::call::Call;
-use crate::failure::Failure;
-use crate::inputs::{Input, Inputs};
+use crate::datatype::Datatype;
+use crate::failure::{Failure, Kind};
 use crate::model::{Model, Task};
+use crate::signature::TensorSpec;
+use crate::tensor::Tensor;
+use crate::work::Tensors;
 
-use super::tensor::Described;
+use super::texts;
 
 /// The protocol's name of what runs the models.
 pub(crate) const PLATFORM: &str = "onelane";
@@ -17,39 +20,19 @@ pub(crate) const VERSION: &str = "1";
 /// What the protocol calls its extensions.
 pub(crate) const EXTENSIONS: [&str; 2] = ["binary_tensor_data", "model_configuration"];
 
-/// A tensor of texts that came in.
-pub(crate) struct TextTensor {
-    pub(crate) name: String,
-    pub(crate) texts: Vec<String>,
-}
-
-/// The answer: rows of numbers, all of one width.
-pub(crate) struct Rows {
-    pub(crate) name: &'static str,
-    pub(crate) shape: [usize; 2],
-    pub(crate) rows: Vec<Vec<f32>>,
-}
-
-fn tensor(name: &'static str, datatype: &'static str, shape: &[i64]) -> Described {
-    Described { name, datatype, shape: shape.to_vec() }
-}
-
-/// The tensors that a model takes.
-pub(crate) fn inputs(model: &Model) -> Vec<Described> {
-    match model.task {
-        Task::Embed => vec![tensor("text", "BYTES", &[-1])],
-        Task::Rerank => vec![tensor("query", "BYTES", &[-1]), tensor("text", "BYTES", &[-1])],
-        Task::Classify(_) => vec![tensor("text", "BYTES", &[-1])],
+/// The tensors that a model takes; none if it has not declared them.
+pub(crate) fn inputs(model: &Model) -> Vec<TensorSpec> {
+    match &model.task {
+        Task::Predict(signature) => signature.inputs().to_vec(),
+        _ => texts::inputs(model),
     }
 }
 
-/// The tensor that a model gives.
-pub(crate) fn output(model: &Model) -> Described {
-    let width = |size: usize| i64::try_from(size).unwrap_or(-1);
+/// The tensors that a model gives; none if it has not declared them.
+pub(crate) fn outputs(model: &Model) -> Vec<TensorSpec> {
     match &model.task {
-        Task::Embed => tensor("embedding", "FP32", &[-1, model.info.dimensions.map_or(-1, width)]),
-        Task::Rerank => tensor("score", "FP32", &[-1, 1]),
-        Task::Classify(labels) => tensor("scores", "FP32", &[-1, width(labels.len())]),
+        Task::Predict(signature) => signature.outputs().to_vec(),
+        _ => texts::outputs(model),
     }
 }
 
@@ -62,60 +45,41 @@ pub(crate) fn check_version(version: &str) -> Result<(), Failure> {
         return Ok(());
     }
     let message = format!("there is no version {version:?}, only {VERSION}");
-    Err(Failure::new(crate::failure::Kind::NotFound, message))
+    Err(Failure::new(Kind::NotFound, message))
 }
 
-/// Runs a request; scores are as the model makes them.
+/// A tensor that came in.
 ///
 /// # Errors
-/// Tensors that the model does not take, or what became of their texts.
+/// A shape that no tensor has, or bytes of more or fewer elements.
+pub(crate) fn tensor(
+    name: String,
+    datatype: Datatype,
+    shape: &[i64],
+    data: Vec<u8>,
+) -> Result<Tensor, Failure> {
+    let sizes: Option<Vec<usize>> = shape.iter().map(|&size| usize::try_from(size).ok()).collect();
+    let Some(sizes) = sizes else {
+        return Err(Failure::malformed("has a shape that no tensor has").at(name));
+    };
+    Tensor::new(name.as_str(), datatype, sizes, data)
+        .map_err(|error| Failure::malformed(error.0).at(name))
+}
+
+/// Runs a request; `wanted` names the outputs that are asked for, in order: all, if it is empty.
+///
+/// # Errors
+/// Tensors that the model does not take or give, or what became of its rows.
 pub(crate) async fn infer(
     app: &App,
     model: &Model,
-    tensors: Vec<TextTensor>,
+    inputs: Vec<Tensor>,
+    wanted: Vec<String>,
     call: Call,
-) -> Result<Rows, Failure> {
-    let wanted = inputs(model);
-    let names = || wanted.iter().map(|tensor| tensor.name).collect::<Vec<_>>().join(", ");
-    let (mut query, mut text) = (None, None);
-    for tensor in tensors {
-        match tensor.name.as_str() {
-            "text" => text = Some(tensor.texts),
-            "query" if model.task == Task::Rerank => query = Some(tensor.texts),
-            // Some clients of models with one tensor call it as they like.
-            other if wanted.len() > 1 => {
-                let message = format!("the model takes {}, not {other:?}", names());
-                return Err(Failure::malformed(message).at("inputs"));
-            }
-            _ if text.is_none() => text = Some(tensor.texts),
-            other => {
-                let message = format!("the model takes {} only, not {other:?}", names());
-                return Err(Failure::malformed(message).at("inputs"));
-            }
-        }
+) -> Result<Vec<Tensor>, Failure> {
+    if matches!(model.task, Task::Predict(_)) {
+        let tensors = Tensors { inputs, outputs: wanted, max_rows: app.config.max_texts };
+        return model.predict(tensors, call).await;
     }
-    let missing = || Failure::malformed(format!("the model takes {}", names())).at("inputs");
-    let text = text.ok_or_else(missing)?;
-    let inputs = match model.task {
-        Task::Rerank => {
-            let query = query.ok_or_else(missing)?;
-            if query.len() != 1 && query.len() != text.len() {
-                let message = "must have one element, or as many as text";
-                return Err(Failure::malformed(message).at("query"));
-            }
-            let first = query.first().cloned().unwrap_or_default();
-            let queries = query.into_iter().chain(std::iter::repeat(first));
-            let items = queries.zip(text).map(|(query, text)| Input::Pair(query, text)).collect();
-            Inputs { items, single: false, field: "text", prompt: None }.checked(app.limits())?
-        }
-        _ => Inputs::texts(text, "text", app.limits())?,
-    };
-    let answers = model.run(inputs, call, app.config.auto_truncate).await?;
-    let width = answers.vectors.first().map_or(0, Vec::len);
-    if answers.vectors.iter().any(|row| row.len() != width) {
-        let message = "the engine's answers differ in width";
-        return Err(Failure::new(crate::failure::Kind::Engine, message));
-    }
-    let shape = [answers.vectors.len(), width];
-    Ok(Rows { name: output(model).name, shape, rows: answers.vectors })
+    texts::infer(app, model, &inputs, &wanted, call).await
 }

@@ -1,6 +1,7 @@
 //! The routes of all protocols on one port, and what every request passes on its way to them.
 
 mod embedding;
+mod observe;
 mod ollama;
 mod openai;
 mod openapi;
@@ -13,10 +14,10 @@ mod tei;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
@@ -59,7 +60,7 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .layer(RequestBodyTimeoutLayer::new(config.body_timeout))
         .layer(from_fn_with_state(Arc::clone(app), auth::check))
         .layer(from_fn(headers_in_bounds(config.header_limit)))
-        .layer(from_fn_with_state(Arc::clone(app), observe));
+        .layer(from_fn_with_state(Arc::clone(app), observe::observe));
     let router = match cors(config) {
         Some(cors) => router.layer(cors),
         None => router,
@@ -94,31 +95,6 @@ async fn not_allowed(method: Method, request: Request) -> Response {
     let mut response = by_path(&path, failure);
     *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
     response
-}
-
-/// Counts a request when it has been answered, or given up.
-async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let start = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let mut observed = Observed { app: &app, route, start, status: 499 };
-    let response = next.run(request).await;
-    observed.status = response.status().as_u16();
-    response
-}
-
-/// Notes a request at its end; 499 is a client that left before there was an answer.
-struct Observed<'a> {
-    app: &'a App,
-    route: Option<MatchedPath>,
-    start: Instant,
-    status: u16,
-}
-
-impl Drop for Observed<'_> {
-    fn drop(&mut self) {
-        let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
-        self.app.metrics.answered(route, self.status, self.start.elapsed());
-    }
 }
 
 type Boxed = std::pin::Pin<Box<dyn Future<Output = Response> + Send>>;

@@ -153,7 +153,8 @@ async fn tags(State(app): State<Arc<App>>) -> Json<Tags> {
             quantization_level: model.info.dtype.clone(),
         },
     };
-    Json(Tags { models: app.models.all().iter().map(tag).collect() })
+    let models = app.models.all().iter().filter(|model| model.takes_texts());
+    Json(Tags { models: models.map(tag).collect() })
 }
 
 #[derive(Serialize, ToSchema)]

@@ -27,7 +27,7 @@ use crate::inputs::{Input, Inputs, name};
 use crate::model::{Model, Task};
 use crate::registry::Wanted;
 use crate::schema::schema;
-use crate::text::Token;
+use crate::text::{Token, Tokens};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
@@ -248,10 +248,13 @@ async fn by_task(State(app): State<Arc<App>>, request: Request) -> Result<Respon
     } else if has("query") && has("texts") {
         rerank::tei_answer(&app, from(body)?, call).await
     } else {
-        match app.models.first().task {
+        match app.models.first_of_texts()?.task {
             Task::Embed => embed_answer(&app, from(body)?, call).await,
             Task::Rerank => rerank::tei_answer(&app, from(body)?, call).await,
             Task::Classify(_) => predict::answer(&app, from(body)?, call).await,
+            Task::Predict(_) => {
+                Err(Failure::new(Kind::NotFound, "no model of this server takes texts"))
+            }
         }
     };
     Ok(answer?)
@@ -281,10 +284,9 @@ async fn tokenize(
     request: Request,
 ) -> Result<Json<Vec<Vec<Token>>>, Rejected<Tei>> {
     let (body, _) = read::<TokenizeRequest>(&app, request, MediaType::Json).await?;
-    let model = named_or_first(&app, body.model.as_deref())?;
+    let tokens = tokens(&app, body.model.as_deref())?;
     let inputs = Inputs::read(body.inputs, "inputs", app.limits())?;
     let special = body.add_special_tokens.unwrap_or(true);
-    let tokens = Arc::clone(&model.tokens);
     let tokenised = aside(move || {
         let one = |(index, input): (usize, &Input)| match input {
             Input::Text(text) => tokens
@@ -316,12 +318,11 @@ async fn decode(
     request: Request,
 ) -> Result<Json<Vec<String>>, Rejected<Tei>> {
     let (body, _) = read::<DecodeRequest>(&app, request, MediaType::Json).await?;
-    let model = named_or_first(&app, body.model.as_deref())?;
+    let tokens = tokens(&app, body.model.as_deref())?;
     let mut limits = app.limits();
     limits.token_ids = true;
     let inputs = Inputs::read(body.ids, "ids", limits)?;
     let skip = body.skip_special_tokens.unwrap_or(true);
-    let tokens = Arc::clone(&model.tokens);
     let decoded = aside(move || {
         let one = |(index, input): (usize, &Input)| match input {
             Input::Ids(ids) => tokens
@@ -343,8 +344,13 @@ async fn aside<T: Send + 'static>(
     done.map_err(|_| Failure::new(Kind::Internal, panicked))?
 }
 
-fn named_or_first<'a>(app: &'a App, name: Option<&str>) -> Result<&'a Arc<Model>, Failure> {
-    name.map_or(Ok(app.models.first()), |name| app.models.named(name))
+/// The tokeniser of the model of this name, or of the first that has one.
+fn tokens(app: &App, name: Option<&str>) -> Result<Arc<dyn Tokens>, Failure> {
+    let model = name.map_or_else(|| app.models.first_of_texts(), |name| app.models.named(name))?;
+    model.tokens.clone().ok_or_else(|| {
+        let message = format!("the model {:?} takes no texts", model.name);
+        Failure::new(Kind::NotFound, message).at("model")
+    })
 }
 
 #[derive(Serialize, ToSchema)]
@@ -369,7 +375,7 @@ struct Info {
     get, path = "/info", tag = "TEI", responses((status = 200, body = Info), Rejected<Tei>)
 )]
 async fn info(State(app): State<Arc<App>>) -> Json<Info> {
-    let model = app.models.first();
+    let model = app.models.first_of_texts().unwrap_or(app.models.first());
     let model_type = match &model.task {
         Task::Embed => json!({"embedding": {"pooling": model.info.pooling}}),
         Task::Rerank => json!({"reranker": {"id2label": {"0": "score"}, "label2id": {"score": 0}}}),
@@ -380,8 +386,9 @@ async fn info(State(app): State<Arc<App>>) -> Json<Info> {
                 labels.iter().enumerate().map(|(id, label)| (label.clone(), json!(id))).collect();
             json!({"classifier": {"id2label": by_id, "label2id": by_label}})
         }
+        Task::Predict(_) => json!({"predictor": {}}),
     };
-    let limits = model.work().map(|work| work.limits());
+    let limits = model.queue().map(|work| work.limits());
     let bounded = |limit: usize| (limit < usize::MAX).then_some(limit);
     Json(Info {
         model_id: model.name.clone(),

@@ -1,32 +1,14 @@
-//! A loaded model as those see it who do not know its engine.
+//! A lane as those see it who do not know its engine.
 
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use onelane::{Engine, Health, QueueHistograms, QueueStats, Shutdown};
 
-use crate::call::Call;
-use crate::failure::Failure;
-use crate::inputs::Inputs;
 use crate::lane::Lane;
-use crate::self_check;
-use crate::work::{Answers, QueueLimits, Work};
+use crate::work::{Queue, QueueLimits};
 
-impl<E: Engine> Work for Lane<E> {
-    fn run(
-        &self,
-        inputs: Inputs,
-        call: Call,
-        truncate: bool,
-    ) -> BoxFuture<'_, Result<Answers, Failure>> {
-        Box::pin(self.run_call(inputs, call, truncate))
-    }
-
-    fn self_check(&self) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(self_check::run(self))
-    }
-
+impl<E: Engine> Queue for Lane<E> {
     fn stats(&self) -> QueueStats {
         let stats = self.queue.stats();
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);

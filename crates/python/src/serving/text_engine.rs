@@ -4,44 +4,40 @@ use std::sync::Arc;
 
 use onelane::{BatchItem, Engine, EngineError};
 use onelane_tokeniser::{Buckets, TokenisedText};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::engine::{PyEngine, PyFactory, interpreter_ending};
-use crate::failure::engine_error;
+use super::calls::{Calls, read};
+use crate::engine::{PyEngine, interpreter_ending};
 use crate::interpreter::attach_worker;
-use crate::item::{Item, Payload};
-use crate::turnstile::GilTurnstile;
 
 /// What a row begins with: how many tokens it has, and where the second segment kind begins.
 const HEAD: usize = 2;
 
-/// How batches become calls of a model.
-pub(crate) struct Calls {
-    pub(crate) factory: PyFactory,
+/// How batches of texts become calls of a model.
+pub(super) struct TextCalls {
     /// `pack(table, rows, columns)` makes the model's request of a table of 32-bit numbers, one row
     /// a text: its head, and its ids up to the longest text's; `unpack(response)` returns the bytes
     /// of its 32-bit floats, and how many there are for a text.
-    pub(crate) bridge: Py<PyAny>,
-    pub(crate) buckets: Buckets,
+    pub(super) calls: Calls,
+    pub(super) buckets: Buckets,
     /// Whether rows are filled up to their bucket's length and to a fixed set of row counts.
-    pub(crate) pads: bool,
+    pub(super) pads: bool,
     /// What rows are filled with.
-    pub(crate) pad_id: u32,
+    pub(super) pad_id: u32,
 }
 
 /// Runs batches of texts through a model in Python.
-pub(crate) struct TextEngine {
+pub(super) struct TextEngine {
     python: PyEngine,
-    calls: Arc<Calls>,
+    calls: Arc<TextCalls>,
     padded_cost: usize,
 }
 
 impl TextEngine {
     /// On the worker.
-    pub(crate) fn build(calls: &Arc<Calls>) -> Result<Self, EngineError> {
-        let python = PyEngine::build(&calls.factory, &GilTurnstile::new())?;
+    pub(super) fn build(calls: &Arc<TextCalls>) -> Result<Self, EngineError> {
+        let python = calls.calls.build()?;
         Ok(Self { python, calls: Arc::clone(calls), padded_cost: 0 })
     }
 
@@ -52,18 +48,15 @@ impl TextEngine {
         (rows, length): (usize, usize),
     ) -> Result<Vec<Vec<f32>>, EngineError> {
         let table = table(texts, (rows, length), self.calls.pad_id);
-        let request = attached(|py| {
-            let table = PyBytes::new(py, &table);
-            let arguments = (table, rows, HEAD + length);
-            self.calls.bridge.bind(py).call_method1(intern!(py, "pack"), arguments)
+        let answer = self.calls.calls.run(&mut self.python, |py| {
+            (PyBytes::new(py, &table), rows, HEAD + length).into_pyobject(py)
+        });
+        let (numbers, width) = read(answer?, |unpacked| {
+            let (bytes, width): (Bound<'_, PyBytes>, usize) = unpacked.extract()?;
+            let numbers = bytes.as_bytes().as_chunks::<4>().0;
+            Ok((numbers.iter().map(|&number| f32::from_ne_bytes(number)).collect(), width))
         })?;
-        let item = Item::new(Payload::Prepared(request), 0, 1);
-        let mut answers = self.python.infer(std::slice::from_ref(&item))?;
-        let (numbers, width) = attached(|py| {
-            let answer = answers.pop().map_or_else(|| Ok(py.None()), |one| one.into_result(py))?;
-            self.calls.bridge.bind(py).call_method1(intern!(py, "unpack"), (answer,))
-        })
-        .and_then(|unpacked| attached_read(&unpacked))?;
+        let numbers: Vec<f32> = numbers;
         if width == 0 || numbers.len() != rows * width {
             let given = numbers.len();
             let text = format!("the model returned {given} numbers for {rows} texts");
@@ -116,26 +109,6 @@ impl Engine for TextEngine {
     fn padded_cost(&self, _batch: &[TokenisedText]) -> usize {
         self.padded_cost
     }
-}
-
-fn attached(
-    call: impl FnOnce(Python<'_>) -> PyResult<Bound<'_, PyAny>>,
-) -> Result<Py<PyAny>, EngineError> {
-    attach_worker(|py| call(py).map(Bound::unbind).map_err(|error| engine_error(py, error)))
-        .unwrap_or_else(|| Err(interpreter_ending()))
-}
-
-fn attached_read(unpacked: &Py<PyAny>) -> Result<(Vec<f32>, usize), EngineError> {
-    attach_worker(|py| {
-        let read = || -> PyResult<(Vec<f32>, usize)> {
-            let (bytes, width): (Bound<'_, PyBytes>, usize) = unpacked.bind(py).extract()?;
-            let number =
-                |chunk: &[u8]| f32::from_ne_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
-            Ok((bytes.as_bytes().chunks_exact(4).map(number).collect(), width))
-        };
-        read().map_err(|error| engine_error(py, error))
-    })
-    .unwrap_or_else(|| Err(interpreter_ending()))
 }
 
 /// The texts as a table, row by row. A row without a text has one token: a row of none would have
