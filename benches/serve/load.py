@@ -4,9 +4,10 @@
     python benches/serve/load.py --onelane ... --model DIR --part interactive
 
 Parts: `throughput` (the server beside `onelane embed` of the same texts, and beside TEI, infinity
-and vLLM if their programs are on the PATH), `interactive` (latency of single urgent texts beside a
-full indexing load), `overload` (four times as many calls as the server can answer: what it still
-answers, how true its Retry-After is, its memory). Nothing but the standard library; JSON on stdout.
+and vLLM if their programs are on the PATH, and mosec if this Python has it), `interactive` (latency
+of single urgent texts beside a full indexing load), `overload` (four times as many calls as the
+server can answer: what it still answers, how true its Retry-After is, its memory). Nothing but the
+standard library; JSON on stdout.
 Figures want a machine that is otherwise idle.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import bisect
+import importlib.util
 import json
 import os
 import random
@@ -186,7 +188,13 @@ def others(model: str, port: int) -> dict[str, tuple[list[str], str]]:
             "/health",
         ),
     }
-    return {name: how for name, how in known.items() if shutil.which(how[0][0])}
+    found = {name: how for name, how in known.items() if shutil.which(how[0][0])}
+    # A library and no program: the script that serves it is the other benchmark's.
+    if all(importlib.util.find_spec(name) for name in ("mosec", "sentence_transformers")):
+        script = Path(__file__).parents[1] / "side-by-side/servers/mosec_server.py"
+        command = ["env", f"MODEL={model}", sys.executable, str(script)]
+        found["mosec"] = ([*command, "--address", "127.0.0.1", "--port", str(port)], "/metrics")
+    return found
 
 
 def throughput(args: argparse.Namespace) -> dict[str, object]:
