@@ -20,7 +20,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 import onelane  # noqa: E402
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "one", "two", "three", "bad", "slow"]
 

@@ -18,7 +18,7 @@ np = pytest.importorskip("numpy")
 import onelane  # noqa: E402
 from onelane import Predictor  # noqa: E402
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def started(models, **settings):
