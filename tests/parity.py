@@ -22,10 +22,11 @@ def main() -> int:
     with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         try:
-            said = server.stderr.readline()
-            listening = re.search(r"http://\S+", said)
-            if listening is None:
-                print(said, server.stderr.read(), sep="", file=sys.stderr)
+            for said in server.stderr:
+                if listening := re.search(r"http://\S+", said):
+                    break
+                print(said, end="", file=sys.stderr)
+            else:
                 return 2
             compare = [sys.executable, "-m", "embed_parity.cli", "compare", "--device", "cpu"]
             compare += ["--model", model, "--tei", listening[0], *options]

@@ -539,9 +539,13 @@ def test_nothing_is_left_behind():
     # In a process of its own: here threads and files of other tests come and go.
     script = """
         import os
+        import numpy as np
         import onelane
         from isolated_models import listed
         from test_isolation import within
+
+        # It goes through the arena.
+        large = np.ones(1 << 20)
 
         def left():
             tasks = len(os.listdir("/proc/self/task"))
@@ -553,7 +557,10 @@ def test_nothing_is_left_behind():
             home = onelane.DeviceExecutor("cpu", isolation=onelane.Isolation(spare=True))
             with home:
                 q = onelane.BatchQueue(listed, home, onelane.Items(), factory=False)
-                assert q(1) == 2
+                assert (q(large) == 2 * large).all()
+                for pid in ("self", *q.stats().isolation.pids):
+                    with open(f"/proc/{pid}/maps") as maps:
+                        assert "/dev/shm" not in maps.read(), "the arena has a name"
                 try:
                     q("abort")
                 except onelane.EngineCrashed:
@@ -561,8 +568,6 @@ def test_nothing_is_left_behind():
                 else:
                     raise AssertionError("it has not crashed")
                 q.close()
-            with open("/proc/self/maps") as maps:
-                assert "/dev/shm" not in maps.read()
 
         use()
         within(30, lambda: not left()[2], "children are left")

@@ -1,4 +1,4 @@
-"""Runs scripts in processes that have imported PyTorch already: seconds of each start.
+"""Runs scripts in processes that have imported PyTorch already, which takes seconds.
 
 A server imports it once and forks for each script: `WarmScripts().run(...)` is `subprocess.run` of
 a new interpreter but for that. What must be seen from the first line on (PyTorch missing, say)

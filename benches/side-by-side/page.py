@@ -135,7 +135,7 @@ def notes(results: Results) -> list[str]:
 def how(results: Results) -> list[str]:
     """What was run, a paragraph an entry."""
     machine = results["machine"]
-    where = f"{machine['cores']} cores of {machine['of']} of {machine['cpu']} ({machine['system']})"
+    where = f"{machine['cores']} of {machine['of']} cores, {machine['cpu']} ({machine['system']})"
     client = "shares them" if machine["shared"] else "is on others"
     rates = ", ".join(f"{share}: {rate:.0f} a second" for share, rate in results["shares"].items())
     quick = ["**A quick run: it shows that everything works; its figures say nothing.**"]

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import subprocess
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -41,13 +43,24 @@ def tensors() -> Iterator[str]:
 
 
 def _running(process: subprocess.Popen[str], says: IO[str] | None) -> Iterator[str]:
-    """Yield where a server says that it listens, and end it."""
+    """Yield where a server says that it listens, when it is ready, and end it."""
     try:
         assert says is not None
         line = says.readline()
         found = re.search(r"http://(\S+)", line)
         assert found, line
+        while not _is_ready(found[1]):
+            assert process.poll() is None, "the server has ended"
+            time.sleep(0.05)
         yield found[1]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"http://{address}/ready").close()
+    except OSError:
+        return False
+    return True

@@ -6,7 +6,6 @@ import base64
 import struct
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -14,17 +13,6 @@ import pytest
 
 TEXTS = ["a first text", "another", "the third of them is longer than the others"]
 WIDTH = 32
-
-
-@pytest.fixture(autouse=True, scope="session")
-def ready(address: str) -> None:
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://{address}/ready").close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    pytest.fail("the server did not become ready")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,20 +18,13 @@ DTYPES = ["?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
 
 @pytest.fixture(params=[tritonclient.http, tritonclient.grpc], ids=["http", "grpc"])
 def triton(request: pytest.FixtureRequest, tensors: str) -> Any:
-    """Yield a protocol's module and a client of its; the server is ready."""
+    """Yield a protocol's module and a client of its."""
     module = request.param
     client = module.InferenceServerClient(tensors)
-    while not (_lives(client) and client.is_server_ready()):
-        time.sleep(0.05)
+    assert client.is_server_live()
+    assert client.is_server_ready()
     yield module, client
     client.close()
-
-
-def _lives(client: Any) -> bool:
-    try:
-        return bool(client.is_server_live())
-    except (InferenceServerException, ConnectionError):
-        return False
 
 
 def inputs(module: Any, x: np.ndarray, factor: np.ndarray) -> list[Any]:
@@ -58,8 +50,6 @@ def test_all_outputs_and_those_asked_for(triton: Any) -> None:
 
 def test_json_in_and_out(tensors: str) -> None:
     client = tritonclient.http.InferenceServerClient(tensors)
-    while not client.is_server_ready():
-        time.sleep(0.05)
     x = tritonclient.http.InferInput("x", [2, 3], "FP32")
     x.set_data_from_numpy(X, binary_data=False)
     factor = tritonclient.http.InferInput("factor", [2], "FP32")

@@ -29,8 +29,8 @@ pub(crate) const WORDS: [&str; 5] = ["ready", "rebuilding", "stalled", "failed",
 /// The reason, in words.
 pub(crate) fn model_ready(model: &Model) -> Result<(), String> {
     let name = &model.name;
-    let Some(work) = model.queue() else { return Err(format!("the model {name} is loading")) };
-    match work.health() {
+    let Some(queue) = model.queue() else { return Err(format!("the model {name} is loading")) };
+    match queue.health() {
         Health::Ready => Ok(()),
         Health::Rebuilding => Err(format!("the engine of {name} is being built again")),
         Health::Stalled { running_for, .. } => {
@@ -60,8 +60,8 @@ pub(crate) fn ready(app: &App) -> Result<(), String> {
 /// Why one is.
 pub(crate) fn live(app: &App) -> Result<(), String> {
     for model in app.models.all() {
-        let Some(work) = model.queue() else { continue };
-        match work.health() {
+        let Some(queue) = model.queue() else { continue };
+        match queue.health() {
             Health::Failed(reason) => return Err(format!("{} has failed: {reason}", model.name)),
             Health::Stalled { running_for, .. } if gives_up(app, running_for) => {
                 let seconds = running_for.as_secs();
@@ -80,7 +80,7 @@ pub(crate) fn gives_up(app: &App, running_for: Duration) -> bool {
 
 /// The model whose batch has run too long, if there is one.
 pub(crate) fn hung(app: &App) -> Option<String> {
-    let hangs = |model: &Model| match model.queue().map(|work| work.health()) {
+    let hangs = |model: &Model| match model.queue().map(|queue| queue.health()) {
         Some(Health::Stalled { running_for, .. }) => gives_up(app, running_for),
         _ => false,
     };

@@ -37,6 +37,7 @@ mod datatype;
 mod embedder;
 mod failure;
 mod family;
+mod forwarded;
 mod group;
 mod handshake;
 mod health;

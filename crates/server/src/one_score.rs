@@ -2,6 +2,8 @@
 
 use onelane::{Engine, EngineError};
 
+use crate::forwarded::forwarded;
+
 /// An engine of one label, whose only score is its output.
 pub struct OneScore<E>(pub E);
 
@@ -17,23 +19,5 @@ impl<E: Engine<Output = Vec<f32>>> Engine for OneScore<E> {
         self.0.infer(batch)?.into_iter().map(only).collect()
     }
 
-    fn warmup(&mut self) -> Result<(), EngineError> {
-        self.0.warmup()
-    }
-
-    fn delivered(&mut self) {
-        self.0.delivered();
-    }
-
-    fn survives_panic(&self) -> bool {
-        self.0.survives_panic()
-    }
-
-    fn idempotent(&self) -> bool {
-        self.0.idempotent()
-    }
-
-    fn padded_cost(&self, batch: &[E::Item]) -> usize {
-        self.0.padded_cost(batch)
-    }
+    forwarded!();
 }

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use onelane::{Engine, EngineError};
 
+use crate::forwarded::forwarded;
+
 /// An engine whose answers say when their batch ran.
 pub(crate) struct Timed<E>(pub(crate) E);
 
@@ -26,23 +28,5 @@ impl<E: Engine> Engine for Timed<E> {
         Ok(outputs.into_iter().map(|output| TimedOutput { output, started, ended }).collect())
     }
 
-    fn warmup(&mut self) -> Result<(), EngineError> {
-        self.0.warmup()
-    }
-
-    fn delivered(&mut self) {
-        self.0.delivered();
-    }
-
-    fn survives_panic(&self) -> bool {
-        self.0.survives_panic()
-    }
-
-    fn idempotent(&self) -> bool {
-        self.0.idempotent()
-    }
-
-    fn padded_cost(&self, batch: &[E::Item]) -> usize {
-        self.0.padded_cost(batch)
-    }
+    forwarded!();
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from onelane import _tensors, _tree
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -13,6 +15,8 @@ _DTYPES = {
     "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
     "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
+# By the names of the Open Inference Protocol.
+DATATYPES = (*_DTYPES, "BF16", "BYTES")
 
 
 class Raw(NamedTuple):
@@ -54,11 +58,10 @@ def to_raw(name: str, value: Any, datatype: str | None, encoding: str | None) ->
     import numpy as np
 
     is_bfloat = False
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        torch = sys.modules["torch"]
-        is_bfloat = value.dtype == torch.bfloat16
-        value = (value.float() if is_bfloat else value).resolve_conj().numpy()
+    if _tree.is_tensor(value):
+        value = _tensors.resolved(value.detach().cpu())
+        is_bfloat = value.dtype == sys.modules["torch"].bfloat16
+        value = (value.float() if is_bfloat else value).numpy()
     array = np.asarray(value)
     if datatype is None:
         datatype = "BF16" if is_bfloat else _datatype(name, array)
@@ -129,4 +132,4 @@ def _datatype(name: str, array: np.ndarray) -> str:
     )
 
 
-__all__ = ["Raw", "to_array", "to_raw", "to_torch"]
+__all__ = ["DATATYPES", "Raw", "to_array", "to_raw", "to_torch"]

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from onelane import _names
+from onelane._serve.arrays import DATATYPES
 from onelane._training import is_module
-
-# By the names of the Open Inference Protocol.
-DATATYPES = (
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
-    "FP16", "BF16", "FP32", "FP64", "BYTES",
-)  # fmt: skip
 
 Declared = Mapping[str, tuple[str, Sequence[int]]]
 
@@ -123,4 +118,4 @@ def _listed(declared: Declared | None) -> list[tuple[str, str, list[int]]]:
     return [(str(name), datatype, [*shape]) for name, (datatype, shape) in given.items()]
 
 
-__all__ = ["DATATYPES", "Declared", "Predictor"]
+__all__ = ["Declared", "Predictor"]

@@ -41,6 +41,18 @@ impl Calls {
     }
 }
 
+/// Runs a whole batch; what it attaches again further down is attached already, unless the model is in
+/// a child.
+pub(super) fn attached_once<T>(
+    is_child: bool,
+    run: impl FnOnce() -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
+    if is_child {
+        return run();
+    }
+    attach_worker(|_| run()).unwrap_or_else(|| Err(interpreter_ending()))
+}
+
 fn attached(
     call: impl FnOnce(Python<'_>) -> PyResult<Bound<'_, PyAny>>,
 ) -> Result<Py<PyAny>, EngineError> {

@@ -8,9 +8,8 @@ use onelane_server::{Datatype, Row, Tensor};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
-use super::calls::{Calls, read};
-use crate::engine::{PyEngine, interpreter_ending};
-use crate::interpreter::attach_worker;
+use super::calls::{Calls, attached_once, read};
+use crate::engine::PyEngine;
 
 /// A tensor as it crosses to Python and back: name, type, shape and bytes.
 type Parts<'py> = (String, String, Vec<usize>, Bound<'py, PyBytes>);
@@ -61,11 +60,7 @@ impl Engine for TensorEngine {
     type Output = Row;
 
     fn infer(&mut self, batch: &[Row]) -> Result<Vec<Row>, EngineError> {
-        if self.python.is_child() {
-            return self.run(batch);
-        }
-        // Once for the whole batch: what attaches again further down is attached already.
-        attach_worker(|_| self.run(batch)).unwrap_or_else(|| Err(interpreter_ending()))
+        attached_once(self.python.is_child(), || self.run(batch))
     }
 
     fn delivered(&mut self) {

@@ -7,9 +7,8 @@ use onelane_tokeniser::{Buckets, TokenisedText};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::calls::{Calls, read};
-use crate::engine::{PyEngine, interpreter_ending};
-use crate::interpreter::attach_worker;
+use super::calls::{Calls, attached_once, read};
+use crate::engine::PyEngine;
 
 /// What a row begins with: how many tokens it has, and where the second segment kind begins.
 const HEAD: usize = 2;
@@ -91,11 +90,7 @@ impl Engine for TextEngine {
     type Output = Vec<f32>;
 
     fn infer(&mut self, batch: &[TokenisedText]) -> Result<Vec<Vec<f32>>, EngineError> {
-        if self.python.is_child() {
-            return self.run_all(batch);
-        }
-        // Once for the whole batch: what attaches again further down is attached already.
-        attach_worker(|_| self.run_all(batch)).unwrap_or_else(|| Err(interpreter_ending()))
+        attached_once(self.python.is_child(), || self.run_all(batch))
     }
 
     fn delivered(&mut self) {
