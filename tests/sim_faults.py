@@ -42,6 +42,8 @@ def load() -> Callable[[torch.Tensor], torch.Tensor]:
             hang(device)
         return (x.to("mps") * 2).cpu()
 
+    # What PyTorch loads when it first computes is loaded now: a start may take longer than a batch.
+    model(torch.zeros(1, 4))
     return model
 
 

@@ -27,7 +27,7 @@ TESTS = os.path.dirname(__file__)
 
 
 def queue(model=listed, **settings):
-    isolation = settings.pop("isolation", onelane.Isolation(hang_s=5.0))
+    isolation = settings.pop("isolation", onelane.Isolation())
     given = {"requests": onelane.Items(), "factory": False, **settings}
     return onelane.BatchQueue(model, "cpu", isolation=isolation, **given)
 

@@ -22,6 +22,9 @@ pub enum Activity {
     Batch {
         /// The number of requests in it.
         size: usize,
+        /// Whether the process has answered none before: what an engine loads or compiles when it
+        /// first runs counts as time of this batch.
+        first: bool,
     },
 }
 
@@ -32,7 +35,8 @@ impl fmt::Display for Activity {
             Self::Building => f.write_str("while it built its engine"),
             Self::WarmingUp => f.write_str("during its warm-up"),
             Self::Idle => f.write_str("while it was idle"),
-            Self::Batch { size } => write!(f, "during a batch of {size}"),
+            Self::Batch { size, first: false } => write!(f, "during a batch of {size}"),
+            Self::Batch { size, first: true } => write!(f, "during a batch of {size}, its first"),
         }
     }
 }

@@ -126,7 +126,7 @@ impl Worker {
             length,
             ..Frame::new(Kind::Batch)
         };
-        self.activity = Activity::Batch { size: batch.len() };
+        self.activity = Activity::Batch { size: batch.len(), first: self.batches == 0 };
         let sent = Instant::now();
         let deadline = Deadline::new(sent, self.children.config.hang);
         // A write that failed gave the child nothing that it could have run.

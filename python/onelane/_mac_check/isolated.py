@@ -67,6 +67,8 @@ def _faulty(profile: str | None) -> Callable[[list[int]], list[int]]:
             threading.Event().wait()
         return [int(x) for x in (torch.tensor(items, dtype=torch.float32).to("mps") * 2).cpu()]
 
+    # What PyTorch loads when it first computes is loaded now: a start may take longer than a batch.
+    model([0])
     return model
 
 

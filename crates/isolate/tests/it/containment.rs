@@ -31,6 +31,7 @@ pub fn tests() -> Tests {
         ("killed_from_outside", killed_from_outside),
         ("killed_from_outside_with_a_spare", killed_from_outside_with_a_spare),
         ("stopped_from_outside", stopped_from_outside),
+        ("a_first_batch_is_named", a_first_batch_is_named),
         ("errors_cross_as_values", errors_cross_as_values),
         ("the_last_words_are_in_the_error", the_last_words_are_in_the_error),
         ("a_spare_takes_over_at_once", a_spare_takes_over_at_once),
@@ -229,11 +230,22 @@ fn killed(config: IsolationConfig) {
 }
 
 fn stopped_from_outside() {
-    let world = world(IsolationConfig::default().hang(Duration::from_millis(500)));
+    let world = world(IsolationConfig::default().hang(Duration::from_secs(2)));
     signal(world.child(), Signal::STOP);
     let answers = world.batch((0..4).map(|value| Ask::new(Act::Echo, value)).collect());
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     assert_eq!(world.supervisor.stats().hangs, 1);
+    world.close();
+}
+
+/// What is loaded or compiled when an engine first runs counts as time of that batch.
+fn a_first_batch_is_named() {
+    let world = world(config().retries(0));
+    world.echoes(1);
+    for words in ["during a batch of 1 (", "during a batch of 1, its first ("] {
+        let lost = lost(&world.ask(Act::Abort, 1).expect_err("it aborts"));
+        assert!(lost.to_string().contains(words), "{lost}");
+    }
     world.close();
 }
 
