@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -109,6 +110,35 @@ def synchronize(name: str) -> None:
             torch.cuda.synchronize(torch.device(name))
     elif kind == "xpu":
         torch.xpu.synchronize(torch.device(name))
+
+
+def make_current(name: str) -> None:
+    """Have code that says `cuda` alone, on this worker, mean the worker's device: `cuda:1`, say.
+
+    It imports PyTorch if that is there: such code may be what loads it. Raises `RuntimeError` if
+    the machine has no device of that number.
+    """
+    kind, _, index = name.partition(":")
+    if not index or kind not in _HAS_CURRENT or getattr(_current, "name", None) == name:
+        return
+    try:
+        import torch
+    except ImportError:
+        return
+    devices = getattr(torch, kind)
+    if not devices.is_available():
+        return
+    count = devices.device_count()
+    if int(index) >= count:
+        names = ", ".join(repr(canonical(f"{kind}:{number}")) for number in range(count))
+        raise RuntimeError(f"there is no device {name!r} on this machine; there is {names}")
+    devices.set_device(int(index))
+    _current.name = name
+
+
+# Types whose current device is each thread's own, and what it was made on a worker.
+_HAS_CURRENT = ("cuda", "xpu")
+_current = threading.local()
 
 
 def collector(name: str) -> Callable[[], object]:

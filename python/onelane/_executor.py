@@ -42,7 +42,9 @@ T = TypeVar("T")
 class _Call:
     """A function with its arguments, the caller's context variables and its PyTorch modes."""
 
-    __slots__ = ("args", "awaits", "collect", "context", "failed", "fn", "kwargs", "modes")
+    __slots__ = (
+        "args", "awaits", "collect", "context", "device", "failed", "fn", "kwargs", "modes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -51,11 +53,12 @@ class _Call:
         kwargs: dict[str, Any],
         context: contextvars.Context,
         modes: _modes.Modes,
+        device: str,
         collect: Callable[[], object],
         failed: Callable[[BaseException], object],
     ) -> None:
         self.fn, self.args, self.kwargs = fn, args, kwargs
-        self.context, self.modes = context, modes
+        self.context, self.modes, self.device = context, modes, device
         self.collect, self.failed = collect, failed
         # Whether a coroutine that it returns is run to its end.
         self.awaits = False
@@ -63,6 +66,7 @@ class _Call:
     def __call__(self) -> Any:
         collect = self.collect
         try:
+            _devices.make_current(self.device)
             return self.context.run(self._run)
         except BaseException as error:
             self.failed(error)
@@ -219,7 +223,7 @@ class DeviceExecutor(Executor):
         if self._poisoned is not None:
             raise EngineLost(self._poisoned)
         context, modes = contextvars.copy_context(), _modes.capture(self._autocast)
-        return _Call(fn, args, kwargs, context, modes, self._collect, self._note)
+        return _Call(fn, args, kwargs, context, modes, self._device, self._collect, self._note)
 
     def caller(self) -> Caller:
         """Return the context variables and modes of the calling thread, for a later `packed`."""

@@ -197,6 +197,7 @@ class Build:
             raise
 
     def _runner(self) -> Runner:
+        _devices.make_current(self.device)
         model = self._model
         if self._factory:
             with _devices.synchronous_loading():
