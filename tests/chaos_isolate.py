@@ -204,7 +204,7 @@ def surroundings():
         found |= {
             "threads": len(os.listdir("/proc/self/task")),
             "descriptors": len(os.listdir("/proc/self/fd")),
-            "shared memory": sorted(os.listdir("/dev/shm")),
+            "shared memory": sorted(filter(ours, os.listdir("/dev/shm"))),
             "children": sorted(
                 child
                 for task in os.listdir("/proc/self/task")

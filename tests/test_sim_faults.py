@@ -60,7 +60,7 @@ def test_a_hang_does_not_return():
 @pytest.mark.parametrize("fault", [ABORT, HANG])
 def test_an_isolated_worker_contains_it(fault):
     # A hang needs no second try to be believed.
-    isolation = onelane.Isolation(hang_s=15, retries=0)
+    isolation = onelane.Isolation(hang_s=5, retries=0)
     with onelane.BatchQueue("sim_faults:load", "cpu", isolation=isolation) as queue:
         inputs = [torch.full((1, 4), float(i)) for i in range(8)]
         inputs[3] = torch.full((1, 4), fault)

@@ -22,7 +22,7 @@ def isolation(device: Device) -> dict[str, Any]:
     """One request of eight aborts the child, and one hangs it."""
     queue = onelane.BatchQueue(
         functools.partial(_faulty, _profile(device)), "mps", onelane.Items(), factory=True,
-        isolation=onelane.Isolation(hang_s=float(device.size(8, 40)), retries=0),
+        isolation=onelane.Isolation(hang_s=float(device.size(5, 40)), retries=0),
         max_batch_size=_REQUESTS,
     )  # fmt: skip
     return answers(queue, device.size(100, 400))
