@@ -16,7 +16,7 @@ WIDTH = 32
 
 
 @pytest.fixture(scope="session")
-def expected(address: str, ready: None) -> list[list[float]]:
+def expected(address: str) -> list[list[float]]:
     import json
 
     body = json.dumps({"inputs": TEXTS}).encode()
