@@ -197,14 +197,17 @@ side-by-side: package ## onelane beside other servers, into docs/; wants a quiet
 
 # Small sizes; VERIFY=full takes hours. Two lanes at once: the tests of Python keep one core busy.
 LANES = $(MAKE) --no-print-directory -j2 $(if $(filter-out 3.%,$(MAKE_VERSION)),-O)
+LANE = $(MAKE) --no-print-directory -j1
 ci: ## what CI runs
-	$(LANES) $(VENV)/.ready check
-	$(LANES) ci-rust test-python
-	$(LANES) test-capi test-clients
+	$(LANES) $(VENV)/.ready clippy
+	$(LANES) ci-rust ci-python
 
-.PHONY: ci-rust
+.PHONY: ci-rust ci-python
 ci-rust:
-	$(MAKE) --no-print-directory -j1 test-rust test-model loom fuzz chaos tsan miri
+	$(LANE) check test-rust test-model loom fuzz chaos tsan miri
+
+ci-python:
+	$(LANE) test-python test-clients test-capi
 
 clean: ## remove what was built
 	rm -rf target $(VENV) $(RAY_VENV) $(KSERVE_VENV) $(CLIENTS) $(WHEELS) $(DIST)
