@@ -181,6 +181,8 @@ pub enum Refusal {
 /// # Ok(())
 /// # }
 /// ```
+#[derive(thiserror::Error)]
+#[error("{reason}")]
 pub struct SubmitError<R> {
     reason: Refusal,
     refused: SyncWrapper<R>,
@@ -206,19 +208,11 @@ impl<R> SubmitError<R> {
     }
 }
 
-impl<R> fmt::Display for SubmitError<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.reason.fmt(f)
-    }
-}
-
 impl<R> fmt::Debug for SubmitError<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SubmitError({:?})", self.reason)
     }
 }
-
-impl<R> Error for SubmitError<R> {}
 
 /// Why [`BatchQueue::infer`](crate::BatchQueue::infer) has no response.
 ///

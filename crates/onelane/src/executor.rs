@@ -124,20 +124,11 @@ impl DeviceExecutor {
     /// thread can be had.
     pub fn new(config: ExecutorConfig) -> Result<Self, BuildError> {
         config.validate()?;
-        let ExecutorConfig {
-            device,
-            workers,
-            capacity,
-            stall_after,
-            stack_size,
-            delivery,
-            on_wake,
-            around,
-            clock,
-        } = config;
-        let shared = Arc::new(ExecutorShared::new(device, workers, clock));
-        let config = RunClosures::config(capacity).stall_after(stall_after);
-        let (closures, factory) = Admission::new(&shared, None, config, || Ok(RunClosures))
+        let hooks = Hooks { around: config.around, on_wake: config.on_wake };
+        let (workers, delivery) = (config.workers, config.delivery);
+        let shared = Arc::new(ExecutorShared::new(config.device, workers, config.clock));
+        let closures = RunClosures::config(config.capacity).stall_after(config.stall_after);
+        let (closures, factory) = Admission::new(&shared, None, closures, || Ok(RunClosures))
             .expect("an executor that is made is not shut down");
         let threads = Mutex::new(Vec::new());
         let owner = Arc::new(Owner { shared: Arc::clone(&shared), closures, threads });
@@ -145,9 +136,8 @@ impl DeviceExecutor {
             let shared = Arc::clone(&shared);
             // The kernel shows 15 bytes of a thread's name.
             let name = format!("onelane {} {index}", shared.device);
-            let hooks = Hooks { around, on_wake };
             let body = move || run_worker(shared, index, delivery, hooks);
-            let thread = spawn(name, Some(stack_size), body).inspect_err(|_| {
+            let thread = spawn(name, Some(config.stack_size), body).inspect_err(|_| {
                 // Those that run are told to stop by the owner's drop; these never came to be.
                 let mut scheduler = owner.shared.lock();
                 (index..workers).for_each(|missing| scheduler.worker_ended(missing));
@@ -355,7 +345,8 @@ impl DeviceExecutor {
     /// Whether the device works: it stalls when a batch of any queue does. A queue that has failed
     /// says so itself.
     pub fn health(&self) -> Health {
-        self.owner.shared.health(None)
+        let shared = &self.owner.shared;
+        shared.lock().overall_health(shared.clock.now())
     }
 
     /// The statistics of the closures.
@@ -365,8 +356,7 @@ impl DeviceExecutor {
 
     /// The statistics and the histograms of the closures, of one instant.
     pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
-        let stats = self.owner.shared.stats(self.owner.closures.queue);
-        (stats.summary(), stats.histograms())
+        self.owner.shared.stats(self.owner.closures.queue).snapshot()
     }
 
     pub(crate) fn owner(&self) -> &Arc<Owner> {

@@ -287,13 +287,13 @@ impl<E: Engine> BatchQueue<E> {
 
     /// The counters and the histograms of one instant.
     pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
-        let stats = self.live_stats();
-        (stats.summary(), stats.histograms())
+        self.live_stats().snapshot()
     }
 
     /// Whether the queue works, builds its engine again, stalls, has failed or was shut down.
     pub fn health(&self) -> Health {
-        self.admission.shared.health(Some(self.admission.queue))
+        let Admission { shared, queue, .. } = &*self.admission;
+        shared.lock().health(*queue, shared.clock.now())
     }
 
     /// How much there is to do: the cost of what waits, and the requests that wait for room or run.
@@ -314,7 +314,7 @@ impl<E: Engine> BatchQueue<E> {
     /// # }
     /// ```
     pub fn load(&self) -> usize {
-        self.admission.shared.load(self.admission.queue)
+        self.admission.shared.lock().load(self.admission.queue)
     }
 
     /// The settings that the queue was made with.

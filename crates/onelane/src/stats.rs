@@ -240,6 +240,11 @@ impl Stats {
         stats
     }
 
+    /// The summary and the histograms, of one instant.
+    pub(crate) fn snapshot(&self) -> (QueueStats, QueueHistograms) {
+        (self.summary(), self.histograms())
+    }
+
     pub(crate) fn histograms(&self) -> QueueHistograms {
         QueueHistograms {
             batch_size: export(&self.batch_size, 1, 14, 1.0),

@@ -464,11 +464,12 @@ impl Scheduler {
         }
     }
 
-    fn load(&mut self, id: QueueId) -> usize {
+    /// What a queue has to do; nothing once it is gone.
+    pub(crate) fn load(&mut self, id: QueueId) -> usize {
         self.drain_inbox(id).map_or(0, |(queue, _)| queue.pending.load())
     }
 
-    fn health(&self, id: QueueId, now: Instant) -> Health {
+    pub(crate) fn health(&self, id: QueueId, now: Instant) -> Health {
         match self.queues.get(&id) {
             Some(queue) => queue.health(self.id, now),
             None if self.died => Health::Failed(RequestError::WorkerDied.to_string()),
@@ -477,7 +478,7 @@ impl Scheduler {
     }
 
     /// Of the device: what one queue's engine does to itself is that queue's affair.
-    fn overall_health(&self, now: Instant) -> Health {
+    pub(crate) fn overall_health(&self, now: Instant) -> Health {
         if self.died {
             return Health::Failed(RequestError::WorkerDied.to_string());
         }

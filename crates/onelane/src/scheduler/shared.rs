@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use crate::scheduler::Scheduler;
 use crate::scheduler::id::QueueId;
-use crate::stats::{Health, Stats};
+use crate::stats::Stats;
 use crate::sync::{Clock, Deferred, Mutex, MutexGuard, may_lock};
 
 /// What clients, workers and handles of one executor share.
@@ -57,20 +57,6 @@ impl ExecutorShared {
     pub(crate) fn stats(&self, queue: QueueId) -> Stats {
         let now = self.clock.now();
         self.lock().stats(queue, now).unwrap_or_default()
-    }
-
-    /// What a queue has to do; nothing once it is gone.
-    pub(crate) fn load(&self, queue: QueueId) -> usize {
-        self.lock().load(queue)
-    }
-
-    /// Of one queue, or of the device.
-    pub(crate) fn health(&self, queue: Option<QueueId>) -> Health {
-        let now = self.clock.now();
-        match queue {
-            Some(queue) => self.lock().health(queue, now),
-            None => self.lock().overall_health(now),
-        }
     }
 
     /// Tells the timer of a deadline of a request of `queue`.
