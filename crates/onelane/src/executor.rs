@@ -413,7 +413,7 @@ pub(crate) fn build_engines<E: Engine>(
     let wait = |build: ResponseHandle<_>| build.wait().map_err(|_| closed())?;
     let built = builds.into_iter().try_for_each(wait);
     if let Some(worker) = waiting {
-        worker.unwait(shared, request);
+        worker.unwait(request);
     }
     built
 }

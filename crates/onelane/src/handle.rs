@@ -198,7 +198,7 @@ impl<T: Send + 'static> ResponseHandle<T> {
     /// If this is a worker, it does not wait for the request any more.
     fn unwait(&self) {
         if let (Some(request), Some(worker)) = (self.request, this_worker()) {
-            worker.unwait(&self.shared, request);
+            worker.unwait(request);
         }
     }
 }

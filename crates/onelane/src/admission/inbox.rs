@@ -93,7 +93,7 @@ pub(crate) struct Inbox<E: Engine> {
 const BRIEF: Duration = Duration::from_micros(50);
 
 /// The same among many threads, who want each other's processor.
-const QUICK: Duration = Duration::from_micros(5);
+pub(crate) const QUICK: Duration = Duration::from_micros(5);
 
 /// What is behind the inbox's lock.
 #[repr(C)]
@@ -164,11 +164,6 @@ impl<E: Engine> Inbox<E> {
         self.quick.set(service < QUICK);
     }
 
-    /// Whether who waits for this queue is likely to be answered sooner than it can sleep.
-    pub(crate) fn is_quick(&self) -> bool {
-        self.quick.get()
-    }
-
     /// How a thread waits for the answer to the request that it puts in next.
     #[inline]
     pub(crate) fn wait_policy(
@@ -207,12 +202,6 @@ impl<E: Engine> InboxState<E> {
     /// Takes back the room that requests have left.
     pub(crate) fn release(&mut self, freed: &mut Permits) {
         self.room.add(std::mem::take(freed));
-    }
-
-    /// Whether the caller has to wake a worker for what it has put in.
-    #[inline]
-    pub(crate) fn take_wake_needed(&mut self) -> bool {
-        std::mem::take(&mut self.wake_needed)
     }
 
     /// Whether the timer has to be told of a deadline.

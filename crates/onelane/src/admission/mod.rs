@@ -18,7 +18,7 @@ use crate::engine::{BatchItem, Engine};
 use crate::error::{EngineError, Refusal, SubmitError};
 use crate::handle::ResponseHandle;
 use crate::request::{Priority, Request};
-use crate::scheduler::id::{QueueId, RequestId};
+use crate::scheduler::id::{QueueId, RequestId, next_id};
 use crate::scheduler::pending::Pending;
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{MutexGuard, Receiver, Sender};
@@ -46,14 +46,15 @@ impl<E: Engine> Admission<E> {
         config: BatchConfig,
         build: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
     ) -> Option<(Self, Arc<EngineFactory<E>>)> {
+        let queue = next_id();
         let inbox = Arc::new(Inbox::new(&config));
+        let (device, name) = (shared.device.clone(), config.name.clone());
+        let factory = Arc::new(EngineFactory { queue, device, name, build: Box::new(build) });
+        let pending = Pending::new(Arc::clone(&factory), Arc::clone(&inbox), &config);
         let mut scheduler = shared.lock();
         if scheduler.is_stopping() {
             return None;
         }
-        let queue = scheduler.next_queue();
-        let factory = Arc::new(EngineFactory::new(queue, &shared.device, &config.name, build));
-        let pending = Pending::new(Arc::clone(&factory), Arc::clone(&inbox), &config);
         scheduler.insert_queue(queue, Box::new(pending), config.clone());
         drop(scheduler);
         let (shared, hasher) = (Arc::clone(shared), DefaultHashBuilder::default());
@@ -187,7 +188,7 @@ impl<E: Engine> Admission<E> {
         let deadline = arrival.request.deadline;
         let alarm = deadline.filter(|deadline| inbox.needs_alarm(*deadline));
         let number = inbox.put(arrival);
-        let wake_needed = inbox.take_wake_needed();
+        let wake_needed = std::mem::take(&mut inbox.wake_needed);
         // CORRECTNESS: the executor's lock comes before the inbox's.
         drop(inbox);
         if wake_needed {
@@ -261,7 +262,7 @@ impl<E: Engine> Admission<E> {
             }
         });
         if let Some(worker) = this_worker() {
-            worker.unwait(shared, request);
+            worker.unwait(request);
         }
         let reason = match waited {
             Some(Ok(settled)) => return settled,

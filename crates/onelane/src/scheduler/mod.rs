@@ -32,17 +32,13 @@ use crate::scheduler::workers::{WorkerCommand, Workers};
 use crate::stats::{Health, Stats};
 use crate::sync::{Clock, Deferred};
 use crate::worker::batch::Dispatched;
-use crate::worker::wait_graph;
 
 /// What a worker does next.
 pub(crate) enum Step {
     Command(WorkerCommand),
     Batch(Dispatched),
     /// Sleep until woken, or until this instant. The waker has been stored.
-    Sleep {
-        until: Option<Instant>,
-        is_quick: bool,
-    },
+    Sleep(Option<Instant>),
     Stop,
 }
 
@@ -52,12 +48,12 @@ pub(crate) enum RequestLocation {
     Waiting,
     /// A worker runs it.
     Running(usize),
-    /// It has run, and its answer is on its way, whatever the caller does.
-    InDelivery,
+    /// Its answer is there, or on its way whatever the caller does.
     Answered,
 }
 
 /// What all workers, clients and shutdowns of an executor agree on.
+#[derive(Default)]
 pub(crate) struct Scheduler {
     /// Names the executor among those of the process.
     id: u64,
@@ -70,7 +66,6 @@ pub(crate) struct Scheduler {
     /// A worker's thread has ended out of turn.
     died: bool,
     alive: usize,
-    next_queue: QueueId,
     next_batch: u64,
     /// The virtual time of the queue dispatched last: where a queue that was idle comes in.
     virtual_now: Duration,
@@ -82,25 +77,7 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     fn new(id: u64, workers: usize) -> Self {
-        Self {
-            id,
-            queues: BTreeMap::new(),
-            past: BTreeMap::new(),
-            workers: Workers::new(workers),
-            stopping: false,
-            died: false,
-            alive: workers,
-            next_queue: 0,
-            next_batch: 0,
-            virtual_now: Duration::ZERO,
-            exit_waiters: Vec::new(),
-            deferred: Deferred::default(),
-        }
-    }
-
-    pub(crate) fn next_queue(&mut self) -> QueueId {
-        self.next_queue += 1;
-        self.next_queue
+        Self { id, workers: Workers::new(workers), alive: workers, ..Self::default() }
     }
 
     pub(crate) fn insert_queue(
@@ -217,29 +194,23 @@ impl Scheduler {
         // CORRECTNESS: stored under the lock under which nothing was found to do; what comes later
         // finds it here, or finds that it has to wake a worker.
         self.workers.sleeps(worker, waker);
-        let (mut quiet, mut is_quick) = (true, false);
+        let mut quiet = true;
         for queue in self.queues.values_mut() {
             quiet &= queue.pending.listen();
-            is_quick |= queue.pending.is_quick();
         }
         if !quiet {
             // Something has come meanwhile: look again.
             self.wake_worker();
         }
-        Step::Sleep { until: [wait_until, rebuild_at].into_iter().flatten().min(), is_quick }
+        Step::Sleep([wait_until, rebuild_at].into_iter().flatten().min())
     }
 
     fn expire_all(&mut self, now: Instant) {
-        let is_late =
-            |queue: &Queue| queue.pending.next_deadline().is_some_and(|deadline| deadline <= now);
-        let late = self.queues.iter_mut().filter(|(_, queue)| is_late(queue));
-        let late: Vec<QueueId> = late
-            .map(|(&id, queue)| {
-                queue.pending.expire(now, &mut self.deferred);
-                id
-            })
-            .collect();
-        late.into_iter().for_each(|id| self.retire_if_empty(id));
+        let is_late = |queue: &Queue| queue.pending.next_deadline().is_some_and(|at| at <= now);
+        while let Some((&id, queue)) = self.queues.iter_mut().find(|(_, queue)| is_late(queue)) {
+            queue.pending.expire(now, &mut self.deferred);
+            self.retire_if_empty(id);
+        }
     }
 
     /// What builds an engine that this worker has lost, or when it may.
@@ -297,9 +268,6 @@ impl Scheduler {
     pub(crate) fn book(&mut self, dispatched: &Dispatched, service: Duration, now: Instant) {
         // Gone only if another worker has died.
         let Some(queue) = self.queues.get_mut(&dispatched.queue) else { return };
-        if let Some(running) = queue.running.iter().find(|it| it.number == dispatched.number) {
-            wait_graph::have_run(self.id, dispatched.queue, &running.requests);
-        }
         if let Some(why) = queue.book(dispatched, service, now, &mut self.deferred) {
             self.fail(dispatched.queue, why);
         }
@@ -324,13 +292,6 @@ impl Scheduler {
         }
     }
 
-    fn fail(&mut self, id: QueueId, why: String) {
-        if let Some((queue, deferred)) = self.drain_inbox(id) {
-            queue.fail(why, deferred);
-        }
-        self.retire_if_empty(id);
-    }
-
     /// Where a request is, for who waits for it on a worker.
     pub(crate) fn location(&mut self, request: RequestId) -> RequestLocation {
         let Some((queue, _)) = self.drain_inbox(request.queue) else {
@@ -339,8 +300,8 @@ impl Scheduler {
         if queue.pending.contains(request.number) {
             return RequestLocation::Waiting;
         }
-        match queue.running.iter().find(|running| running.requests.contains(&request.number)) {
-            Some(running) if running.ended => RequestLocation::InDelivery,
+        let mut running = queue.running.iter().filter(|running| !running.ended);
+        match running.find(|running| running.requests.contains(&request.number)) {
             Some(running) => RequestLocation::Running(running.worker),
             None => RequestLocation::Answered,
         }
@@ -352,11 +313,29 @@ impl Scheduler {
     /// engines are dropped and the queue goes.
     pub(crate) fn close(&mut self, id: QueueId, abort: bool) {
         let Some(queue) = self.queues.get_mut(&id) else { return };
-        // CORRECTNESS: before it is drained for the last time: nothing comes after that.
-        queue.close(&mut self.deferred);
-        let (queue, deferred) = self.drain_inbox(id).expect("it was there under this lock");
-        if abort {
-            queue.pending.dismiss_all(&RequestError::Closed, deferred);
+        if queue.phase == Phase::Open {
+            queue.phase = Phase::Closed;
+        }
+        self.refuse_all(id, &Refusal::Closed, abort.then_some(RequestError::Closed));
+    }
+
+    /// The engine of a queue is given up: refuses new requests, and answers those that wait.
+    fn fail(&mut self, id: QueueId, why: String) {
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        queue.fail(why.clone());
+        let refusal = Refusal::Failed(why.clone());
+        self.refuse_all(id, &refusal, Some(RequestError::QueueFailed(why)));
+    }
+
+    /// Refuses new requests and those that wait for room; what waits in the queue is answered with
+    /// `error`, if there is one.
+    fn refuse_all(&mut self, id: QueueId, refusal: &Refusal, error: Option<RequestError>) {
+        if let Some(queue) = self.queues.get_mut(&id) {
+            // CORRECTNESS: before it is drained for the last time: nothing comes after that.
+            queue.pending.refuse_all(refusal, &mut self.deferred);
+        }
+        if let (Some((queue, deferred)), Some(error)) = (self.drain_inbox(id), error) {
+            queue.pending.dismiss_all(&error, deferred);
         }
         self.retire_if_empty(id);
     }

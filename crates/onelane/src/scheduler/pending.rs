@@ -39,8 +39,6 @@ pub(crate) trait PendingRequests: Any + Send {
     fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred);
     /// Says, after a batch, whether nothing waits and nothing computes, and how long it took.
     fn set_pace(&mut self, idle: bool, service: Duration);
-    /// Whether the engine takes less time than a thread needs to sleep.
-    fn is_quick(&self) -> bool;
     fn len(&self) -> usize;
     /// Whether a request waits, in the queue or for room in it.
     fn contains(&self, number: u64) -> bool;
@@ -374,10 +372,6 @@ impl<E: Engine> PendingRequests for Pending<E> {
     fn set_pace(&mut self, idle: bool, service: Duration) {
         self.inbox.idle.set(idle);
         self.inbox.set_pace(service);
-    }
-
-    fn is_quick(&self) -> bool {
-        self.inbox.is_quick()
     }
 
     fn len(&self) -> usize {

@@ -6,7 +6,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::config::BatchConfig;
-use crate::error::{Refusal, RequestError};
+use crate::error::Refusal;
 use crate::scheduler::id::QueueId;
 use crate::scheduler::pending::PendingRequests;
 use crate::scheduler::policy::{Choice, Head};
@@ -101,21 +101,9 @@ impl Queue {
         }
     }
 
-    /// Refuses new requests, and those that wait for room.
-    pub(crate) fn close(&mut self, deferred: &mut Deferred) {
-        if self.phase == Phase::Open {
-            self.phase = Phase::Closed;
-        }
-        if let Some(refusal) = self.refusal() {
-            self.pending.refuse_all(&refusal, deferred);
-        }
-    }
-
-    /// As [`close`](Self::close), for an engine that is given up; answers those that wait.
-    pub(crate) fn fail(&mut self, why: String, deferred: &mut Deferred) {
+    /// Its engine is given up.
+    pub(crate) fn fail(&mut self, why: String) {
         self.rebuilds.clear();
-        self.pending.refuse_all(&Refusal::Failed(why.clone()), deferred);
-        self.pending.dismiss_all(&RequestError::QueueFailed(why.clone()), deferred);
         self.failed = Some(why);
     }
 
@@ -127,10 +115,11 @@ impl Queue {
         now: Instant,
         deferred: &mut Deferred,
     ) -> Option<String> {
-        let Dispatched { number, batch, .. } = dispatched;
+        let Dispatched { queue, number, batch } = dispatched;
         let outcome = batch.outcome();
         if let Some(running) = self.running.iter_mut().find(|running| running.number == *number) {
             running.ended = true;
+            wait_graph::have_run(*queue, &running.requests);
             let worker = running.worker;
             self.note_engine(worker, &outcome, now);
         }
@@ -148,8 +137,8 @@ impl Queue {
         counters.padded_cost = counters.padded_cost.saturating_add(outcome.padded_cost as u64);
         counters.engine_losses += u64::from(outcome.losses);
         counters.memory_splits += u64::from(outcome.ceiling.is_some());
-        let device_lost = batch.device_lost().filter(|_| self.failed.is_none());
-        device_lost.map(ToString::to_string).or_else(|| self.gives_up(deferred))
+        let device_lost = outcome.device_lost.filter(|_| self.failed.is_none());
+        device_lost.map(|error| error.to_string()).or_else(|| self.gives_up(deferred))
     }
 
     /// Counts losses, and notes whether a worker has to build its engine again.

@@ -7,12 +7,11 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use crate::scheduler::Scheduler;
-use crate::scheduler::id::QueueId;
+use crate::scheduler::id::{QueueId, next_id};
 use crate::stats::Stats;
 use crate::sync::{Clock, Deferred, Mutex, MutexGuard, may_lock};
 
@@ -26,11 +25,9 @@ pub(crate) struct ExecutorShared {
     scheduler: Mutex<Scheduler>,
 }
 
-static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-
 impl ExecutorShared {
     pub(crate) fn new(device: String, workers: usize, clock: Clock) -> Self {
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let id = next_id();
         Self { id, device, workers, clock, scheduler: Mutex::new(Scheduler::new(id, workers)) }
     }
 

@@ -29,6 +29,7 @@ struct WorkerState {
 }
 
 /// The workers of an executor.
+#[derive(Default)]
 pub(crate) struct Workers(Vec<WorkerState>);
 
 impl Workers {

@@ -16,20 +16,10 @@ pub(crate) struct EngineFactory<E: Engine> {
     pub(crate) queue: QueueId,
     pub(crate) device: String,
     pub(crate) name: String,
-    build: Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>,
+    pub(crate) build: Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>,
 }
 
 impl<E: Engine> EngineFactory<E> {
-    pub(crate) fn new(
-        queue: QueueId,
-        device: &str,
-        name: &str,
-        build: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
-    ) -> Self {
-        let (device, name) = (device.to_owned(), name.to_owned());
-        Self { queue, device, name, build: Box::new(build) }
-    }
-
     /// Builds and warms up an engine; on the worker. A panic is contained.
     pub(crate) fn build(&self) -> Result<Box<E>, BuildError> {
         let build = || -> Result<E, EngineError> {
