@@ -301,8 +301,8 @@ impl DeviceExecutor {
             sender.send(answer, &mut Deferred::default());
             return Ok(ResponseHandle::new(shared, receiver));
         }
-        let (request, sender, receiver, body) = Closure::of(request);
-        let submitted = closures.submit_with(request, sender, receiver, patience);
+        let (request, channel, body) = Closure::of(request);
+        let submitted = closures.submit(request, channel, patience);
         submitted
             .map(ResponseHandle::without_policy)
             .map_err(|refused| refused.map(|request| body.take_back(request)))

@@ -64,9 +64,9 @@ impl<E: Engine> Infer<E> {
             let State::New(request) = mem::replace(state, State::Done) else {
                 unreachable!("matched above")
             };
-            let (sender, receiver) = Receiver::pair(Some(waker.clone()));
+            let channel = Receiver::pair(Some(waker.clone()));
             let handed_over = queue
-                .start(request, sender, receiver, Patience::UntilAnswered)
+                .start(request, channel, Patience::UntilAnswered)
                 .map_err(InferError::Refused)?;
             // The waker went with it. On a worker there may be something to do inline.
             let is_seen_to = handed_over.1.is_none() && !(inline && this_worker().is_some());

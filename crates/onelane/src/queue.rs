@@ -15,6 +15,7 @@ use crate::handle::ResponseHandle;
 use crate::infer::{Infer, SubmitGroup};
 use crate::request::Request;
 use crate::stats::{Health, QueueHistograms, QueueStats, Stats};
+use crate::sync::Receiver;
 use crate::worker::context::belongs_to;
 
 /// The typed front of one engine: any thread or task submits requests, those of equal batch key
@@ -86,7 +87,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         request: impl Into<Request<E::Item>>,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        self.admission.submit(request.into(), Patience::Until(None))
+        self.admission.submit(request.into(), Receiver::pair(None), Patience::Until(None))
     }
 
     /// Submits a request if there is room now.
@@ -115,7 +116,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         request: impl Into<Request<E::Item>>,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        self.admission.submit(request.into(), Patience::None)
+        self.admission.submit(request.into(), Receiver::pair(None), Patience::None)
     }
 
     /// Submits a request, waiting for room for at most `timeout`.
@@ -130,7 +131,7 @@ impl<E: Engine> BatchQueue<E> {
         request: impl Into<Request<E::Item>>,
         timeout: Duration,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        self.admission.submit(request.into(), self.patience(timeout))
+        self.admission.submit(request.into(), Receiver::pair(None), self.patience(timeout))
     }
 
     /// Submits several requests at once: all of them are accepted, or none is. They may run in
@@ -234,7 +235,7 @@ impl<E: Engine> BatchQueue<E> {
 
     /// Refuses new requests; what was accepted is run. Does not wait.
     pub fn close(&self) {
-        self.admission.close(false);
+        self.admission.shared.lock().close(self.admission.queue, false);
     }
 
     /// Refuses new requests, runs (or, with [`Shutdown::Abort`], answers with
@@ -265,8 +266,8 @@ impl<E: Engine> BatchQueue<E> {
     /// # }
     /// ```
     pub fn shutdown(&self, mode: Shutdown, timeout: Duration) -> Result<(), ShutdownError> {
-        self.admission.close(mode == Shutdown::Abort);
         let Admission { shared, queue, .. } = &*self.admission;
+        shared.lock().close(*queue, mode == Shutdown::Abort);
         if belongs_to(shared) {
             return Err(ShutdownError::WouldDeadlock);
         }

@@ -44,9 +44,8 @@ where
         let Self { owner, state } = self.get_mut();
         let (handle, ticket, body) = match mem::replace(state, State::Done) {
             State::New(request) => {
-                let (request, sender, receiver, body) = Closure::of(request);
-                let started =
-                    owner.closures.start(request, sender, receiver, Patience::Until(None));
+                let (request, channel, body) = Closure::of(request);
+                let started = owner.closures.start(request, channel, Patience::Until(None));
                 match started.map_err(|refused| refused.map(|request| body.take_back(request)))? {
                     (handle, None) => return Poll::Ready(Ok(handle)),
                     (handle, Some(ticket)) => (handle, ticket, body),

@@ -61,25 +61,14 @@ impl<E: Engine> Admission<E> {
         Some((Self { shared, queue, config, hasher, inbox, _executor: executor }, factory))
     }
 
-    /// Submits a request for a thread.
-    pub(crate) fn submit(
+    /// Submits a request for a thread; its answer goes through `channel`.
+    pub(crate) fn submit<T: Send + 'static>(
         &self,
         request: Request<E::Item>,
-        patience: Patience,
-    ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        let (sender, receiver) = Receiver::pair(None);
-        self.submit_with(request, sender, receiver, patience)
-    }
-
-    /// Submits a request for a thread; what is sent to `sender` comes out of `receiver`.
-    pub(crate) fn submit_with<T: Send + 'static>(
-        &self,
-        request: Request<E::Item>,
-        sender: Sender<E::Output>,
-        receiver: Receiver<T>,
+        channel: (Sender<E::Output>, Receiver<T>),
         patience: Patience,
     ) -> Result<ResponseHandle<T>, SubmitError<Request<E::Item>>> {
-        let (handle, ticket) = self.start(request, sender, receiver, patience)?;
+        let (handle, ticket) = self.start(request, channel, patience)?;
         if let Some(ticket) = ticket {
             self.wait_for_room(&ticket, patience).map_err(|refused| refused.map(only))?;
         }
@@ -104,12 +93,11 @@ impl<E: Engine> Admission<E> {
     pub(crate) fn start<T: Send + 'static>(
         &self,
         request: Request<E::Item>,
-        sender: Sender<E::Output>,
-        receiver: Receiver<T>,
+        (sender, receiver): (Sender<E::Output>, Receiver<T>),
         patience: Patience,
     ) -> Result<(ResponseHandle<T>, Option<Ticket<E>>), SubmitError<Request<E::Item>>> {
         let permits = Permits { requests: 1, cost: request.input.cost() };
-        if let Some(refusal) = self.too_large(permits, [permits.cost]) {
+        if let Some(refusal) = self.too_large(permits, permits.cost) {
             sender.forget();
             return Err(self.refuse(refusal, 1, request));
         }
@@ -142,7 +130,8 @@ impl<E: Engine> Admission<E> {
         let costs: Vec<usize> = requests.iter().map(|request| request.input.cost()).collect();
         let cost = costs.iter().fold(0_usize, |sum, cost| sum.saturating_add(*cost));
         let permits = Permits { requests: requests.len(), cost };
-        if let Some(refusal) = self.too_large(permits, costs.iter().copied()) {
+        let heaviest = costs.iter().copied().max().unwrap_or(0);
+        if let Some(refusal) = self.too_large(permits, heaviest) {
             return Err(self.refuse(refusal, permits.requests, requests));
         }
         // The group goes in when its least urgent request may.
@@ -211,11 +200,8 @@ impl<E: Engine> Admission<E> {
         let deadline = arrivals.iter().filter_map(|arrival| arrival.request.deadline).min();
         let mut scheduler = self.shared.lock();
         let admitted = match scheduler.open_queue::<Pending<E>>(self.queue) {
+            Ok((pending, deferred)) => pending.admit(arrivals, class, patience, deferred),
             Err(refusal) => Err((refusal, arrivals)),
-            Ok((pending, deferred)) => {
-                let admitted = pending.admit(arrivals, class, patience, deferred);
-                admitted.map_err(|arrivals| (Refusal::Full, arrivals))
-            }
         };
         let mut alarm = None;
         match &admitted {
@@ -245,10 +231,7 @@ impl<E: Engine> Admission<E> {
     ) -> Result<(), SubmitError<Requests<E>>> {
         let Self { shared, .. } = self;
         let request = self.request(ticket.number);
-        let until = match patience {
-            Patience::Until(until) => until,
-            Patience::None | Patience::UntilAnswered => None,
-        };
+        let until = if let Patience::Until(until) = patience { until } else { None };
         let waited = shared.clock.block(until, |waker| {
             loop {
                 if let Poll::Ready(settled) = ticket.poll(waker) {
@@ -288,21 +271,14 @@ impl<E: Engine> Admission<E> {
 
     /// What requests exceed, if they are more than the queue may ever take.
     #[inline]
-    fn too_large(
-        &self,
-        permits: Permits,
-        costs: impl IntoIterator<Item = usize>,
-    ) -> Option<Refusal> {
-        let BatchConfig { max_batch_cost, capacity, capacity_cost, .. } = self.config;
-        let too_large = |amount, limit, max| Refusal::RequestTooLarge { amount, limit, max };
-        if permits.requests > capacity {
-            return Some(too_large(permits.requests, "capacity", capacity));
-        }
-        if permits.cost > capacity_cost {
-            return Some(too_large(permits.cost, "capacity_cost", capacity_cost));
-        }
-        let heavy = costs.into_iter().find(|cost| *cost > max_batch_cost);
-        heavy.map(|cost| too_large(cost, "max_batch_cost", max_batch_cost))
+    fn too_large(&self, permits: Permits, heaviest: usize) -> Option<Refusal> {
+        let limits = [
+            (permits.requests, "capacity", self.config.capacity),
+            (permits.cost, "capacity_cost", self.config.capacity_cost),
+            (heaviest, "max_batch_cost", self.config.max_batch_cost),
+        ];
+        let exceeded = limits.into_iter().find(|(amount, _, max)| amount > max);
+        exceeded.map(|(amount, limit, max)| Refusal::RequestTooLarge { amount, limit, max })
     }
 
     fn refuse<R>(&self, refusal: Refusal, requests: usize, refused: R) -> SubmitError<R> {
@@ -312,11 +288,6 @@ impl<E: Engine> Admission<E> {
 
     fn request(&self, number: u64) -> RequestId {
         RequestId { queue: self.queue, number }
-    }
-
-    /// Refuses new requests; what waits is run or, with `abort`, answered with an error.
-    pub(crate) fn close(&self, abort: bool) {
-        self.shared.lock().close(self.queue, abort);
     }
 }
 

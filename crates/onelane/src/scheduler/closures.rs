@@ -24,7 +24,7 @@ impl<F> Body<F> {
 }
 
 /// See [`Closure::of`].
-pub(crate) type Parts<F, T> = (Request<Closure>, Sender<()>, Receiver<T>, Body<F>);
+pub(crate) type Parts<F, T> = (Request<Closure>, (Sender<()>, Receiver<T>), Body<F>);
 
 impl Closure {
     /// A request to call a user's closure, where its answer goes, and the closure itself.
@@ -47,7 +47,7 @@ impl Closure {
             }
         };
         let request = request.replace_input(Self(Box::new(run))).1;
-        (request, sender, receiver, Body(body))
+        (request, (sender, receiver), Body(body))
     }
 }
 

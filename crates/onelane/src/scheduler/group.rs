@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::request::Priority;
 use crate::scheduler::fifo::Fifo;
 
 /// The list of a group's requests, by its place among a request's links.
@@ -74,11 +73,6 @@ impl<K> Group<K> {
     /// The oldest request of the most urgent class.
     pub(crate) fn first(&self) -> Option<usize> {
         self.by_class.iter().find_map(Fifo::head)
-    }
-
-    /// The oldest request of a class, if none is more urgent.
-    pub(crate) fn head(&self, class: Priority) -> Option<usize> {
-        self.by_class[class.index()].head()
     }
 
     /// Learns from a batch of so many requests that has run: they fitted, or no more than `most` do.

@@ -78,8 +78,6 @@ pub(crate) struct Pending<E: Engine> {
     empty: Vec<Arrival<E>>,
     config: BatchConfig,
     open: bool,
-    /// The inbox is closed because somebody waits for room.
-    shut: bool,
     /// Each stands in two lists: all of its class in the queue, and those of its class and key.
     requests: Slab<Linked<PendingRequest<E>>>,
     by_number: HashMap<u64, usize>,
@@ -114,7 +112,6 @@ impl<E: Engine> Pending<E> {
             empty: Vec::new(),
             config: config.clone(),
             open: true,
-            shut: false,
             requests: Slab::new(),
             by_number: HashMap::new(),
             freed: Permits::default(),
@@ -129,14 +126,15 @@ impl<E: Engine> Pending<E> {
     }
 
     /// Lets requests in for which the inbox had no room, or has them wait; the inbox is drained.
-    /// Returns the number of the first, and the ticket of those that wait; or gives them back.
+    /// Returns the number of the first, and the ticket of those that wait; or gives them back and says
+    /// why.
     pub(crate) fn admit(
         &mut self,
         mut arrivals: Vec<Arrival<E>>,
         class: Priority,
         patience: Patience,
         deferred: &mut Deferred,
-    ) -> Result<(u64, Option<Ticket<E>>), Vec<Arrival<E>>> {
+    ) -> Result<(u64, Option<Ticket<E>>), (Refusal, Vec<Arrival<E>>)> {
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
         let is_first = arrivals
@@ -146,19 +144,18 @@ impl<E: Engine> Pending<E> {
         inbox.release(&mut self.freed);
         let room = is_first && inbox.reserve(permits);
         if !room && patience == Patience::None {
-            return Err(arrivals);
+            return Err((Refusal::Full, arrivals));
         }
         let number = inbox.number_all(&mut arrivals);
         if !room {
             // CORRECTNESS: under the lock under which there was no room; what makes room holds it.
             inbox.open = false;
             drop(inbox);
-            self.shut = true;
             let told = patience != Patience::UntilAnswered;
             return Ok((number, Some(self.waiters.push(arrivals, number, class, told))));
         }
         drop(inbox);
-        self.push_all(arrivals, deferred);
+        arrivals.into_iter().for_each(|arrival| self.push(arrival, deferred));
         Ok((number, None))
     }
 
@@ -176,29 +173,18 @@ impl<E: Engine> Pending<E> {
         count
     }
 
-    /// Assigns room that is free to those who wait for it; behind the last of them the inbox opens.
+    /// Assigns room that is free to those who wait for it.
     fn assign_room(&mut self, deferred: &mut Deferred) {
-        if !self.shut {
-            return;
-        }
-        while let Some(permits) = self.waiters.first_permits() {
+        while let Some((number, permits)) = self.waiters.first() {
             let mut inbox = self.inbox.lock();
             inbox.release(&mut self.freed);
             if !inbox.reserve(permits) {
                 return;
             }
             drop(inbox);
-            if let Some(arrivals) = self.waiters.admit_first(deferred) {
-                self.push_all(arrivals, deferred);
-            }
+            let arrivals = self.waiters.admit(number, deferred).into_iter().flatten();
+            arrivals.for_each(|arrival| self.push(arrival, deferred));
         }
-        self.shut = false;
-        self.inbox.lock().open = self.open;
-    }
-
-    fn push_all(&mut self, arrivals: Vec<Arrival<E>>, deferred: &mut Deferred) {
-        arrivals.into_iter().for_each(|arrival| self.push(arrival, deferred));
-        self.inbox.idle.set(false);
     }
 
     /// Appends a request to its group; answers it if that fails.
@@ -221,7 +207,7 @@ impl<E: Engine> Pending<E> {
         };
         (request.seq, request.group) = (self.stats.counters.submitted, group);
         let PendingRequest { cost, class, arrival, deadline, number, .. } = request;
-        let index = self.requests.insert(Linked::new(request));
+        let index = self.requests.insert(request.into());
         self.by_number.insert(number, index);
         self.by_class[class.index()].push_back(&mut self.requests, index);
         self.class_len[class.index()] += 1;
@@ -295,7 +281,7 @@ impl<E: Engine> Pending<E> {
         }
         self.by_number.remove(&number);
         self.freed.add(Permits { requests: 1, cost });
-        self.requests.remove(index).into_value()
+        self.requests.remove(index).value
     }
 
     /// Removes a request that waits in the queue, and answers it.
@@ -319,9 +305,10 @@ impl<E: Engine> Pending<E> {
         deferred.discard(self.groups.remove(index).key);
     }
 
-    fn head(&self, index: usize, ready_at: Instant) -> Head {
+    /// A request as a head; without `ready_at` it may go at once.
+    fn head(&self, index: usize, ready_at: Option<Instant>) -> Head {
         let PendingRequest { class, arrival, seq, .. } = *self.requests[index];
-        Head { index, class, arrival, seq, ready_at }
+        Head { index, class, arrival, seq, ready_at: ready_at.unwrap_or(arrival) }
     }
 
     /// From when on a batch of this group may go, with `max_wait`.
@@ -340,16 +327,13 @@ impl<E: Engine> PendingRequests for Pending<E> {
         inbox.swap(&mut accepted);
         inbox.release(&mut self.freed);
         inbox.wake_needed = wake_needed;
+        // Behind the last who waited for room.
+        inbox.open = self.open && self.waiters.requests() == 0;
         drop(inbox);
-        let failed = self.stats.counters.failed;
         accepted.drain(..).for_each(|arrival| self.push(arrival, deferred));
         self.empty = accepted;
-        if !self.requests.is_empty() {
-            self.inbox.idle.set(false);
-        }
-        if self.stats.counters.failed > failed {
-            self.assign_room(deferred);
-        }
+        // What could not be taken in has left room.
+        self.assign_room(deferred);
     }
 
     fn listen(&mut self) -> bool {
@@ -386,17 +370,12 @@ impl<E: Engine> PendingRequests for Pending<E> {
         if self.config.max_wait.is_zero() {
             // The oldest request of a class in the queue is the oldest of its class in its group.
             let heads = self.by_class.iter().filter_map(Fifo::head);
-            heads.for_each(|index| visit(self.head(index, self.requests[index].arrival)));
-            return;
+            return heads.for_each(|index| visit(self.head(index, None)));
         }
         for (_, group) in &self.groups {
             let ready_at = self.group_ready_at(group);
-            for class in Priority::ALL {
-                if let Some(index) = group.head(class) {
-                    let arrival = self.requests[index].arrival;
-                    visit(self.head(index, ready_at.unwrap_or(arrival)));
-                }
-            }
+            let heads = group.by_class.iter().filter_map(Fifo::head);
+            heads.for_each(|index| visit(self.head(index, ready_at)));
         }
     }
 
@@ -502,12 +481,10 @@ impl<E: Engine> PendingRequests for Pending<E> {
         let ceilings = || self.groups.iter().filter_map(|(_, group)| group.ceiling);
         counters.ceilings = ceilings().count();
         counters.lowest_ceiling = ceilings().map(|ceiling| ceiling.most).min();
-        for class in Priority::ALL {
-            let at = class.index();
-            counters.classes[at].waiting = self.class_len[at];
-            let oldest = self.by_class[at].head().map(|index| self.requests[index].arrival);
-            counters.classes[at].oldest_wait =
-                oldest.map(|arrival| now.saturating_duration_since(arrival)).unwrap_or_default();
+        for (at, class) in counters.classes.iter_mut().enumerate() {
+            class.waiting = self.class_len[at];
+            let oldest = self.by_class[at].head().map_or(now, |index| self.requests[index].arrival);
+            class.oldest_wait = now.saturating_duration_since(oldest);
         }
         stats
     }
