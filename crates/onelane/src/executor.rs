@@ -10,6 +10,7 @@ use crate::config::ExecutorConfig;
 use crate::engine::Engine;
 use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
 use crate::handle::ResponseHandle;
+use crate::infer::SubmitClosure;
 use crate::owner::Owner;
 use crate::request::Request;
 use crate::scheduler::closures::{Closure, RunClosures};
@@ -17,7 +18,6 @@ use crate::scheduler::id::RequestId;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
 use crate::stats::{Health, QueueHistograms, QueueStats};
-use crate::submit_closure::SubmitClosure;
 use crate::sync::{Deferred, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn};
 use crate::worker::context::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::engines::{EngineFactory, Engines};
@@ -278,11 +278,10 @@ impl DeviceExecutor {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn submit_async<F, T>(&self, request: Request<F>) -> SubmitClosure<F, T>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+    pub fn submit_async<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        &self,
+        request: Request<F>,
+    ) -> SubmitClosure<F, T> {
         SubmitClosure::new(Arc::clone(&self.owner), request)
     }
 
@@ -296,16 +295,15 @@ impl DeviceExecutor {
         let Owner { shared, closures, .. } = &*self.owner;
         if inline && self.is_worker() {
             let (sender, receiver) = Receiver::pair(None);
-            let (closure, _) = request.replace_input(());
-            let answer = catch_panic(closure).map_err(RequestError::Panicked);
+            let answer = catch_panic(request.into_input()).map_err(RequestError::Panicked);
             sender.send(answer, &mut Deferred::default());
             return Ok(ResponseHandle::new(shared, receiver));
         }
-        let (request, channel, body) = Closure::of(request);
-        let submitted = closures.submit(request, channel, patience);
-        submitted
+        let (request, channel) = Closure::of(request);
+        closures
+            .submit(request, channel, patience)
             .map(ResponseHandle::without_policy)
-            .map_err(|refused| refused.map(|request| body.take_back(request)))
+            .map_err(|refused| refused.map(Closure::take_back::<F, T>))
     }
 
     /// Runs a closure on the worker and waits for its result.

@@ -41,11 +41,10 @@ use crate::worker::context::{InlineProgress, this_worker, worker_of};
 pub struct ResponseHandle<T: Send + 'static> {
     shared: Arc<ExecutorShared>,
     receiver: Receiver<T>,
-    /// `None`: it is answered already, or a worker has been told to.
+    /// `None`: the answer has been collected, or comes from elsewhere than a queue.
     request: Option<RequestId>,
     /// Until it has been seen to.
     deadline: Option<Instant>,
-    collected: bool,
     policy: WaitPolicy,
 }
 
@@ -56,7 +55,6 @@ impl<T: Send + 'static> ResponseHandle<T> {
             receiver,
             request: None,
             deadline: None,
-            collected: false,
             policy: WaitPolicy::default(),
         }
     }
@@ -91,10 +89,7 @@ impl<T: Send + 'static> ResponseHandle<T> {
     /// once when it is not. On a worker of another executor it blocks, unless what it waits for
     /// waits for that worker: then it returns that error, too.
     pub fn wait(mut self) -> Result<T, RequestError> {
-        match self.wait_until(None) {
-            Some(answer) => answer,
-            None => unreachable!("a wait without a timeout ends with an answer"),
-        }
+        self.wait_until(None).expect("a wait without a timeout ends with an answer")
     }
 
     /// Waits for the response for at most `timeout`.
@@ -123,8 +118,8 @@ impl<T: Send + 'static> ResponseHandle<T> {
     pub(crate) fn look(&mut self, waker: &Waker) -> Poll<Answer<T>> {
         loop {
             if let Poll::Ready(answer) = self.receiver.poll(waker) {
-                self.collected = true;
                 self.unwait();
+                self.request = None;
                 return Poll::Ready(answer);
             }
             let Some(request) = self.request else {
@@ -155,11 +150,10 @@ impl<T: Send + 'static> ResponseHandle<T> {
                 // An abort may have answered it since the look above. If not, this ends the handle,
                 // and dropping that cancels the request.
                 InlineProgress::Stuck => {
-                    let answer = self.look(waker);
-                    return Poll::Ready(match answer {
-                        Poll::Ready(answer) => answer,
-                        Poll::Pending => Err(RequestError::WouldDeadlock),
-                    });
+                    return match self.look(waker) {
+                        Poll::Pending => Poll::Ready(Err(RequestError::WouldDeadlock)),
+                        answered => answered,
+                    };
                 }
             }
         }
@@ -216,11 +210,9 @@ impl<T: Send + 'static> Future for ResponseHandle<T> {
 /// Nobody asks any more: removes the request if it still waits.
 impl<T: Send + 'static> Drop for ResponseHandle<T> {
     fn drop(&mut self) {
-        if self.collected {
-            return;
-        }
+        let Some(request) = self.request else { return };
         self.unwait();
-        if let (true, Some(request)) = (self.receiver.close(), self.request) {
+        if self.receiver.close() {
             self.shared.lock().give_up(request, RequestError::Cancelled);
         }
     }
