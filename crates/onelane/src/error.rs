@@ -76,29 +76,17 @@ impl EngineError {
     }
 }
 
-impl From<io::Error> for EngineError {
-    fn from(error: io::Error) -> Self {
-        Self::failed(error)
-    }
+macro_rules! failed_from {
+    ($($source:ty),*) => {
+        $(impl From<$source> for EngineError {
+            fn from(source: $source) -> Self {
+                Self::failed(source)
+            }
+        })*
+    };
 }
 
-impl From<Box<dyn Error + Send + Sync>> for EngineError {
-    fn from(error: Box<dyn Error + Send + Sync>) -> Self {
-        Self::failed(error)
-    }
-}
-
-impl From<String> for EngineError {
-    fn from(message: String) -> Self {
-        Self::failed(message)
-    }
-}
-
-impl From<&str> for EngineError {
-    fn from(message: &str) -> Self {
-        Self::failed(message)
-    }
-}
+failed_from!(io::Error, Box<dyn Error + Send + Sync>, String, &str);
 
 /// Why a request has no response.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -44,7 +44,7 @@ pub enum Shutdown {
 /// on a thread of the executor's own it does not wait.
 #[derive(Clone)]
 pub struct DeviceExecutor {
-    owner: Arc<Owner>,
+    pub(crate) owner: Arc<Owner>,
 }
 
 #[allow(clippy::disallowed_types, reason = "the model checker's mutex cannot be a static")]
@@ -128,7 +128,7 @@ impl DeviceExecutor {
         let (workers, delivery) = (config.workers, config.delivery);
         let shared = Arc::new(ExecutorShared::new(config.device, workers, config.clock));
         let closures = RunClosures::config(config.capacity).stall_after(config.stall_after);
-        let (closures, factory) = Admission::new(&shared, None, closures, || Ok(RunClosures))
+        let (closures, _) = Admission::new(&shared, None, closures, || Ok(RunClosures))
             .expect("an executor that is made is not shut down");
         let threads = Mutex::new(Vec::new());
         let owner = Arc::new(Owner { shared: Arc::clone(&shared), closures, threads });
@@ -144,7 +144,6 @@ impl DeviceExecutor {
             });
             owner.threads.lock().push(thread.map_err(|e| BuildError::Thread(Arc::new(e)))?);
         }
-        drop(factory);
         Ok(Self { owner })
     }
 
@@ -355,10 +354,6 @@ impl DeviceExecutor {
     /// The statistics and the histograms of the closures, of one instant.
     pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
         self.owner.shared.stats(self.owner.closures.queue).snapshot()
-    }
-
-    pub(crate) fn owner(&self) -> &Arc<Owner> {
-        &self.owner
     }
 }
 

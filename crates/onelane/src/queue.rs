@@ -64,7 +64,7 @@ impl<E: Engine> BatchQueue<E> {
         factory: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
     ) -> Result<Self, BuildError> {
         config.validate()?;
-        let owner = device.owner();
+        let owner = &device.owner;
         let (admission, factory) =
             Admission::new(&owner.shared, Some(Arc::clone(owner) as _), config, factory)
                 .ok_or_else(|| BuildError::Closed(owner.shared.device.clone()))?;

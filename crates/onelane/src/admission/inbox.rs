@@ -68,10 +68,6 @@ impl Permits {
         self.requests = self.requests.saturating_add(other.requests);
         self.cost = self.cost.saturating_add(other.cost);
     }
-
-    fn covers(&self, other: Self) -> bool {
-        other.requests <= self.requests && other.cost <= self.cost
-    }
 }
 
 /// Requests that have been accepted, and that nobody has drained yet.
@@ -191,7 +187,7 @@ impl<E: Engine> InboxState<E> {
     /// Takes room if there is enough.
     #[inline]
     pub(crate) fn reserve(&mut self, permits: Permits) -> bool {
-        let fits = self.room.covers(permits);
+        let fits = permits.requests <= self.room.requests && permits.cost <= self.room.cost;
         if fits {
             self.room.requests -= permits.requests;
             self.room.cost -= permits.cost;

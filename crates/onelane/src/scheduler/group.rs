@@ -30,10 +30,8 @@ impl Ceiling {
 
     /// The most requests that a batch may have now.
     fn limit(&self, now: Instant) -> usize {
-        match self.retry_at {
-            Some(at) if at <= now => self.most.saturating_mul(2),
-            _ => self.most,
-        }
+        let is_due = self.retry_at.is_some_and(|at| at <= now);
+        if is_due { self.most.saturating_mul(2) } else { self.most }
     }
 }
 

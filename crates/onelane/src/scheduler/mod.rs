@@ -215,7 +215,7 @@ impl Scheduler {
 
     /// What builds an engine that this worker has lost, or when it may.
     fn next_rebuild(&self, worker: usize, now: Instant) -> Result<WorkerCommand, Option<Instant>> {
-        let at = |queue: &Queue| queue.rebuild_at(worker);
+        let at = |queue: &Queue| queue.rebuilds.get(&worker).copied();
         let next = self.queues.iter().filter_map(|(&id, queue)| Some((at(queue)?, id))).min();
         match next {
             Some((at, id)) if at <= now => {
@@ -322,7 +322,8 @@ impl Scheduler {
     /// The engine of a queue is given up: refuses new requests, and answers those that wait.
     fn fail(&mut self, id: QueueId, why: String) {
         let Some(queue) = self.queues.get_mut(&id) else { return };
-        queue.fail(why.clone());
+        queue.rebuilds.clear();
+        queue.failed = Some(why.clone());
         let refusal = Refusal::Failed(why.clone());
         self.refuse_all(id, &refusal, Some(RequestError::QueueFailed(why)));
     }
@@ -426,7 +427,7 @@ impl Scheduler {
             self.workers.wake_all(&mut self.deferred);
         }
         // Dropping a command answers whoever waits for it.
-        for command in self.workers.commands_of(worker) {
+        while let Some(command) = self.workers.next_command(worker) {
             self.deferred.discard(command);
         }
         if self.alive == 0 {

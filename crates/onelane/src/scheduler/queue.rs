@@ -47,7 +47,7 @@ pub(crate) struct Queue {
     /// Times in a row that its engine was lost or not rebuilt, without a response in between.
     losses_in_a_row: u32,
     /// The workers that have to build their engine again, and from when on.
-    rebuilds: BTreeMap<usize, Instant>,
+    pub(crate) rebuilds: BTreeMap<usize, Instant>,
     pub(crate) virtual_time: Duration,
     pub(crate) running: Vec<Running>,
     /// Who waits for the queue to be gone.
@@ -101,12 +101,6 @@ impl Queue {
         }
     }
 
-    /// Its engine is given up.
-    pub(crate) fn fail(&mut self, why: String) {
-        self.rebuilds.clear();
-        self.failed = Some(why);
-    }
-
     /// Counts a batch that has run. Returns why the queue gives up, if it does.
     pub(crate) fn book(
         &mut self,
@@ -152,11 +146,6 @@ impl Queue {
         if outcome.engine_missing && self.phase == Phase::Open {
             self.rebuilds.insert(worker, now);
         }
-    }
-
-    /// When a worker has to build its engine again.
-    pub(crate) fn rebuild_at(&self, worker: usize) -> Option<Instant> {
-        self.rebuilds.get(&worker).copied()
     }
 
     /// A worker has tried to build its engine again. Returns why the queue gives up, if it does.

@@ -43,12 +43,7 @@ impl Clock {
             return park();
         };
         match self {
-            Self::System => {
-                let left = until.saturating_duration_since(Instant::now());
-                if !left.is_zero() {
-                    park_timeout(left);
-                }
-            }
+            Self::System => park_timeout(until.saturating_duration_since(Instant::now())),
             #[cfg(any(test, feature = "test-util"))]
             Self::Virtual(clock) => clock.park_until(until),
         }

@@ -138,7 +138,7 @@ mod tests {
                 std::thread::scope(|scope| {
                     let in_line = scope.spawn(|| queue.submit(FakeItem::new(99)));
                     let ends = scope.spawn(|| queue.shutdown(Shutdown::Drain, Duration::MAX));
-                    let mut scheduler = device.owner().shared.lock();
+                    let mut scheduler = device.owner.shared.lock();
                     (0..workers).for_each(|worker| scheduler.send(worker, WorkerCommand::Die));
                     drop(scheduler);
                     gate.open_for_good();
