@@ -126,11 +126,10 @@ impl<T: Send + 'static> ResponseHandle<T> {
                 return Poll::Pending;
             };
             let now = || self.shared.clock.now();
-            if self.deadline.take_if(|deadline| *deadline <= now()).is_none()
-                || !self.shared.lock().give_up(request, RequestError::DeadlineExceeded)
-            {
+            if self.deadline.take_if(|deadline| *deadline <= now()).is_none() {
                 return Poll::Pending;
             }
+            self.shared.lock().give_up(request, RequestError::DeadlineExceeded);
         }
     }
 

@@ -183,9 +183,7 @@ impl<E: Engine> Admission<E> {
         if wake_needed {
             self.shared.lock().wake_worker();
         }
-        if let Some(alarm) = alarm {
-            self.shared.arm(self.queue, alarm);
-        }
+        self.shared.arm(self.queue, alarm);
         number
     }
 
@@ -214,9 +212,7 @@ impl<E: Engine> Admission<E> {
             Err(_) => scheduler.count_refused(self.queue, count),
         }
         drop(scheduler);
-        if let Some(alarm) = alarm {
-            self.shared.arm(self.queue, alarm);
-        }
+        self.shared.arm(self.queue, alarm);
         // CORRECTNESS: a key is a user's to drop: here, without the lock.
         admitted.map_err(|(refusal, arrivals)| {
             SubmitError::new(refusal, arrivals.into_iter().map(Arrival::into_request).collect())
@@ -265,8 +261,7 @@ impl<E: Engine> Admission<E> {
         let Ok((pending, deferred)) = scheduler.open_queue::<Pending<E>>(self.queue) else {
             return;
         };
-        let withdrawn = pending.withdraw(ticket.number, reason, deferred);
-        scheduler.count_refused(self.queue, withdrawn);
+        pending.withdraw(ticket.number, reason, deferred);
     }
 
     /// What requests exceed, if they are more than the queue may ever take.

@@ -134,15 +134,12 @@ impl Scheduler {
 
     // Leaving before compute.
 
-    /// Removes a request that its submitter gives up and answers it with `error`. Says whether it
-    /// still waited.
-    pub(crate) fn give_up(&mut self, request: RequestId, error: RequestError) -> bool {
-        let Some((queue, deferred)) = self.drain_inbox(request.queue) else {
-            return false;
-        };
-        let waited = queue.pending.dismiss(request.number, error, deferred);
-        self.retire_if_empty(request.queue);
-        waited
+    /// Removes a request that its submitter gives up, if it still waits, and answers it with `error`.
+    pub(crate) fn give_up(&mut self, request: RequestId, error: RequestError) {
+        if let Some((queue, deferred)) = self.drain_inbox(request.queue) {
+            queue.pending.dismiss(request.number, error, deferred);
+            self.retire_if_empty(request.queue);
+        }
     }
 
     /// Removes what has expired in a queue, for an alarm that was set for `alarm`. Returns what the

@@ -47,8 +47,7 @@ pub(crate) trait PendingRequests: Any + Send {
     /// Takes the batch that the head at `index` claims out, noting how long each request waited.
     fn take(&mut self, index: usize, now: Instant, deferred: &mut Deferred) -> Box<dyn Batch>;
     /// Removes a request that waits, in the queue or for room in it, and answers it with `error`.
-    /// Says whether it has been answered.
-    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> bool;
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred);
     /// The same with all that wait in the queue.
     fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred);
     /// The same with those that have expired.
@@ -159,18 +158,12 @@ impl<E: Engine> Pending<E> {
         Ok((number, None))
     }
 
-    /// Refuses requests that wait for room, if they still do. Says how many those were.
-    pub(crate) fn withdraw(
-        &mut self,
-        number: u64,
-        reason: Refusal,
-        deferred: &mut Deferred,
-    ) -> usize {
-        let Some(waiter) = self.waiters.remove(number) else { return 0 };
-        let count = waiter.arrivals.len();
+    /// Refuses requests that wait for room, if they still do.
+    pub(crate) fn withdraw(&mut self, number: u64, reason: Refusal, deferred: &mut Deferred) {
+        let Some(waiter) = self.waiters.remove(number) else { return };
+        self.stats.counters.refused += waiter.arrivals.len() as u64;
         waiter.refuse(reason, deferred);
         self.assign_room(deferred);
-        count
     }
 
     /// Assigns room that is free to those who wait for it.
@@ -241,15 +234,14 @@ impl<E: Engine> Pending<E> {
     }
 
     /// Answers requests that have expired while they waited for room. They are counted as those that
-    /// expire in the queue. Says whether they waited.
-    fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) -> bool {
-        let Some(arrivals) = self.waiters.admit(number, deferred) else { return false };
-        for Arrival { request, key, .. } in arrivals {
+    /// expire in the queue.
+    fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) {
+        let arrivals = self.waiters.admit(number, deferred);
+        for Arrival { request, key, .. } in arrivals.into_iter().flatten() {
             self.stats.counters.submitted += 1;
             self.answer(request, RequestError::DeadlineExceeded, deferred);
             deferred.discard(key);
         }
-        true
     }
 
     /// Answers a request that will not be computed, and counts what it came to.
@@ -412,18 +404,15 @@ impl<E: Engine> PendingRequests for Pending<E> {
         Box::new(batch)
     }
 
-    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> bool {
-        let answered = if let Some(&index) = self.by_number.get(&number) {
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) {
+        if let Some(&index) = self.by_number.get(&number) {
             self.dismiss_at(index, error, deferred);
-            true
         } else if matches!(error, RequestError::DeadlineExceeded) {
-            self.expire_waiter(number, deferred)
-        } else {
-            self.waiters.remove(number).into_iter().for_each(|waiter| deferred.discard(waiter));
-            false
-        };
+            self.expire_waiter(number, deferred);
+        } else if let Some(waiter) = self.waiters.remove(number) {
+            deferred.discard(waiter);
+        }
         self.assign_room(deferred);
-        answered
     }
 
     fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) {

@@ -56,16 +56,15 @@ impl ExecutorShared {
         self.lock().stats(queue, now).unwrap_or_default()
     }
 
-    /// Tells the timer of a deadline of a request of `queue`.
-    pub(crate) fn arm(self: &Arc<Self>, queue: QueueId, at: Instant) {
+    /// Tells the timer of a deadline of a request of `queue`, if there is one to be told of.
+    pub(crate) fn arm(self: &Arc<Self>, queue: QueueId, at: Option<Instant>) {
+        let Some(at) = at else { return };
         let shared = Arc::downgrade(self);
         self.clock.call_at(at, move || {
             let Some(shared) = shared.upgrade() else { return };
             let now = shared.clock.now();
             let next = shared.lock().expire(queue, at, now);
-            if let Some(next) = next {
-                shared.arm(queue, next);
-            }
+            shared.arm(queue, next);
             // CORRECTNESS: this may be the last handle of an executor whose worker has just ended;
             // that holds nothing but memory.
         });

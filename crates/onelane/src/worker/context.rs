@@ -1,6 +1,8 @@
 //! The calling thread as a worker: its engines, and work done inline for a caller that is on the
 //! worker already.
 
+#![allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,14 +18,10 @@ use crate::worker::hooks::Hooks;
 use crate::worker::wait_graph::{self, WaitEdge};
 
 thread_local! {
-    #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
     static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
-}
 
-thread_local! {
     /// The executor that the calling thread belongs to: 0 if to none. It has no destructor, so it is
     /// there for the destructors of others, until the thread is gone.
-    #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
     static OWNER: Cell<u64> = Cell::new(0);
 }
 
