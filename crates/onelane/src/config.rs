@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::ConfigError;
+use crate::ConfigError;
 use crate::sync::Clock;
 
 /// Settings of a [`BatchQueue`](crate::BatchQueue).

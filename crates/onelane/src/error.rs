@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sync_wrapper::SyncWrapper;
 
-use crate::request::Request;
+use crate::Request;
 
 /// The cause of an engine's error; shared, because one failure can answer several requests.
 pub type Source = Arc<dyn Error + Send + Sync>;

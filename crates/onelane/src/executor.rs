@@ -6,23 +6,20 @@ use std::time::Duration;
 
 use crate::admission::Admission;
 use crate::admission::waiters::Patience;
-use crate::config::ExecutorConfig;
-use crate::engine::Engine;
-use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
-use crate::handle::ResponseHandle;
-use crate::infer::SubmitClosure;
 use crate::owner::Owner;
-use crate::request::Request;
 use crate::scheduler::closures::{Closure, RunClosures};
 use crate::scheduler::id::RequestId;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
-use crate::stats::{Health, QueueHistograms, QueueStats};
 use crate::sync::{Deferred, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn};
 use crate::worker::context::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::engines::{EngineFactory, Engines};
 use crate::worker::hooks::Hooks;
 use crate::worker::run_worker;
+use crate::{
+    BuildError, Engine, ExecutorConfig, Health, QueueHistograms, QueueStats, Request, RequestError,
+    ResponseHandle, ShutdownError, SubmitClosure, SubmitError,
+};
 
 /// What a shutdown does with requests that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::RequestError;
 use crate::admission::inbox::WaitPolicy;
-use crate::error::RequestError;
 use crate::scheduler::id::RequestId;
 use crate::scheduler::shared::ExecutorShared;
-use crate::sync::{Answer, Receiver, WaiterGroup, spin_until, thread_waker};
+use crate::sync::{Answer, Receiver, spin_until, thread_waker};
 use crate::worker::context::{InlineProgress, this_worker, worker_of};
 
 /// The handle to one response.
@@ -164,7 +164,7 @@ impl<T: Send + 'static> ResponseHandle<T> {
         // To sleep with others, a thread must have nothing but the answer to wake up for.
         let timed = until.is_some() || self.deadline.is_some();
         let group = group.filter(|_| !timed);
-        let waker = group.as_ref().map_or_else(thread_waker, WaiterGroup::waker);
+        let waker = group.clone().map_or_else(thread_waker, Waker::from);
         if spin && worker_of(&self.shared).is_none() {
             spin_until(|| !self.receiver.is_open());
         }

@@ -9,14 +9,11 @@ use std::task::{Context, Poll, Waker};
 
 use crate::admission::waiters::{Patience, Requests, Ticket};
 use crate::admission::{Admission, only};
-use crate::engine::Engine;
-use crate::error::{InferError, Refusal, RequestError, SubmitError};
-use crate::handle::ResponseHandle;
 use crate::owner::Owner;
-use crate::request::Request;
 use crate::scheduler::closures::{Closure, RunClosures};
 use crate::sync::Receiver;
 use crate::worker::context::this_worker;
+use crate::{Engine, InferError, Refusal, Request, RequestError, ResponseHandle, SubmitError};
 
 /// How far a future is. What it has handed over is cancelled when it is dropped.
 enum State<R, W> {

@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use crate::admission::Admission;
 use crate::admission::waiters::Patience;
-use crate::config::BatchConfig;
-use crate::engine::Engine;
-use crate::error::{BuildError, EngineError, ShutdownError, SubmitError};
 #[cfg(doc)]
 use crate::error::{InferError, Refusal, RequestError};
 use crate::executor::{DeviceExecutor, Shutdown, build_engines};
-use crate::handle::ResponseHandle;
-use crate::infer::{Infer, SubmitGroup};
-use crate::request::Request;
 use crate::stats::{Health, QueueHistograms, QueueStats, Stats};
 use crate::sync::Receiver;
 use crate::worker::context::belongs_to;
+use crate::{
+    BatchConfig, BuildError, Engine, EngineError, Infer, Request, ResponseHandle, ShutdownError,
+    SubmitError, SubmitGroup,
+};
 
 /// The typed front of one engine: any thread or task submits requests, those of equal batch key
 /// that wait together run as one batch, and each gets its own response.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram as HdrHistogram;
 
-use crate::request::Priority;
+use crate::Priority;
 
 /// How a queue or an executor is.
 #[derive(Clone, Debug, PartialEq, Eq)]

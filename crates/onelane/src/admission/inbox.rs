@@ -15,10 +15,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::BatchConfig;
-use crate::engine::{BatchItem, Engine};
-use crate::request::{Priority, Request};
 use crate::sync::{Hint, MAX_SHARERS, Mutex, MutexGuard, Sender, WaiterGroup, may_lock};
+use crate::{BatchConfig, BatchItem, Engine, Priority, Request};
 
 /// A request that has been handed over, until it is in a batch.
 pub(crate) struct PendingRequest<E: Engine> {

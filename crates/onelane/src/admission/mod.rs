@@ -13,17 +13,16 @@ use hashbrown::DefaultHashBuilder;
 
 use crate::admission::inbox::{Arrival, Inbox, InboxState, PendingRequest, Permits, WaitPolicy};
 use crate::admission::waiters::{Patience, Requests, Ticket};
-use crate::config::BatchConfig;
-use crate::engine::{BatchItem, Engine};
-use crate::error::{EngineError, Refusal, SubmitError};
-use crate::handle::ResponseHandle;
-use crate::request::{Priority, Request};
 use crate::scheduler::id::{QueueId, RequestId, next_id};
 use crate::scheduler::pending::Pending;
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{MutexGuard, Receiver, Sender};
 use crate::worker::context::{InlineProgress, this_worker};
 use crate::worker::engines::EngineFactory;
+use crate::{
+    BatchConfig, BatchItem, Engine, EngineError, Priority, Refusal, Request, ResponseHandle,
+    SubmitError,
+};
 
 /// The way into one queue, for all who have a handle to it: a user's, and those of its futures. With
 /// the last of them the queue is closed.

@@ -14,10 +14,8 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 
 use crate::admission::inbox::{Arrival, Permits};
-use crate::engine::Engine;
-use crate::error::{Refusal, SubmitError};
-use crate::request::{Priority, Request};
 use crate::sync::{Deferred, Receiver, Sender};
+use crate::{Engine, Priority, Refusal, Request, SubmitError};
 
 /// How long a submission is ready to wait for room.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -4,11 +4,8 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use crate::config::BatchConfig;
-use crate::engine::{BatchItem, Engine};
-use crate::error::EngineError;
-use crate::request::Request;
 use crate::sync::{Mutex, Receiver, Sender};
+use crate::{BatchConfig, BatchItem, Engine, EngineError, Request};
 
 /// A closure that waits for the worker.
 pub(crate) struct Closure(Box<dyn Call>);

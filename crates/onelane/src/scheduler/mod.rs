@@ -22,8 +22,6 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::config::BatchConfig;
-use crate::error::{Refusal, RequestError};
 use crate::scheduler::id::{QueueId, RequestId};
 use crate::scheduler::pending::PendingRequests;
 use crate::scheduler::policy::{Choice, Decision, Head};
@@ -32,6 +30,7 @@ use crate::scheduler::workers::{WorkerCommand, Workers};
 use crate::stats::{Health, Stats};
 use crate::sync::{Clock, Deferred};
 use crate::worker::batch::Dispatched;
+use crate::{BatchConfig, Refusal, RequestError};
 
 /// What a worker does next.
 pub(crate) enum Step {

@@ -14,10 +14,6 @@ use slab::Slab;
 
 use crate::admission::inbox::{Arrival, Inbox, PendingRequest, Permits};
 use crate::admission::waiters::{Patience, Ticket, Waiters};
-use crate::config::BatchConfig;
-use crate::engine::{BatchItem, Engine};
-use crate::error::{Refusal, RequestError};
-use crate::request::Priority;
 use crate::scheduler::fifo::{Fifo, Linked};
 use crate::scheduler::group::Group;
 use crate::scheduler::policy::Head;
@@ -25,6 +21,7 @@ use crate::stats::Stats;
 use crate::sync::{Deferred, forbid_locking};
 use crate::worker::batch::{Batch, Outcome, RequestBatch};
 use crate::worker::engines::{EngineFactory, Engines};
+use crate::{BatchConfig, BatchItem, Engine, Priority, Refusal, RequestError};
 
 const BY_CLASS: usize = 0;
 

@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::config::BatchConfig;
-use crate::error::Refusal;
 use crate::scheduler::id::QueueId;
 use crate::scheduler::pending::PendingRequests;
 use crate::scheduler::policy::{Choice, Head};
-use crate::stats::Health;
 use crate::sync::Deferred;
 use crate::worker::batch::{Dispatched, Outcome};
 use crate::worker::wait_graph;
+use crate::{BatchConfig, Health, Refusal};
 
 /// A batch that runs.
 pub(crate) struct Running {

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::admission::inbox::PendingRequest;
-use crate::engine::{BatchItem, Engine};
-use crate::error::{BuildError, EngineError, RequestError};
 use crate::scheduler::id::QueueId;
 use crate::sync::{Answer, Deferred, Sender, catch_panic};
 use crate::worker::engines::{EngineFactory, Engines, log};
+use crate::{BatchItem, BuildError, Engine, EngineError, RequestError};
 
 /// What a finished batch tells the executor.
 #[derive(Clone, Debug, Default)]

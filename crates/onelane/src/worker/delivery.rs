@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use crate::config::Delivery;
+use crate::Delivery;
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{
     JoinHandle, Mutex, catch_panic, is_processor_spare, park, spawn, spin_until_woken, thread_waker,

@@ -6,10 +6,9 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use crate::engine::Engine;
-use crate::error::{BuildError, EngineError};
 use crate::scheduler::id::QueueId;
 use crate::sync::catch_panic;
+use crate::{BuildError, Engine, EngineError};
 
 /// What all batches of one queue share: its names, and how its engine is built.
 pub(crate) struct EngineFactory<E: Engine> {

@@ -9,8 +9,8 @@ pub(crate) mod wait_graph;
 
 use std::sync::Arc;
 
+use crate::Delivery;
 use crate::admission::inbox::QUICK;
-use crate::config::Delivery;
 use crate::scheduler::Step;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
