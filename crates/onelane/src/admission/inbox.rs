@@ -8,8 +8,8 @@
 //! Invariants:
 //! - room is the queue's capacity less what is in here, what waits, and what has left and was not
 //!   given back yet: who finds no room asks the executor, which gives it back;
-//! - while the queue is closed, has failed, or somebody waits for room, the inbox is closed, and it
-//!   is opened and closed under the executor's lock: who finds it closed asks there;
+//! - while the queue is closed, has failed, or somebody waits for room, the inbox is closed. It is
+//!   closed, and opened when it is drained, under the executor's lock: who finds it closed asks there;
 //! - while a worker sleeps, `wake_needed` is set: whoever puts something in takes it, and wakes one.
 
 use std::sync::Arc;
@@ -76,7 +76,8 @@ impl Permits {
 pub(crate) struct Inbox<E: Engine> {
     state: Mutex<InboxState<E>>,
     max_sharers: usize,
-    /// Nothing waits, and no batch computes.
+    /// Nothing waits, and no batch computes: as it was when a worker last took a batch, ended one or
+    /// went to sleep.
     pub(crate) idle: Hint,
     /// The last batch took less than [`BRIEF`], and less than [`QUICK`].
     brief: Hint,

@@ -10,9 +10,8 @@ use super::timer;
 use super::virtual_clock::VirtualClock;
 
 /// The clock of one device executor: every instant that the core compares comes from it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) enum Clock {
-    #[default]
     System,
     #[cfg(any(test, feature = "test-util"))]
     Virtual(VirtualClock),

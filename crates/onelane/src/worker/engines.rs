@@ -26,11 +26,8 @@ impl<E: Engine> EngineFactory<E> {
             engine.warmup()?;
             Ok(engine)
         };
-        match catch_panic(build) {
-            Ok(Ok(engine)) => Ok(Box::new(engine)),
-            Ok(Err(error)) => Err(BuildError::Engine(error)),
-            Err(message) => Err(BuildError::Panicked(message)),
-        }
+        let built = catch_panic(build).map_err(BuildError::Panicked)?;
+        built.map(Box::new).map_err(BuildError::Engine)
     }
 
     pub(crate) fn log_failure(&self, error: &BuildError) {
