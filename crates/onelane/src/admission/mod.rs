@@ -61,6 +61,7 @@ impl<E: Engine> Admission<E> {
     }
 
     /// Submits a request for a thread; its answer goes through `channel`.
+    #[inline]
     pub(crate) fn submit<T: Send + 'static>(
         &self,
         request: Request<E::Item>,
@@ -182,7 +183,9 @@ impl<E: Engine> Admission<E> {
         if wake_needed {
             self.shared.lock().wake_worker();
         }
-        self.shared.arm(self.queue, alarm);
+        if alarm.is_some() {
+            self.shared.arm(self.queue, alarm);
+        }
         number
     }
 
@@ -266,13 +269,17 @@ impl<E: Engine> Admission<E> {
     /// What requests exceed, if they are more than the queue may ever take.
     #[inline]
     fn too_large(&self, permits: Permits, heaviest: usize) -> Option<Refusal> {
-        let limits = [
-            (permits.requests, "capacity", self.config.capacity),
-            (permits.cost, "capacity_cost", self.config.capacity_cost),
-            (heaviest, "max_batch_cost", self.config.max_batch_cost),
-        ];
-        let exceeded = limits.into_iter().find(|(amount, _, max)| amount > max);
-        exceeded.map(|(amount, limit, max)| Refusal::RequestTooLarge { amount, limit, max })
+        let BatchConfig { max_batch_cost, capacity, capacity_cost, .. } = self.config;
+        let (amount, limit, max) = if permits.requests > capacity {
+            (permits.requests, "capacity", capacity)
+        } else if permits.cost > capacity_cost {
+            (permits.cost, "capacity_cost", capacity_cost)
+        } else if heaviest > max_batch_cost {
+            (heaviest, "max_batch_cost", max_batch_cost)
+        } else {
+            return None;
+        };
+        Some(Refusal::RequestTooLarge { amount, limit, max })
     }
 
     fn refuse<R>(&self, refusal: Refusal, requests: usize, refused: R) -> SubmitError<R> {

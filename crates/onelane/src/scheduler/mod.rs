@@ -241,10 +241,8 @@ impl Scheduler {
         queue.pending.heads(&mut |head| {
             queue.enter(&mut choice, id, Head { ready_at: head.arrival.min(now), ..head });
         });
-        match choice.decision() {
-            Decision::Dispatch(_, index) => Some(self.dispatch(id, index, worker, now)),
-            Decision::WaitUntil(_) | Decision::Idle => None,
-        }
+        let Decision::Dispatch(_, index) = choice.decision() else { return None };
+        Some(self.dispatch(id, index, worker, now))
     }
 
     /// Takes a batch out of its queue and notes that it runs.
