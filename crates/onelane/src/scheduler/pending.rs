@@ -322,7 +322,9 @@ impl<E: Engine> PendingRequests for Pending<E> {
         accepted.drain(..).for_each(|arrival| self.push(arrival, deferred));
         self.empty = accepted;
         // What could not be taken in has left room.
-        self.assign_room(deferred);
+        if self.freed.requests > 0 {
+            self.assign_room(deferred);
+        }
     }
 
     fn listen(&mut self) -> bool {
