@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::ConfigError;
+use crate::ConfigError;
 use crate::sync::Clock;
 
 /// Settings of a [`BatchQueue`](crate::BatchQueue).
@@ -64,13 +64,14 @@ impl Default for BatchConfig {
     }
 }
 
+/// A field that is optional is set to what is given, a name to any text.
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty),* $(,)?) => {
         $(
             $(#[$doc])*
             #[must_use]
             pub fn $name(mut self, $name: $type) -> Self {
-                self.$name = $name;
+                self.$name = $name.into();
                 self
             }
         )*
@@ -79,6 +80,8 @@ macro_rules! setters {
 
 impl BatchConfig {
     setters! {
+        /// Sets the name in spans, statistics and errors.
+        name: impl Into<String>,
         /// Sets the most requests in a batch (at least 1).
         max_batch_size: usize,
         /// Sets the most cost in a batch (at least 1).
@@ -99,13 +102,6 @@ impl BatchConfig {
         max_rebuilds: u32,
         /// Sets how long a ceiling that was learnt lasts (`Duration::MAX`: for good).
         ceiling_retry: Duration,
-    }
-
-    /// Sets the name in spans, statistics and errors.
-    #[must_use]
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
-        self
     }
 
     /// Says whether a queue can be made with these settings.
@@ -200,25 +196,6 @@ impl ExecutorConfig {
         }
     }
 
-    /// Sets what a worker does around each batch, closure, build, rebuild and drop of an engine: an
-    /// autorelease pool on Apple's systems, where a thread that nobody gives one keeps what
-    /// Objective-C releases later until it ends.
-    ///
-    /// It has to call its argument once and return. What runs inside never panics through it.
-    ///
-    /// ```
-    /// let config = onelane::ExecutorConfig::new("metal").around(|body| {
-    ///     // Push a pool, in a type that pops it when it is dropped.
-    ///     body();
-    /// });
-    /// assert!(config.around.is_some());
-    /// ```
-    #[must_use]
-    pub fn around(mut self, around: Around) -> Self {
-        self.around = Some(around);
-        self
-    }
-
     setters! {
         /// Sets the number of worker threads (1 to 64).
         workers: usize,
@@ -231,15 +208,24 @@ impl ExecutorConfig {
         /// Sets who hands answers over.
         #[doc(hidden)]
         delivery: Delivery,
-    }
-
-    /// Has a worker that was asleep call this before it looks what there is to run. It may wait, for
-    /// an interpreter's lock, say, which the engine will need: what is submitted until then shares the
-    /// batch. A panic in it is contained.
-    #[must_use]
-    pub fn on_wake(mut self, hook: fn()) -> Self {
-        self.on_wake = Some(hook);
-        self
+        /// Sets what a worker does around each batch, closure, build, rebuild and drop of an engine:
+        /// an autorelease pool on Apple's systems, where a thread that nobody gives one keeps what
+        /// Objective-C releases later until it ends.
+        ///
+        /// It has to call its argument once and return. What runs inside never panics through it.
+        ///
+        /// ```
+        /// let config = onelane::ExecutorConfig::new("metal").around(|body| {
+        ///     // Push a pool, in a type that pops it when it is dropped.
+        ///     body();
+        /// });
+        /// assert!(config.around.is_some());
+        /// ```
+        around: Around,
+        /// Has a worker that was asleep call this before it looks what there is to run. It may wait,
+        /// for an interpreter's lock, say, which the engine will need: what is submitted until then
+        /// shares the batch. A panic in it is contained.
+        on_wake: fn(),
     }
 
     /// Runs the executor on a virtual clock.

@@ -3,7 +3,7 @@
 
 use std::hash::Hash;
 
-use crate::error::EngineError;
+use crate::EngineError;
 
 /// The input of one request.
 ///

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sync_wrapper::SyncWrapper;
 
-use crate::request::Request;
+use crate::Request;
 
 /// The cause of an engine's error; shared, because one failure can answer several requests.
 pub type Source = Arc<dyn Error + Send + Sync>;
@@ -76,29 +76,17 @@ impl EngineError {
     }
 }
 
-impl From<io::Error> for EngineError {
-    fn from(error: io::Error) -> Self {
-        Self::failed(error)
-    }
+macro_rules! failed_from {
+    ($($source:ty),*) => {
+        $(impl From<$source> for EngineError {
+            fn from(source: $source) -> Self {
+                Self::failed(source)
+            }
+        })*
+    };
 }
 
-impl From<Box<dyn Error + Send + Sync>> for EngineError {
-    fn from(error: Box<dyn Error + Send + Sync>) -> Self {
-        Self::failed(error)
-    }
-}
-
-impl From<String> for EngineError {
-    fn from(message: String) -> Self {
-        Self::failed(message)
-    }
-}
-
-impl From<&str> for EngineError {
-    fn from(message: &str) -> Self {
-        Self::failed(message)
-    }
-}
+failed_from!(io::Error, Box<dyn Error + Send + Sync>, String, &str);
 
 /// Why a request has no response.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -181,6 +169,8 @@ pub enum Refusal {
 /// # Ok(())
 /// # }
 /// ```
+#[derive(thiserror::Error)]
+#[error("{reason}")]
 pub struct SubmitError<R> {
     reason: Refusal,
     refused: SyncWrapper<R>,
@@ -206,19 +196,11 @@ impl<R> SubmitError<R> {
     }
 }
 
-impl<R> fmt::Display for SubmitError<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.reason.fmt(f)
-    }
-}
-
 impl<R> fmt::Debug for SubmitError<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SubmitError({:?})", self.reason)
     }
 }
-
-impl<R> Error for SubmitError<R> {}
 
 /// Why [`BatchQueue::infer`](crate::BatchQueue::infer) has no response.
 ///

@@ -6,23 +6,20 @@ use std::time::Duration;
 
 use crate::admission::Admission;
 use crate::admission::waiters::Patience;
-use crate::config::ExecutorConfig;
-use crate::engine::Engine;
-use crate::error::{BuildError, RequestError, ShutdownError, SubmitError};
-use crate::handle::ResponseHandle;
 use crate::owner::Owner;
-use crate::request::Request;
 use crate::scheduler::closures::{Closure, RunClosures};
 use crate::scheduler::id::RequestId;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
-use crate::stats::{Health, QueueHistograms, QueueStats};
-use crate::submit_closure::SubmitClosure;
 use crate::sync::{Deferred, Mutex, PerProcess, Receiver, catch_panic, may_lock, spawn};
 use crate::worker::context::{InlineProgress, belongs_to, this_worker, worker_of};
 use crate::worker::engines::{EngineFactory, Engines};
 use crate::worker::hooks::Hooks;
 use crate::worker::run_worker;
+use crate::{
+    BuildError, Engine, ExecutorConfig, Health, QueueHistograms, QueueStats, Request, RequestError,
+    ResponseHandle, ShutdownError, SubmitClosure, SubmitError,
+};
 
 /// What a shutdown does with requests that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +41,7 @@ pub enum Shutdown {
 /// on a thread of the executor's own it does not wait.
 #[derive(Clone)]
 pub struct DeviceExecutor {
-    owner: Arc<Owner>,
+    pub(crate) owner: Arc<Owner>,
 }
 
 #[allow(clippy::disallowed_types, reason = "the model checker's mutex cannot be a static")]
@@ -124,20 +121,11 @@ impl DeviceExecutor {
     /// thread can be had.
     pub fn new(config: ExecutorConfig) -> Result<Self, BuildError> {
         config.validate()?;
-        let ExecutorConfig {
-            device,
-            workers,
-            capacity,
-            stall_after,
-            stack_size,
-            delivery,
-            on_wake,
-            around,
-            clock,
-        } = config;
-        let shared = Arc::new(ExecutorShared::new(device, workers, clock));
-        let config = RunClosures::config(capacity).stall_after(stall_after);
-        let (closures, factory) = Admission::new(&shared, None, config, || Ok(RunClosures))
+        let hooks = Hooks { around: config.around, on_wake: config.on_wake };
+        let (workers, delivery) = (config.workers, config.delivery);
+        let shared = Arc::new(ExecutorShared::new(config.device, workers, config.clock));
+        let closures = RunClosures::config(config.capacity).stall_after(config.stall_after);
+        let (closures, _) = Admission::new(&shared, None, closures, || Ok(RunClosures))
             .expect("an executor that is made is not shut down");
         let threads = Mutex::new(Vec::new());
         let owner = Arc::new(Owner { shared: Arc::clone(&shared), closures, threads });
@@ -145,16 +133,14 @@ impl DeviceExecutor {
             let shared = Arc::clone(&shared);
             // The kernel shows 15 bytes of a thread's name.
             let name = format!("onelane {} {index}", shared.device);
-            let hooks = Hooks { around, on_wake };
             let body = move || run_worker(shared, index, delivery, hooks);
-            let thread = spawn(name, Some(stack_size), body).inspect_err(|_| {
+            let thread = spawn(name, Some(config.stack_size), body).inspect_err(|_| {
                 // Those that run are told to stop by the owner's drop; these never came to be.
                 let mut scheduler = owner.shared.lock();
                 (index..workers).for_each(|missing| scheduler.worker_ended(missing));
             });
             owner.threads.lock().push(thread.map_err(|e| BuildError::Thread(Arc::new(e)))?);
         }
-        drop(factory);
         Ok(Self { owner })
     }
 
@@ -288,11 +274,10 @@ impl DeviceExecutor {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn submit_async<F, T>(&self, request: Request<F>) -> SubmitClosure<F, T>
-    where
-        F: FnOnce() -> T + Send + 'static,
-        T: Send + 'static,
-    {
+    pub fn submit_async<F: FnOnce() -> T + Send + 'static, T: Send + 'static>(
+        &self,
+        request: Request<F>,
+    ) -> SubmitClosure<F, T> {
         SubmitClosure::new(Arc::clone(&self.owner), request)
     }
 
@@ -306,16 +291,15 @@ impl DeviceExecutor {
         let Owner { shared, closures, .. } = &*self.owner;
         if inline && self.is_worker() {
             let (sender, receiver) = Receiver::pair(None);
-            let (closure, _) = request.replace_input(());
-            let answer = catch_panic(closure).map_err(RequestError::Panicked);
+            let answer = catch_panic(request.into_input()).map_err(RequestError::Panicked);
             sender.send(answer, &mut Deferred::default());
             return Ok(ResponseHandle::new(shared, receiver));
         }
-        let (request, sender, receiver, body) = Closure::of(request);
-        let submitted = closures.submit_with(request, sender, receiver, patience);
-        submitted
+        let (request, channel) = Closure::of(request);
+        closures
+            .submit(request, channel, patience)
             .map(ResponseHandle::without_policy)
-            .map_err(|refused| refused.map(|request| body.take_back(request)))
+            .map_err(|refused| refused.map(Closure::take_back::<F, T>))
     }
 
     /// Runs a closure on the worker and waits for its result.
@@ -355,7 +339,8 @@ impl DeviceExecutor {
     /// Whether the device works: it stalls when a batch of any queue does. A queue that has failed
     /// says so itself.
     pub fn health(&self) -> Health {
-        self.owner.shared.health(None)
+        let shared = &self.owner.shared;
+        shared.lock().overall_health(shared.clock.now())
     }
 
     /// The statistics of the closures.
@@ -365,12 +350,7 @@ impl DeviceExecutor {
 
     /// The statistics and the histograms of the closures, of one instant.
     pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
-        let stats = self.owner.shared.stats(self.owner.closures.queue);
-        (stats.summary(), stats.histograms())
-    }
-
-    pub(crate) fn owner(&self) -> &Arc<Owner> {
-        &self.owner
+        self.owner.shared.stats(self.owner.closures.queue).snapshot()
     }
 }
 
@@ -423,7 +403,7 @@ pub(crate) fn build_engines<E: Engine>(
     let wait = |build: ResponseHandle<_>| build.wait().map_err(|_| closed())?;
     let built = builds.into_iter().try_for_each(wait);
     if let Some(worker) = waiting {
-        worker.unwait(shared, request);
+        worker.unwait(request);
     }
     built
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::RequestError;
 use crate::admission::inbox::WaitPolicy;
-use crate::error::RequestError;
 use crate::scheduler::id::RequestId;
 use crate::scheduler::shared::ExecutorShared;
-use crate::sync::{Answer, Receiver, WaiterGroup, spin_until, thread_waker};
+use crate::sync::{Answer, Receiver, spin_until, thread_waker};
 use crate::worker::context::{InlineProgress, this_worker, worker_of};
 
 /// The handle to one response.
@@ -41,11 +41,10 @@ use crate::worker::context::{InlineProgress, this_worker, worker_of};
 pub struct ResponseHandle<T: Send + 'static> {
     shared: Arc<ExecutorShared>,
     receiver: Receiver<T>,
-    /// `None`: it is answered already, or a worker has been told to.
+    /// `None`: the answer has been collected, or comes from elsewhere than a queue.
     request: Option<RequestId>,
     /// Until it has been seen to.
     deadline: Option<Instant>,
-    collected: bool,
     policy: WaitPolicy,
 }
 
@@ -56,7 +55,6 @@ impl<T: Send + 'static> ResponseHandle<T> {
             receiver,
             request: None,
             deadline: None,
-            collected: false,
             policy: WaitPolicy::default(),
         }
     }
@@ -91,10 +89,7 @@ impl<T: Send + 'static> ResponseHandle<T> {
     /// once when it is not. On a worker of another executor it blocks, unless what it waits for
     /// waits for that worker: then it returns that error, too.
     pub fn wait(mut self) -> Result<T, RequestError> {
-        match self.wait_until(None) {
-            Some(answer) => answer,
-            None => unreachable!("a wait without a timeout ends with an answer"),
-        }
+        self.wait_until(None).expect("a wait without a timeout ends with an answer")
     }
 
     /// Waits for the response for at most `timeout`.
@@ -123,19 +118,18 @@ impl<T: Send + 'static> ResponseHandle<T> {
     pub(crate) fn look(&mut self, waker: &Waker) -> Poll<Answer<T>> {
         loop {
             if let Poll::Ready(answer) = self.receiver.poll(waker) {
-                self.collected = true;
                 self.unwait();
+                self.request = None;
                 return Poll::Ready(answer);
             }
             let Some(request) = self.request else {
                 return Poll::Pending;
             };
             let now = || self.shared.clock.now();
-            if self.deadline.take_if(|deadline| *deadline <= now()).is_none()
-                || !self.shared.lock().give_up(request, RequestError::DeadlineExceeded)
-            {
+            if self.deadline.take_if(|deadline| *deadline <= now()).is_none() {
                 return Poll::Pending;
             }
+            self.shared.lock().give_up(request, RequestError::DeadlineExceeded);
         }
     }
 
@@ -155,11 +149,10 @@ impl<T: Send + 'static> ResponseHandle<T> {
                 // An abort may have answered it since the look above. If not, this ends the handle,
                 // and dropping that cancels the request.
                 InlineProgress::Stuck => {
-                    let answer = self.look(waker);
-                    return Poll::Ready(match answer {
-                        Poll::Ready(answer) => answer,
-                        Poll::Pending => Err(RequestError::WouldDeadlock),
-                    });
+                    return match self.look(waker) {
+                        Poll::Pending => Poll::Ready(Err(RequestError::WouldDeadlock)),
+                        answered => answered,
+                    };
                 }
             }
         }
@@ -171,7 +164,7 @@ impl<T: Send + 'static> ResponseHandle<T> {
         // To sleep with others, a thread must have nothing but the answer to wake up for.
         let timed = until.is_some() || self.deadline.is_some();
         let group = group.filter(|_| !timed);
-        let waker = group.as_ref().map_or_else(thread_waker, WaiterGroup::waker);
+        let waker = group.clone().map_or_else(thread_waker, Waker::from);
         if spin && worker_of(&self.shared).is_none() {
             spin_until(|| !self.receiver.is_open());
         }
@@ -198,7 +191,7 @@ impl<T: Send + 'static> ResponseHandle<T> {
     /// If this is a worker, it does not wait for the request any more.
     fn unwait(&self) {
         if let (Some(request), Some(worker)) = (self.request, this_worker()) {
-            worker.unwait(&self.shared, request);
+            worker.unwait(request);
         }
     }
 }
@@ -216,11 +209,9 @@ impl<T: Send + 'static> Future for ResponseHandle<T> {
 /// Nobody asks any more: removes the request if it still waits.
 impl<T: Send + 'static> Drop for ResponseHandle<T> {
     fn drop(&mut self) {
-        if self.collected {
-            return;
-        }
+        let Some(request) = self.request else { return };
         self.unwait();
-        if let (true, Some(request)) = (self.receiver.close(), self.request) {
+        if self.receiver.close() {
             self.shared.lock().give_up(request, RequestError::Cancelled);
         }
     }

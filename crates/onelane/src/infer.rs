@@ -1,4 +1,5 @@
-//! The futures of a queue: they wait for room, and for a response, without blocking a thread.
+//! The futures of a queue and of an executor: they wait for room, and for a response, without
+//! blocking a thread.
 
 use std::future::Future;
 use std::mem;
@@ -8,15 +9,14 @@ use std::task::{Context, Poll, Waker};
 
 use crate::admission::waiters::{Patience, Requests, Ticket};
 use crate::admission::{Admission, only};
-use crate::engine::Engine;
-use crate::error::{InferError, Refusal, RequestError, SubmitError};
-use crate::handle::ResponseHandle;
-use crate::request::Request;
+use crate::owner::Owner;
+use crate::scheduler::closures::{Closure, RunClosures};
 use crate::sync::Receiver;
 use crate::worker::context::this_worker;
+use crate::{Engine, InferError, Refusal, Request, RequestError, ResponseHandle, SubmitError};
 
 /// How far a future is. What it has handed over is cancelled when it is dropped.
-pub(crate) enum State<R, W> {
+enum State<R, W> {
     /// It has not been polled.
     New(R),
     /// It was handed over.
@@ -64,13 +64,12 @@ impl<E: Engine> Infer<E> {
             let State::New(request) = mem::replace(state, State::Done) else {
                 unreachable!("matched above")
             };
-            let (sender, receiver) = Receiver::pair(Some(waker.clone()));
-            let handed_over = queue
-                .start(request, sender, receiver, Patience::UntilAnswered)
-                .map_err(InferError::Refused)?;
+            let channel = Receiver::pair(Some(waker.clone()));
+            let started = queue.start(request, channel, Patience::UntilAnswered);
+            let started = started.map_err(InferError::Refused)?;
             // The waker went with it. On a worker there may be something to do inline.
-            let is_seen_to = handed_over.1.is_none() && !(inline && this_worker().is_some());
-            *state = State::Waiting(handed_over);
+            let is_seen_to = started.1.is_none() && !(inline && this_worker().is_some());
+            *state = State::Waiting(started);
             if is_seen_to {
                 return Poll::Pending;
             }
@@ -127,6 +126,28 @@ fn poll_ticket<E: Engine>(
     settled.err().map(|refused| refused.map(only))
 }
 
+/// Hands something over with `start`, when it is polled first, and waits until it is in.
+fn poll_submission<E: Engine, R, H>(
+    state: &mut State<R, (H, Ticket<E>)>,
+    waker: &Waker,
+    start: impl FnOnce(R) -> Result<(H, Option<Ticket<E>>), SubmitError<Requests<E>>>,
+) -> Poll<Result<H, SubmitError<Requests<E>>>> {
+    let (handle, ticket) = match mem::replace(state, State::Done) {
+        State::New(requests) => match start(requests)? {
+            (handle, None) => return Poll::Ready(Ok(handle)),
+            (handle, Some(ticket)) => (handle, ticket),
+        },
+        State::Waiting(waiting) => waiting,
+        State::Done => panic!("a submission was polled after it had answered"),
+    };
+    let settled = ticket.poll(waker);
+    if settled.is_pending() {
+        *state = State::Waiting((handle, ticket));
+        return Poll::Pending;
+    }
+    settled.map_ok(|()| handle)
+}
+
 /// The future of [`BatchQueue::submit_group_async`](crate::BatchQueue::submit_group_async).
 #[must_use = "a future does nothing until it is awaited"]
 pub struct SubmitGroup<E: Engine> {
@@ -150,19 +171,40 @@ impl<E: Engine> Future for SubmitGroup<E> {
     /// When it is polled again after it has been ready.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { queue, state } = self.get_mut();
-        let (handles, ticket) = match mem::replace(state, State::Done) {
-            State::New(requests) => match queue.start_group(requests, Patience::Until(None))? {
-                (handles, None) => return Poll::Ready(Ok(handles)),
-                (handles, Some(ticket)) => (handles, ticket),
-            },
-            State::Waiting(waiting) => waiting,
-            State::Done => panic!("a submission was polled after it had answered"),
-        };
-        let settled = ticket.poll(context.waker());
-        if settled.is_pending() {
-            *state = State::Waiting((handles, ticket));
-            return Poll::Pending;
-        }
-        settled.map_ok(|()| handles)
+        poll_submission(state, context.waker(), |requests| {
+            queue.start_group(requests, Patience::Until(None))
+        })
+    }
+}
+
+/// The future of [`DeviceExecutor::submit_async`](crate::DeviceExecutor::submit_async).
+#[must_use = "a future does nothing until it is awaited"]
+pub struct SubmitClosure<F, T: Send + 'static> {
+    owner: Arc<Owner>,
+    state: State<Request<F>, (ResponseHandle<T>, Ticket<RunClosures>)>,
+}
+
+// Nothing in it is pinned.
+impl<F, T: Send + 'static> Unpin for SubmitClosure<F, T> {}
+
+impl<F, T: Send + 'static> SubmitClosure<F, T> {
+    pub(crate) fn new(owner: Arc<Owner>, request: Request<F>) -> Self {
+        Self { owner, state: State::New(request) }
+    }
+}
+
+impl<F: FnOnce() -> T + Send + 'static, T: Send + 'static> Future for SubmitClosure<F, T> {
+    type Output = Result<ResponseHandle<T>, SubmitError<Request<F>>>;
+
+    /// # Panics
+    /// When it is polled again after it has been ready.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { owner, state } = self.get_mut();
+        let polled = poll_submission(state, context.waker(), |request| {
+            let (request, channel) = Closure::of(request);
+            let started = owner.closures.start(request, channel, Patience::Until(None));
+            started.map_err(|refused| refused.map(|request| vec![request]))
+        });
+        polled.map_err(|refused| refused.map(|one| Closure::take_back::<F, T>(only(one))))
     }
 }

@@ -84,7 +84,6 @@ mod scheduler;
 #[cfg(feature = "tower")]
 mod service;
 mod stats;
-mod submit_closure;
 mod sync;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
@@ -100,10 +99,9 @@ pub use error::{
 };
 pub use executor::{DeviceExecutor, Shutdown};
 pub use handle::ResponseHandle;
-pub use infer::{Infer, SubmitGroup};
+pub use infer::{Infer, SubmitClosure, SubmitGroup};
 pub use queue::BatchQueue;
 pub use request::{ParsePriorityError, Priority, Request};
 pub use stats::{ClassStats, Health, Histogram, QueueHistograms, QueueStats, Summary};
-pub use submit_closure::SubmitClosure;
 #[doc(hidden)]
 pub use sync::PerProcess;

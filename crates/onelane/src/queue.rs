@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use crate::admission::Admission;
 use crate::admission::waiters::Patience;
-use crate::config::BatchConfig;
-use crate::engine::Engine;
-use crate::error::{BuildError, EngineError, ShutdownError, SubmitError};
 #[cfg(doc)]
 use crate::error::{InferError, Refusal, RequestError};
 use crate::executor::{DeviceExecutor, Shutdown, build_engines};
-use crate::handle::ResponseHandle;
-use crate::infer::{Infer, SubmitGroup};
-use crate::request::Request;
 use crate::stats::{Health, QueueHistograms, QueueStats, Stats};
+use crate::sync::Receiver;
 use crate::worker::context::belongs_to;
+use crate::{
+    BatchConfig, BuildError, Engine, EngineError, Infer, Request, ResponseHandle, ShutdownError,
+    SubmitError, SubmitGroup,
+};
 
 /// The typed front of one engine: any thread or task submits requests, those of equal batch key
 /// that wait together run as one batch, and each gets its own response.
@@ -63,7 +62,7 @@ impl<E: Engine> BatchQueue<E> {
         factory: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
     ) -> Result<Self, BuildError> {
         config.validate()?;
-        let owner = device.owner();
+        let owner = &device.owner;
         let (admission, factory) =
             Admission::new(&owner.shared, Some(Arc::clone(owner) as _), config, factory)
                 .ok_or_else(|| BuildError::Closed(owner.shared.device.clone()))?;
@@ -86,7 +85,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         request: impl Into<Request<E::Item>>,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        self.admission.submit(request.into(), Patience::Until(None))
+        self.admission.submit(request.into(), Receiver::pair(None), Patience::Until(None))
     }
 
     /// Submits a request if there is room now.
@@ -115,7 +114,7 @@ impl<E: Engine> BatchQueue<E> {
         &self,
         request: impl Into<Request<E::Item>>,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        self.admission.submit(request.into(), Patience::None)
+        self.admission.submit(request.into(), Receiver::pair(None), Patience::None)
     }
 
     /// Submits a request, waiting for room for at most `timeout`.
@@ -130,7 +129,7 @@ impl<E: Engine> BatchQueue<E> {
         request: impl Into<Request<E::Item>>,
         timeout: Duration,
     ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        self.admission.submit(request.into(), self.patience(timeout))
+        self.admission.submit(request.into(), Receiver::pair(None), self.patience(timeout))
     }
 
     /// Submits several requests at once: all of them are accepted, or none is. They may run in
@@ -234,7 +233,7 @@ impl<E: Engine> BatchQueue<E> {
 
     /// Refuses new requests; what was accepted is run. Does not wait.
     pub fn close(&self) {
-        self.admission.close(false);
+        self.admission.shared.lock().close(self.admission.queue, false);
     }
 
     /// Refuses new requests, runs (or, with [`Shutdown::Abort`], answers with
@@ -265,8 +264,8 @@ impl<E: Engine> BatchQueue<E> {
     /// # }
     /// ```
     pub fn shutdown(&self, mode: Shutdown, timeout: Duration) -> Result<(), ShutdownError> {
-        self.admission.close(mode == Shutdown::Abort);
         let Admission { shared, queue, .. } = &*self.admission;
+        shared.lock().close(*queue, mode == Shutdown::Abort);
         if belongs_to(shared) {
             return Err(ShutdownError::WouldDeadlock);
         }
@@ -287,13 +286,13 @@ impl<E: Engine> BatchQueue<E> {
 
     /// The counters and the histograms of one instant.
     pub fn snapshot(&self) -> (QueueStats, QueueHistograms) {
-        let stats = self.live_stats();
-        (stats.summary(), stats.histograms())
+        self.live_stats().snapshot()
     }
 
     /// Whether the queue works, builds its engine again, stalls, has failed or was shut down.
     pub fn health(&self) -> Health {
-        self.admission.shared.health(Some(self.admission.queue))
+        let Admission { shared, queue, .. } = &*self.admission;
+        shared.lock().health(*queue, shared.clock.now())
     }
 
     /// How much there is to do: the cost of what waits, and the requests that wait for room or run.
@@ -314,7 +313,7 @@ impl<E: Engine> BatchQueue<E> {
     /// # }
     /// ```
     pub fn load(&self) -> usize {
-        self.admission.shared.load(self.admission.queue)
+        self.admission.shared.lock().load(self.admission.queue)
     }
 
     /// The settings that the queue was made with.

@@ -121,10 +121,9 @@ impl<I> Request<I> {
         self.input
     }
 
-    /// The input, and the same request with another.
-    pub(crate) fn replace_input<J>(self, input: J) -> (I, Request<J>) {
-        let Self { input: old, priority, deadline } = self;
-        (old, Request { input, priority, deadline })
+    /// The same request with another input.
+    pub(crate) fn map<J>(self, of: impl FnOnce(I) -> J) -> Request<J> {
+        Request { input: of(self.input), priority: self.priority, deadline: self.deadline }
     }
 
     /// A request as it comes back from a queue: its deadline is an instant by then.

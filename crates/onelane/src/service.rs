@@ -4,11 +4,7 @@ use std::task::{Context, Poll};
 
 use tower_service::Service;
 
-use crate::engine::Engine;
-use crate::error::InferError;
-use crate::infer::Infer;
-use crate::queue::BatchQueue;
-use crate::request::Request;
+use crate::{BatchQueue, Engine, Infer, InferError, Request};
 
 /// Always ready: a call that finds no room waits for room by itself, in its future. Limit how many
 /// calls are made at once where that is wanted; the queue's own `capacity` bounds what is accepted.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram as HdrHistogram;
 
-use crate::request::Priority;
+use crate::Priority;
 
 /// How a queue or an executor is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,6 +238,11 @@ impl Stats {
         stats.batch_size = summary(&self.batch_size, |value| value);
         stats.service = summary(&self.service, nanos);
         stats
+    }
+
+    /// The summary and the histograms, of one instant.
+    pub(crate) fn snapshot(&self) -> (QueueStats, QueueHistograms) {
+        (self.summary(), self.histograms())
     }
 
     pub(crate) fn histograms(&self) -> QueueHistograms {

@@ -8,17 +8,15 @@
 //! Invariants:
 //! - room is the queue's capacity less what is in here, what waits, and what has left and was not
 //!   given back yet: who finds no room asks the executor, which gives it back;
-//! - while the queue is closed, has failed, or somebody waits for room, the inbox is closed, and it
-//!   is opened and closed under the executor's lock: who finds it closed asks there;
+//! - while the queue is closed, has failed, or somebody waits for room, the inbox is closed. It is
+//!   closed, and opened when it is drained, under the executor's lock: who finds it closed asks there;
 //! - while a worker sleeps, `wake_needed` is set: whoever puts something in takes it, and wakes one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::BatchConfig;
-use crate::engine::{BatchItem, Engine};
-use crate::request::{Priority, Request};
 use crate::sync::{Hint, MAX_SHARERS, Mutex, MutexGuard, Sender, WaiterGroup, may_lock};
+use crate::{BatchConfig, BatchItem, Engine, Priority, Request};
 
 /// A request that has been handed over, until it is in a batch.
 pub(crate) struct PendingRequest<E: Engine> {
@@ -68,10 +66,6 @@ impl Permits {
         self.requests = self.requests.saturating_add(other.requests);
         self.cost = self.cost.saturating_add(other.cost);
     }
-
-    fn covers(&self, other: Self) -> bool {
-        other.requests <= self.requests && other.cost <= self.cost
-    }
 }
 
 /// Requests that have been accepted, and that nobody has drained yet.
@@ -82,7 +76,8 @@ impl Permits {
 pub(crate) struct Inbox<E: Engine> {
     state: Mutex<InboxState<E>>,
     max_sharers: usize,
-    /// Nothing waits, and no batch computes.
+    /// Nothing waits, and no batch computes: as it was when a worker last took a batch, ended one or
+    /// went to sleep.
     pub(crate) idle: Hint,
     /// The last batch took less than [`BRIEF`], and less than [`QUICK`].
     brief: Hint,
@@ -93,7 +88,7 @@ pub(crate) struct Inbox<E: Engine> {
 const BRIEF: Duration = Duration::from_micros(50);
 
 /// The same among many threads, who want each other's processor.
-const QUICK: Duration = Duration::from_micros(5);
+pub(crate) const QUICK: Duration = Duration::from_micros(5);
 
 /// What is behind the inbox's lock.
 #[repr(C)]
@@ -164,11 +159,6 @@ impl<E: Engine> Inbox<E> {
         self.quick.set(service < QUICK);
     }
 
-    /// Whether who waits for this queue is likely to be answered sooner than it can sleep.
-    pub(crate) fn is_quick(&self) -> bool {
-        self.quick.get()
-    }
-
     /// How a thread waits for the answer to the request that it puts in next.
     #[inline]
     pub(crate) fn wait_policy(
@@ -196,7 +186,7 @@ impl<E: Engine> InboxState<E> {
     /// Takes room if there is enough.
     #[inline]
     pub(crate) fn reserve(&mut self, permits: Permits) -> bool {
-        let fits = self.room.covers(permits);
+        let fits = permits.requests <= self.room.requests && permits.cost <= self.room.cost;
         if fits {
             self.room.requests -= permits.requests;
             self.room.cost -= permits.cost;
@@ -207,12 +197,6 @@ impl<E: Engine> InboxState<E> {
     /// Takes back the room that requests have left.
     pub(crate) fn release(&mut self, freed: &mut Permits) {
         self.room.add(std::mem::take(freed));
-    }
-
-    /// Whether the caller has to wake a worker for what it has put in.
-    #[inline]
-    pub(crate) fn take_wake_needed(&mut self) -> bool {
-        std::mem::take(&mut self.wake_needed)
     }
 
     /// Whether the timer has to be told of a deadline.

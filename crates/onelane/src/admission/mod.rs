@@ -13,17 +13,16 @@ use hashbrown::DefaultHashBuilder;
 
 use crate::admission::inbox::{Arrival, Inbox, InboxState, PendingRequest, Permits, WaitPolicy};
 use crate::admission::waiters::{Patience, Requests, Ticket};
-use crate::config::BatchConfig;
-use crate::engine::{BatchItem, Engine};
-use crate::error::{EngineError, Refusal, SubmitError};
-use crate::handle::ResponseHandle;
-use crate::request::{Priority, Request};
-use crate::scheduler::id::{QueueId, RequestId};
+use crate::scheduler::id::{QueueId, RequestId, next_id};
 use crate::scheduler::pending::Pending;
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{MutexGuard, Receiver, Sender};
 use crate::worker::context::{InlineProgress, this_worker};
 use crate::worker::engines::EngineFactory;
+use crate::{
+    BatchConfig, BatchItem, Engine, EngineError, Priority, Refusal, Request, ResponseHandle,
+    SubmitError,
+};
 
 /// The way into one queue, for all who have a handle to it: a user's, and those of its futures. With
 /// the last of them the queue is closed.
@@ -46,39 +45,30 @@ impl<E: Engine> Admission<E> {
         config: BatchConfig,
         build: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
     ) -> Option<(Self, Arc<EngineFactory<E>>)> {
+        let queue = next_id();
         let inbox = Arc::new(Inbox::new(&config));
+        let (device, name) = (shared.device.clone(), config.name.clone());
+        let factory = Arc::new(EngineFactory { queue, device, name, build: Box::new(build) });
+        let pending = Pending::new(Arc::clone(&factory), Arc::clone(&inbox), &config);
         let mut scheduler = shared.lock();
         if scheduler.is_stopping() {
             return None;
         }
-        let queue = scheduler.next_queue();
-        let factory = Arc::new(EngineFactory::new(queue, &shared.device, &config.name, build));
-        let pending = Pending::new(Arc::clone(&factory), Arc::clone(&inbox), &config);
         scheduler.insert_queue(queue, Box::new(pending), config.clone());
         drop(scheduler);
         let (shared, hasher) = (Arc::clone(shared), DefaultHashBuilder::default());
         Some((Self { shared, queue, config, hasher, inbox, _executor: executor }, factory))
     }
 
-    /// Submits a request for a thread.
-    pub(crate) fn submit(
+    /// Submits a request for a thread; its answer goes through `channel`.
+    #[inline]
+    pub(crate) fn submit<T: Send + 'static>(
         &self,
         request: Request<E::Item>,
-        patience: Patience,
-    ) -> Result<ResponseHandle<E::Output>, SubmitError<Request<E::Item>>> {
-        let (sender, receiver) = Receiver::pair(None);
-        self.submit_with(request, sender, receiver, patience)
-    }
-
-    /// Submits a request for a thread; what is sent to `sender` comes out of `receiver`.
-    pub(crate) fn submit_with<T: Send + 'static>(
-        &self,
-        request: Request<E::Item>,
-        sender: Sender<E::Output>,
-        receiver: Receiver<T>,
+        channel: (Sender<E::Output>, Receiver<T>),
         patience: Patience,
     ) -> Result<ResponseHandle<T>, SubmitError<Request<E::Item>>> {
-        let (handle, ticket) = self.start(request, sender, receiver, patience)?;
+        let (handle, ticket) = self.start(request, channel, patience)?;
         if let Some(ticket) = ticket {
             self.wait_for_room(&ticket, patience).map_err(|refused| refused.map(only))?;
         }
@@ -103,12 +93,11 @@ impl<E: Engine> Admission<E> {
     pub(crate) fn start<T: Send + 'static>(
         &self,
         request: Request<E::Item>,
-        sender: Sender<E::Output>,
-        receiver: Receiver<T>,
+        (sender, receiver): (Sender<E::Output>, Receiver<T>),
         patience: Patience,
     ) -> Result<(ResponseHandle<T>, Option<Ticket<E>>), SubmitError<Request<E::Item>>> {
         let permits = Permits { requests: 1, cost: request.input.cost() };
-        if let Some(refusal) = self.too_large(permits, [permits.cost]) {
+        if let Some(refusal) = self.too_large(permits, permits.cost) {
             sender.forget();
             return Err(self.refuse(refusal, 1, request));
         }
@@ -141,7 +130,8 @@ impl<E: Engine> Admission<E> {
         let costs: Vec<usize> = requests.iter().map(|request| request.input.cost()).collect();
         let cost = costs.iter().fold(0_usize, |sum, cost| sum.saturating_add(*cost));
         let permits = Permits { requests: requests.len(), cost };
-        if let Some(refusal) = self.too_large(permits, costs.iter().copied()) {
+        let heaviest = costs.iter().copied().max().unwrap_or(0);
+        if let Some(refusal) = self.too_large(permits, heaviest) {
             return Err(self.refuse(refusal, permits.requests, requests));
         }
         // The group goes in when its least urgent request may.
@@ -187,13 +177,13 @@ impl<E: Engine> Admission<E> {
         let deadline = arrival.request.deadline;
         let alarm = deadline.filter(|deadline| inbox.needs_alarm(*deadline));
         let number = inbox.put(arrival);
-        let wake_needed = inbox.take_wake_needed();
+        let wake_needed = std::mem::take(&mut inbox.wake_needed);
         // CORRECTNESS: the executor's lock comes before the inbox's.
         drop(inbox);
         if wake_needed {
             self.shared.lock().wake_worker();
         }
-        if let Some(alarm) = alarm {
+        if alarm.is_some() {
             self.shared.arm(self.queue, alarm);
         }
         number
@@ -210,11 +200,8 @@ impl<E: Engine> Admission<E> {
         let deadline = arrivals.iter().filter_map(|arrival| arrival.request.deadline).min();
         let mut scheduler = self.shared.lock();
         let admitted = match scheduler.open_queue::<Pending<E>>(self.queue) {
+            Ok((pending, deferred)) => pending.admit(arrivals, class, patience, deferred),
             Err(refusal) => Err((refusal, arrivals)),
-            Ok((pending, deferred)) => {
-                let admitted = pending.admit(arrivals, class, patience, deferred);
-                admitted.map_err(|arrivals| (Refusal::Full, arrivals))
-            }
         };
         let mut alarm = None;
         match &admitted {
@@ -227,9 +214,7 @@ impl<E: Engine> Admission<E> {
             Err(_) => scheduler.count_refused(self.queue, count),
         }
         drop(scheduler);
-        if let Some(alarm) = alarm {
-            self.shared.arm(self.queue, alarm);
-        }
+        self.shared.arm(self.queue, alarm);
         // CORRECTNESS: a key is a user's to drop: here, without the lock.
         admitted.map_err(|(refusal, arrivals)| {
             SubmitError::new(refusal, arrivals.into_iter().map(Arrival::into_request).collect())
@@ -244,10 +229,7 @@ impl<E: Engine> Admission<E> {
     ) -> Result<(), SubmitError<Requests<E>>> {
         let Self { shared, .. } = self;
         let request = self.request(ticket.number);
-        let until = match patience {
-            Patience::Until(until) => until,
-            Patience::None | Patience::UntilAnswered => None,
-        };
+        let until = if let Patience::Until(until) = patience { until } else { None };
         let waited = shared.clock.block(until, |waker| {
             loop {
                 if let Poll::Ready(settled) = ticket.poll(waker) {
@@ -261,7 +243,7 @@ impl<E: Engine> Admission<E> {
             }
         });
         if let Some(worker) = this_worker() {
-            worker.unwait(shared, request);
+            worker.unwait(request);
         }
         let reason = match waited {
             Some(Ok(settled)) => return settled,
@@ -281,27 +263,23 @@ impl<E: Engine> Admission<E> {
         let Ok((pending, deferred)) = scheduler.open_queue::<Pending<E>>(self.queue) else {
             return;
         };
-        let withdrawn = pending.withdraw(ticket.number, reason, deferred);
-        scheduler.count_refused(self.queue, withdrawn);
+        pending.withdraw(ticket.number, reason, deferred);
     }
 
     /// What requests exceed, if they are more than the queue may ever take.
     #[inline]
-    fn too_large(
-        &self,
-        permits: Permits,
-        costs: impl IntoIterator<Item = usize>,
-    ) -> Option<Refusal> {
+    fn too_large(&self, permits: Permits, heaviest: usize) -> Option<Refusal> {
         let BatchConfig { max_batch_cost, capacity, capacity_cost, .. } = self.config;
-        let too_large = |amount, limit, max| Refusal::RequestTooLarge { amount, limit, max };
-        if permits.requests > capacity {
-            return Some(too_large(permits.requests, "capacity", capacity));
-        }
-        if permits.cost > capacity_cost {
-            return Some(too_large(permits.cost, "capacity_cost", capacity_cost));
-        }
-        let heavy = costs.into_iter().find(|cost| *cost > max_batch_cost);
-        heavy.map(|cost| too_large(cost, "max_batch_cost", max_batch_cost))
+        let (amount, limit, max) = if permits.requests > capacity {
+            (permits.requests, "capacity", capacity)
+        } else if permits.cost > capacity_cost {
+            (permits.cost, "capacity_cost", capacity_cost)
+        } else if heaviest > max_batch_cost {
+            (heaviest, "max_batch_cost", max_batch_cost)
+        } else {
+            return None;
+        };
+        Some(Refusal::RequestTooLarge { amount, limit, max })
     }
 
     fn refuse<R>(&self, refusal: Refusal, requests: usize, refused: R) -> SubmitError<R> {
@@ -311,11 +289,6 @@ impl<E: Engine> Admission<E> {
 
     fn request(&self, number: u64) -> RequestId {
         RequestId { queue: self.queue, number }
-    }
-
-    /// Refuses new requests; what waits is run or, with `abort`, answered with an error.
-    pub(crate) fn close(&self, abort: bool) {
-        self.shared.lock().close(self.queue, abort);
     }
 }
 

@@ -14,10 +14,8 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 
 use crate::admission::inbox::{Arrival, Permits};
-use crate::engine::Engine;
-use crate::error::{Refusal, SubmitError};
-use crate::request::{Priority, Request};
 use crate::sync::{Deferred, Receiver, Sender};
+use crate::{Engine, Priority, Refusal, Request, SubmitError};
 
 /// How long a submission is ready to wait for room.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,7 +34,7 @@ pub(crate) struct WaiterKey {
     class: usize,
     /// When it has been lifted to Interactive, one class for each `ageing` interval.
     urgent_at: Instant,
-    /// Of its first request.
+    /// Of its first request; the others follow.
     number: u64,
 }
 
@@ -52,8 +50,6 @@ impl WaiterKey {
 /// Requests that go in together, once there is room for them.
 pub(crate) struct Waiter<E: Engine> {
     pub(crate) arrivals: Vec<Arrival<E>>,
-    /// The number of the first; the others follow.
-    number: u64,
     permits: Permits,
     settled: Sender<Settled<E>>,
     wake_when_admitted: bool,
@@ -145,20 +141,14 @@ impl<E: Engine> Waiters<E> {
         self.requests += arrivals.len();
         self.keys.insert(number, key);
         self.deadlines.extend(last_deadline(&arrivals).map(|deadline| (deadline, number)));
-        let waiter = Waiter { arrivals, number, permits, settled: sender, wake_when_admitted };
+        let waiter = Waiter { arrivals, permits, settled: sender, wake_when_admitted };
         self.by_key.insert(key, waiter);
         Ticket { number, settled: receiver }
     }
 
-    /// The room that the first waiter needs.
-    pub(crate) fn first_permits(&self) -> Option<Permits> {
-        self.by_key.first_key_value().map(|(_, first)| first.permits)
-    }
-
-    /// The first waiter, for whose requests there is room now.
-    pub(crate) fn admit_first(&mut self, deferred: &mut Deferred) -> Option<Vec<Arrival<E>>> {
-        let number = self.by_key.first_key_value()?.1.number;
-        self.admit(number, deferred)
+    /// The first waiter, by its number, and the room that it needs.
+    pub(crate) fn first(&self) -> Option<(u64, Permits)> {
+        self.by_key.first_key_value().map(|(key, waiter)| (key.number, waiter.permits))
     }
 
     /// The requests of a waiter, which go in.
@@ -232,7 +222,7 @@ mod tests {
             waiters.push(vec![one], number as u64, class, false);
         }
         let mut deferred = Deferred::default();
-        let first = || waiters.admit_first(&mut deferred);
+        let first = || waiters.admit(waiters.first()?.0, &mut deferred);
         std::iter::from_fn(first).map(|arrivals| arrivals[0].request.number as usize).collect()
     }
 

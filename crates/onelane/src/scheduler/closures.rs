@@ -1,53 +1,57 @@
 //! Closures: what a device executor runs beside the batches of its queues. They are the requests of
 //! a queue of its own, whose engine calls them, one a batch.
 
+use std::any::Any;
 use std::sync::Arc;
 
-use crate::config::BatchConfig;
-use crate::engine::{BatchItem, Engine};
-use crate::error::EngineError;
-use crate::request::Request;
 use crate::sync::{Mutex, Receiver, Sender};
+use crate::{BatchConfig, BatchItem, Engine, EngineError, Request};
 
-/// A closure that waits for the worker. It is called once.
-pub(crate) struct Closure(pub(crate) Box<dyn Fn() + Send>);
+/// A closure that waits for the worker.
+pub(crate) struct Closure(Box<dyn Call>);
 
-/// A user's closure, until it is called or comes back.
-pub(crate) struct Body<F>(Arc<Mutex<Option<F>>>);
+/// What is asked of a user's closure, whatever its types.
+trait Call: Any + Send {
+    /// Calls it, once.
+    fn call(&self);
+}
 
-impl<F> Body<F> {
-    /// The request as it was made. It was refused.
-    pub(crate) fn take_back(&self, request: Request<Closure>) -> Request<F> {
-        let closure = self.0.lock().take().expect("a closure that was refused has not run");
-        request.replace_input(closure).1
+/// A user's closure, until it is called or comes back, and where its value is left.
+struct Body<F, T> {
+    closure: Mutex<Option<F>>,
+    value: Arc<Mutex<Option<T>>>,
+}
+
+impl<F: FnOnce() -> T + Send + 'static, T: Send + 'static> Call for Body<F, T> {
+    fn call(&self) {
+        let closure = self.closure.lock().take();
+        if let Some(closure) = closure {
+            let value = closure();
+            *self.value.lock() = Some(value);
+        }
     }
 }
 
-/// See [`Closure::of`].
-pub(crate) type Parts<F, T> = (Request<Closure>, Sender<()>, Receiver<T>, Body<F>);
-
 impl Closure {
-    /// A request to call a user's closure, where its answer goes, and the closure itself.
-    pub(crate) fn of<F, T>(request: Request<F>) -> Parts<F, T>
+    /// A request to call a user's closure, and where its answer goes.
+    pub(crate) fn of<F, T>(request: Request<F>) -> (Request<Self>, (Sender<()>, Receiver<T>))
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
         let (sender, value, receiver) = Receiver::pair_with_value();
-        let (closure, request) = request.replace_input(());
-        let body = Arc::new(Mutex::new(Some(closure)));
-        let run = {
-            let body = Arc::clone(&body);
-            move || {
-                let taken = body.lock().take();
-                if let Some(closure) = taken {
-                    let answer = closure();
-                    *value.lock() = Some(answer);
-                }
-            }
-        };
-        let request = request.replace_input(Self(Box::new(run))).1;
-        (request, sender, receiver, Body(body))
+        let body = |closure| Box::new(Body { closure: Mutex::new(Some(closure)), value });
+        (request.map(|closure| Self(body(closure))), (sender, receiver))
+    }
+
+    /// The request as it was made. It was refused.
+    pub(crate) fn take_back<F: 'static, T: 'static>(request: Request<Self>) -> Request<F> {
+        request.map(|closure| {
+            let body: Box<dyn Any> = closure.0;
+            let body = body.downcast::<Body<F, T>>().expect("a closure keeps its types");
+            let closure = body.closure.lock().take();
+            closure.expect("a closure that was refused has not run")
+        })
     }
 }
 
@@ -71,7 +75,7 @@ impl Engine for RunClosures {
     type Output = ();
 
     fn infer(&mut self, batch: &[Closure]) -> Result<Vec<()>, EngineError> {
-        batch.iter().for_each(|closure| (closure.0)());
+        batch.iter().for_each(|closure| closure.0.call());
         Ok(vec![(); batch.len()])
     }
 

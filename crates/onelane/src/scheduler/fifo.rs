@@ -32,17 +32,13 @@ struct Links {
 
 /// A value that may stand in two lists.
 pub(crate) struct Linked<T> {
-    value: T,
+    pub(crate) value: T,
     links: [Links; 2],
 }
 
-impl<T> Linked<T> {
-    pub(crate) fn new(value: T) -> Self {
+impl<T> From<T> for Linked<T> {
+    fn from(value: T) -> Self {
         Self { value, links: Default::default() }
-    }
-
-    pub(crate) fn into_value(self) -> T {
-        self.value
     }
 }
 
@@ -113,7 +109,7 @@ mod tests {
             let mut slots = Slab::new();
             let mut lists = [Fifo::new(0), Fifo::new(1)];
             for index in 0..4 {
-                slots.insert(Linked::new(index));
+                slots.insert(index.into());
                 for list in &mut lists {
                     list.push_back(&mut slots, index);
                 }

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::request::Priority;
 use crate::scheduler::fifo::Fifo;
 
 /// The list of a group's requests, by its place among a request's links.
@@ -31,10 +30,8 @@ impl Ceiling {
 
     /// The most requests that a batch may have now.
     fn limit(&self, now: Instant) -> usize {
-        match self.retry_at {
-            Some(at) if at <= now => self.most.saturating_mul(2),
-            _ => self.most,
-        }
+        let is_due = self.retry_at.is_some_and(|at| at <= now);
+        if is_due { self.most.saturating_mul(2) } else { self.most }
     }
 }
 
@@ -74,11 +71,6 @@ impl<K> Group<K> {
     /// The oldest request of the most urgent class.
     pub(crate) fn first(&self) -> Option<usize> {
         self.by_class.iter().find_map(Fifo::head)
-    }
-
-    /// The oldest request of a class, if none is more urgent.
-    pub(crate) fn head(&self, class: Priority) -> Option<usize> {
-        self.by_class[class.index()].head()
     }
 
     /// Learns from a batch of so many requests that has run: they fitted, or no more than `most` do.

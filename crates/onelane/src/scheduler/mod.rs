@@ -22,8 +22,6 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::config::BatchConfig;
-use crate::error::{Refusal, RequestError};
 use crate::scheduler::id::{QueueId, RequestId};
 use crate::scheduler::pending::PendingRequests;
 use crate::scheduler::policy::{Choice, Decision, Head};
@@ -32,17 +30,14 @@ use crate::scheduler::workers::{WorkerCommand, Workers};
 use crate::stats::{Health, Stats};
 use crate::sync::{Clock, Deferred};
 use crate::worker::batch::Dispatched;
-use crate::worker::wait_graph;
+use crate::{BatchConfig, Refusal, RequestError};
 
 /// What a worker does next.
 pub(crate) enum Step {
     Command(WorkerCommand),
     Batch(Dispatched),
     /// Sleep until woken, or until this instant. The waker has been stored.
-    Sleep {
-        until: Option<Instant>,
-        is_quick: bool,
-    },
+    Sleep(Option<Instant>),
     Stop,
 }
 
@@ -52,12 +47,12 @@ pub(crate) enum RequestLocation {
     Waiting,
     /// A worker runs it.
     Running(usize),
-    /// It has run, and its answer is on its way, whatever the caller does.
-    InDelivery,
+    /// Its answer is there, or on its way whatever the caller does.
     Answered,
 }
 
 /// What all workers, clients and shutdowns of an executor agree on.
+#[derive(Default)]
 pub(crate) struct Scheduler {
     /// Names the executor among those of the process.
     id: u64,
@@ -70,7 +65,6 @@ pub(crate) struct Scheduler {
     /// A worker's thread has ended out of turn.
     died: bool,
     alive: usize,
-    next_queue: QueueId,
     next_batch: u64,
     /// The virtual time of the queue dispatched last: where a queue that was idle comes in.
     virtual_now: Duration,
@@ -82,25 +76,7 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     fn new(id: u64, workers: usize) -> Self {
-        Self {
-            id,
-            queues: BTreeMap::new(),
-            past: BTreeMap::new(),
-            workers: Workers::new(workers),
-            stopping: false,
-            died: false,
-            alive: workers,
-            next_queue: 0,
-            next_batch: 0,
-            virtual_now: Duration::ZERO,
-            exit_waiters: Vec::new(),
-            deferred: Deferred::default(),
-        }
-    }
-
-    pub(crate) fn next_queue(&mut self) -> QueueId {
-        self.next_queue += 1;
-        self.next_queue
+        Self { id, workers: Workers::new(workers), alive: workers, ..Self::default() }
     }
 
     pub(crate) fn insert_queue(
@@ -157,15 +133,12 @@ impl Scheduler {
 
     // Leaving before compute.
 
-    /// Removes a request that its submitter gives up and answers it with `error`. Says whether it
-    /// still waited.
-    pub(crate) fn give_up(&mut self, request: RequestId, error: RequestError) -> bool {
-        let Some((queue, deferred)) = self.drain_inbox(request.queue) else {
-            return false;
-        };
-        let waited = queue.pending.dismiss(request.number, error, deferred);
-        self.retire_if_empty(request.queue);
-        waited
+    /// Removes a request that its submitter gives up, if it still waits, and answers it with `error`.
+    pub(crate) fn give_up(&mut self, request: RequestId, error: RequestError) {
+        if let Some((queue, deferred)) = self.drain_inbox(request.queue) {
+            queue.pending.dismiss(request.number, error, deferred);
+            self.retire_if_empty(request.queue);
+        }
     }
 
     /// Removes what has expired in a queue, for an alarm that was set for `alarm`. Returns what the
@@ -217,34 +190,28 @@ impl Scheduler {
         // CORRECTNESS: stored under the lock under which nothing was found to do; what comes later
         // finds it here, or finds that it has to wake a worker.
         self.workers.sleeps(worker, waker);
-        let (mut quiet, mut is_quick) = (true, false);
+        let mut quiet = true;
         for queue in self.queues.values_mut() {
             quiet &= queue.pending.listen();
-            is_quick |= queue.pending.is_quick();
         }
         if !quiet {
             // Something has come meanwhile: look again.
             self.wake_worker();
         }
-        Step::Sleep { until: [wait_until, rebuild_at].into_iter().flatten().min(), is_quick }
+        Step::Sleep([wait_until, rebuild_at].into_iter().flatten().min())
     }
 
     fn expire_all(&mut self, now: Instant) {
-        let is_late =
-            |queue: &Queue| queue.pending.next_deadline().is_some_and(|deadline| deadline <= now);
-        let late = self.queues.iter_mut().filter(|(_, queue)| is_late(queue));
-        let late: Vec<QueueId> = late
-            .map(|(&id, queue)| {
-                queue.pending.expire(now, &mut self.deferred);
-                id
-            })
-            .collect();
-        late.into_iter().for_each(|id| self.retire_if_empty(id));
+        let is_late = |queue: &Queue| queue.pending.next_deadline().is_some_and(|at| at <= now);
+        while let Some((&id, queue)) = self.queues.iter_mut().find(|(_, queue)| is_late(queue)) {
+            queue.pending.expire(now, &mut self.deferred);
+            self.retire_if_empty(id);
+        }
     }
 
     /// What builds an engine that this worker has lost, or when it may.
     fn next_rebuild(&self, worker: usize, now: Instant) -> Result<WorkerCommand, Option<Instant>> {
-        let at = |queue: &Queue| queue.rebuild_at(worker);
+        let at = |queue: &Queue| queue.rebuilds.get(&worker).copied();
         let next = self.queues.iter().filter_map(|(&id, queue)| Some((at(queue)?, id))).min();
         match next {
             Some((at, id)) if at <= now => {
@@ -274,10 +241,8 @@ impl Scheduler {
         queue.pending.heads(&mut |head| {
             queue.enter(&mut choice, id, Head { ready_at: head.arrival.min(now), ..head });
         });
-        match choice.decision() {
-            Decision::Dispatch(_, index) => Some(self.dispatch(id, index, worker, now)),
-            Decision::WaitUntil(_) | Decision::Idle => None,
-        }
+        let Decision::Dispatch(_, index) = choice.decision() else { return None };
+        Some(self.dispatch(id, index, worker, now))
     }
 
     /// Takes a batch out of its queue and notes that it runs.
@@ -297,9 +262,6 @@ impl Scheduler {
     pub(crate) fn book(&mut self, dispatched: &Dispatched, service: Duration, now: Instant) {
         // Gone only if another worker has died.
         let Some(queue) = self.queues.get_mut(&dispatched.queue) else { return };
-        if let Some(running) = queue.running.iter().find(|it| it.number == dispatched.number) {
-            wait_graph::have_run(self.id, dispatched.queue, &running.requests);
-        }
         if let Some(why) = queue.book(dispatched, service, now, &mut self.deferred) {
             self.fail(dispatched.queue, why);
         }
@@ -324,13 +286,6 @@ impl Scheduler {
         }
     }
 
-    fn fail(&mut self, id: QueueId, why: String) {
-        if let Some((queue, deferred)) = self.drain_inbox(id) {
-            queue.fail(why, deferred);
-        }
-        self.retire_if_empty(id);
-    }
-
     /// Where a request is, for who waits for it on a worker.
     pub(crate) fn location(&mut self, request: RequestId) -> RequestLocation {
         let Some((queue, _)) = self.drain_inbox(request.queue) else {
@@ -339,8 +294,8 @@ impl Scheduler {
         if queue.pending.contains(request.number) {
             return RequestLocation::Waiting;
         }
-        match queue.running.iter().find(|running| running.requests.contains(&request.number)) {
-            Some(running) if running.ended => RequestLocation::InDelivery,
+        let mut running = queue.running.iter().filter(|running| !running.ended);
+        match running.find(|running| running.requests.contains(&request.number)) {
             Some(running) => RequestLocation::Running(running.worker),
             None => RequestLocation::Answered,
         }
@@ -352,11 +307,30 @@ impl Scheduler {
     /// engines are dropped and the queue goes.
     pub(crate) fn close(&mut self, id: QueueId, abort: bool) {
         let Some(queue) = self.queues.get_mut(&id) else { return };
-        // CORRECTNESS: before it is drained for the last time: nothing comes after that.
-        queue.close(&mut self.deferred);
-        let (queue, deferred) = self.drain_inbox(id).expect("it was there under this lock");
-        if abort {
-            queue.pending.dismiss_all(&RequestError::Closed, deferred);
+        if queue.phase == Phase::Open {
+            queue.phase = Phase::Closed;
+        }
+        self.refuse_all(id, &Refusal::Closed, abort.then_some(RequestError::Closed));
+    }
+
+    /// The engine of a queue is given up: refuses new requests, and answers those that wait.
+    fn fail(&mut self, id: QueueId, why: String) {
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        queue.rebuilds.clear();
+        queue.failed = Some(why.clone());
+        let refusal = Refusal::Failed(why.clone());
+        self.refuse_all(id, &refusal, Some(RequestError::QueueFailed(why)));
+    }
+
+    /// Refuses new requests and those that wait for room; what waits in the queue is answered with
+    /// `error`, if there is one.
+    fn refuse_all(&mut self, id: QueueId, refusal: &Refusal, error: Option<RequestError>) {
+        if let Some(queue) = self.queues.get_mut(&id) {
+            // CORRECTNESS: before it is drained for the last time: nothing comes after that.
+            queue.pending.refuse_all(refusal, &mut self.deferred);
+        }
+        if let (Some((queue, deferred)), Some(error)) = (self.drain_inbox(id), error) {
+            queue.pending.dismiss_all(&error, deferred);
         }
         self.retire_if_empty(id);
     }
@@ -447,7 +421,7 @@ impl Scheduler {
             self.workers.wake_all(&mut self.deferred);
         }
         // Dropping a command answers whoever waits for it.
-        for command in self.workers.commands_of(worker) {
+        while let Some(command) = self.workers.next_command(worker) {
             self.deferred.discard(command);
         }
         if self.alive == 0 {
@@ -464,11 +438,12 @@ impl Scheduler {
         }
     }
 
-    fn load(&mut self, id: QueueId) -> usize {
+    /// What a queue has to do; nothing once it is gone.
+    pub(crate) fn load(&mut self, id: QueueId) -> usize {
         self.drain_inbox(id).map_or(0, |(queue, _)| queue.pending.load())
     }
 
-    fn health(&self, id: QueueId, now: Instant) -> Health {
+    pub(crate) fn health(&self, id: QueueId, now: Instant) -> Health {
         match self.queues.get(&id) {
             Some(queue) => queue.health(self.id, now),
             None if self.died => Health::Failed(RequestError::WorkerDied.to_string()),
@@ -477,7 +452,7 @@ impl Scheduler {
     }
 
     /// Of the device: what one queue's engine does to itself is that queue's affair.
-    fn overall_health(&self, now: Instant) -> Health {
+    pub(crate) fn overall_health(&self, now: Instant) -> Health {
         if self.died {
             return Health::Failed(RequestError::WorkerDied.to_string());
         }

@@ -14,10 +14,6 @@ use slab::Slab;
 
 use crate::admission::inbox::{Arrival, Inbox, PendingRequest, Permits};
 use crate::admission::waiters::{Patience, Ticket, Waiters};
-use crate::config::BatchConfig;
-use crate::engine::{BatchItem, Engine};
-use crate::error::{Refusal, RequestError};
-use crate::request::Priority;
 use crate::scheduler::fifo::{Fifo, Linked};
 use crate::scheduler::group::Group;
 use crate::scheduler::policy::Head;
@@ -25,6 +21,7 @@ use crate::stats::Stats;
 use crate::sync::{Deferred, forbid_locking};
 use crate::worker::batch::{Batch, Outcome, RequestBatch};
 use crate::worker::engines::{EngineFactory, Engines};
+use crate::{BatchConfig, BatchItem, Engine, Priority, Refusal, RequestError};
 
 const BY_CLASS: usize = 0;
 
@@ -39,8 +36,6 @@ pub(crate) trait PendingRequests: Any + Send {
     fn refuse_all(&mut self, refusal: &Refusal, deferred: &mut Deferred);
     /// Says, after a batch, whether nothing waits and nothing computes, and how long it took.
     fn set_pace(&mut self, idle: bool, service: Duration);
-    /// Whether the engine takes less time than a thread needs to sleep.
-    fn is_quick(&self) -> bool;
     fn len(&self) -> usize;
     /// Whether a request waits, in the queue or for room in it.
     fn contains(&self, number: u64) -> bool;
@@ -49,8 +44,7 @@ pub(crate) trait PendingRequests: Any + Send {
     /// Takes the batch that the head at `index` claims out, noting how long each request waited.
     fn take(&mut self, index: usize, now: Instant, deferred: &mut Deferred) -> Box<dyn Batch>;
     /// Removes a request that waits, in the queue or for room in it, and answers it with `error`.
-    /// Says whether it has been answered.
-    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> bool;
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred);
     /// The same with all that wait in the queue.
     fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred);
     /// The same with those that have expired.
@@ -80,8 +74,6 @@ pub(crate) struct Pending<E: Engine> {
     empty: Vec<Arrival<E>>,
     config: BatchConfig,
     open: bool,
-    /// The inbox is closed because somebody waits for room.
-    shut: bool,
     /// Each stands in two lists: all of its class in the queue, and those of its class and key.
     requests: Slab<Linked<PendingRequest<E>>>,
     by_number: HashMap<u64, usize>,
@@ -116,7 +108,6 @@ impl<E: Engine> Pending<E> {
             empty: Vec::new(),
             config: config.clone(),
             open: true,
-            shut: false,
             requests: Slab::new(),
             by_number: HashMap::new(),
             freed: Permits::default(),
@@ -131,14 +122,15 @@ impl<E: Engine> Pending<E> {
     }
 
     /// Lets requests in for which the inbox had no room, or has them wait; the inbox is drained.
-    /// Returns the number of the first, and the ticket of those that wait; or gives them back.
+    /// Returns the number of the first, and the ticket of those that wait; or gives them back and says
+    /// why.
     pub(crate) fn admit(
         &mut self,
         mut arrivals: Vec<Arrival<E>>,
         class: Priority,
         patience: Patience,
         deferred: &mut Deferred,
-    ) -> Result<(u64, Option<Ticket<E>>), Vec<Arrival<E>>> {
+    ) -> Result<(u64, Option<Ticket<E>>), (Refusal, Vec<Arrival<E>>)> {
         let mut permits = Permits::default();
         arrivals.iter().for_each(|arrival| permits.add(arrival.permits()));
         let is_first = arrivals
@@ -148,59 +140,41 @@ impl<E: Engine> Pending<E> {
         inbox.release(&mut self.freed);
         let room = is_first && inbox.reserve(permits);
         if !room && patience == Patience::None {
-            return Err(arrivals);
+            return Err((Refusal::Full, arrivals));
         }
         let number = inbox.number_all(&mut arrivals);
         if !room {
             // CORRECTNESS: under the lock under which there was no room; what makes room holds it.
             inbox.open = false;
             drop(inbox);
-            self.shut = true;
             let told = patience != Patience::UntilAnswered;
             return Ok((number, Some(self.waiters.push(arrivals, number, class, told))));
         }
         drop(inbox);
-        self.push_all(arrivals, deferred);
+        arrivals.into_iter().for_each(|arrival| self.push(arrival, deferred));
         Ok((number, None))
     }
 
-    /// Refuses requests that wait for room, if they still do. Says how many those were.
-    pub(crate) fn withdraw(
-        &mut self,
-        number: u64,
-        reason: Refusal,
-        deferred: &mut Deferred,
-    ) -> usize {
-        let Some(waiter) = self.waiters.remove(number) else { return 0 };
-        let count = waiter.arrivals.len();
+    /// Refuses requests that wait for room, if they still do.
+    pub(crate) fn withdraw(&mut self, number: u64, reason: Refusal, deferred: &mut Deferred) {
+        let Some(waiter) = self.waiters.remove(number) else { return };
+        self.stats.counters.refused += waiter.arrivals.len() as u64;
         waiter.refuse(reason, deferred);
         self.assign_room(deferred);
-        count
     }
 
-    /// Assigns room that is free to those who wait for it; behind the last of them the inbox opens.
+    /// Assigns room that is free to those who wait for it.
     fn assign_room(&mut self, deferred: &mut Deferred) {
-        if !self.shut {
-            return;
-        }
-        while let Some(permits) = self.waiters.first_permits() {
+        while let Some((number, permits)) = self.waiters.first() {
             let mut inbox = self.inbox.lock();
             inbox.release(&mut self.freed);
             if !inbox.reserve(permits) {
                 return;
             }
             drop(inbox);
-            if let Some(arrivals) = self.waiters.admit_first(deferred) {
-                self.push_all(arrivals, deferred);
-            }
+            let arrivals = self.waiters.admit(number, deferred).into_iter().flatten();
+            arrivals.for_each(|arrival| self.push(arrival, deferred));
         }
-        self.shut = false;
-        self.inbox.lock().open = self.open;
-    }
-
-    fn push_all(&mut self, arrivals: Vec<Arrival<E>>, deferred: &mut Deferred) {
-        arrivals.into_iter().for_each(|arrival| self.push(arrival, deferred));
-        self.inbox.idle.set(false);
     }
 
     /// Appends a request to its group; answers it if that fails.
@@ -223,7 +197,7 @@ impl<E: Engine> Pending<E> {
         };
         (request.seq, request.group) = (self.stats.counters.submitted, group);
         let PendingRequest { cost, class, arrival, deadline, number, .. } = request;
-        let index = self.requests.insert(Linked::new(request));
+        let index = self.requests.insert(request.into());
         self.by_number.insert(number, index);
         self.by_class[class.index()].push_back(&mut self.requests, index);
         self.class_len[class.index()] += 1;
@@ -257,15 +231,14 @@ impl<E: Engine> Pending<E> {
     }
 
     /// Answers requests that have expired while they waited for room. They are counted as those that
-    /// expire in the queue. Says whether they waited.
-    fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) -> bool {
-        let Some(arrivals) = self.waiters.admit(number, deferred) else { return false };
-        for Arrival { request, key, .. } in arrivals {
+    /// expire in the queue.
+    fn expire_waiter(&mut self, number: u64, deferred: &mut Deferred) {
+        let arrivals = self.waiters.admit(number, deferred);
+        for Arrival { request, key, .. } in arrivals.into_iter().flatten() {
             self.stats.counters.submitted += 1;
             self.answer(request, RequestError::DeadlineExceeded, deferred);
             deferred.discard(key);
         }
-        true
     }
 
     /// Answers a request that will not be computed, and counts what it came to.
@@ -297,7 +270,7 @@ impl<E: Engine> Pending<E> {
         }
         self.by_number.remove(&number);
         self.freed.add(Permits { requests: 1, cost });
-        self.requests.remove(index).into_value()
+        self.requests.remove(index).value
     }
 
     /// Removes a request that waits in the queue, and answers it.
@@ -321,9 +294,10 @@ impl<E: Engine> Pending<E> {
         deferred.discard(self.groups.remove(index).key);
     }
 
-    fn head(&self, index: usize, ready_at: Instant) -> Head {
+    /// A request as a head; without `ready_at` it may go at once.
+    fn head(&self, index: usize, ready_at: Option<Instant>) -> Head {
         let PendingRequest { class, arrival, seq, .. } = *self.requests[index];
-        Head { index, class, arrival, seq, ready_at }
+        Head { index, class, arrival, seq, ready_at: ready_at.unwrap_or(arrival) }
     }
 
     /// From when on a batch of this group may go, with `max_wait`.
@@ -342,14 +316,13 @@ impl<E: Engine> PendingRequests for Pending<E> {
         inbox.swap(&mut accepted);
         inbox.release(&mut self.freed);
         inbox.wake_needed = wake_needed;
+        // Behind the last who waited for room.
+        inbox.open = self.open && self.waiters.requests() == 0;
         drop(inbox);
-        let failed = self.stats.counters.failed;
         accepted.drain(..).for_each(|arrival| self.push(arrival, deferred));
         self.empty = accepted;
-        if !self.requests.is_empty() {
-            self.inbox.idle.set(false);
-        }
-        if self.stats.counters.failed > failed {
+        // What could not be taken in has left room.
+        if self.freed.requests > 0 {
             self.assign_room(deferred);
         }
     }
@@ -376,10 +349,6 @@ impl<E: Engine> PendingRequests for Pending<E> {
         self.inbox.set_pace(service);
     }
 
-    fn is_quick(&self) -> bool {
-        self.inbox.is_quick()
-    }
-
     fn len(&self) -> usize {
         self.requests.len()
     }
@@ -392,17 +361,12 @@ impl<E: Engine> PendingRequests for Pending<E> {
         if self.config.max_wait.is_zero() {
             // The oldest request of a class in the queue is the oldest of its class in its group.
             let heads = self.by_class.iter().filter_map(Fifo::head);
-            heads.for_each(|index| visit(self.head(index, self.requests[index].arrival)));
-            return;
+            return heads.for_each(|index| visit(self.head(index, None)));
         }
         for (_, group) in &self.groups {
             let ready_at = self.group_ready_at(group);
-            for class in Priority::ALL {
-                if let Some(index) = group.head(class) {
-                    let arrival = self.requests[index].arrival;
-                    visit(self.head(index, ready_at.unwrap_or(arrival)));
-                }
-            }
+            let heads = group.by_class.iter().filter_map(Fifo::head);
+            heads.for_each(|index| visit(self.head(index, ready_at)));
         }
     }
 
@@ -439,18 +403,15 @@ impl<E: Engine> PendingRequests for Pending<E> {
         Box::new(batch)
     }
 
-    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) -> bool {
-        let answered = if let Some(&index) = self.by_number.get(&number) {
+    fn dismiss(&mut self, number: u64, error: RequestError, deferred: &mut Deferred) {
+        if let Some(&index) = self.by_number.get(&number) {
             self.dismiss_at(index, error, deferred);
-            true
         } else if matches!(error, RequestError::DeadlineExceeded) {
-            self.expire_waiter(number, deferred)
-        } else {
-            self.waiters.remove(number).into_iter().for_each(|waiter| deferred.discard(waiter));
-            false
-        };
+            self.expire_waiter(number, deferred);
+        } else if let Some(waiter) = self.waiters.remove(number) {
+            deferred.discard(waiter);
+        }
         self.assign_room(deferred);
-        answered
     }
 
     fn dismiss_all(&mut self, error: &RequestError, deferred: &mut Deferred) {
@@ -508,12 +469,10 @@ impl<E: Engine> PendingRequests for Pending<E> {
         let ceilings = || self.groups.iter().filter_map(|(_, group)| group.ceiling);
         counters.ceilings = ceilings().count();
         counters.lowest_ceiling = ceilings().map(|ceiling| ceiling.most).min();
-        for class in Priority::ALL {
-            let at = class.index();
-            counters.classes[at].waiting = self.class_len[at];
-            let oldest = self.by_class[at].head().map(|index| self.requests[index].arrival);
-            counters.classes[at].oldest_wait =
-                oldest.map(|arrival| now.saturating_duration_since(arrival)).unwrap_or_default();
+        for (at, class) in counters.classes.iter_mut().enumerate() {
+            class.waiting = self.class_len[at];
+            let oldest = self.by_class[at].head().map_or(now, |index| self.requests[index].arrival);
+            class.oldest_wait = now.saturating_duration_since(oldest);
         }
         stats
     }

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::request::Priority;
+use crate::Priority;
 use crate::scheduler::id::QueueId;
 
 /// The oldest request of one class in one group: the one that claims a batch.

@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::config::BatchConfig;
-use crate::error::{Refusal, RequestError};
 use crate::scheduler::id::QueueId;
 use crate::scheduler::pending::PendingRequests;
 use crate::scheduler::policy::{Choice, Head};
-use crate::stats::Health;
 use crate::sync::Deferred;
 use crate::worker::batch::{Dispatched, Outcome};
 use crate::worker::wait_graph;
+use crate::{BatchConfig, Health, Refusal};
 
 /// A batch that runs.
 pub(crate) struct Running {
@@ -47,7 +45,7 @@ pub(crate) struct Queue {
     /// Times in a row that its engine was lost or not rebuilt, without a response in between.
     losses_in_a_row: u32,
     /// The workers that have to build their engine again, and from when on.
-    rebuilds: BTreeMap<usize, Instant>,
+    pub(crate) rebuilds: BTreeMap<usize, Instant>,
     pub(crate) virtual_time: Duration,
     pub(crate) running: Vec<Running>,
     /// Who waits for the queue to be gone.
@@ -101,24 +99,6 @@ impl Queue {
         }
     }
 
-    /// Refuses new requests, and those that wait for room.
-    pub(crate) fn close(&mut self, deferred: &mut Deferred) {
-        if self.phase == Phase::Open {
-            self.phase = Phase::Closed;
-        }
-        if let Some(refusal) = self.refusal() {
-            self.pending.refuse_all(&refusal, deferred);
-        }
-    }
-
-    /// As [`close`](Self::close), for an engine that is given up; answers those that wait.
-    pub(crate) fn fail(&mut self, why: String, deferred: &mut Deferred) {
-        self.rebuilds.clear();
-        self.pending.refuse_all(&Refusal::Failed(why.clone()), deferred);
-        self.pending.dismiss_all(&RequestError::QueueFailed(why.clone()), deferred);
-        self.failed = Some(why);
-    }
-
     /// Counts a batch that has run. Returns why the queue gives up, if it does.
     pub(crate) fn book(
         &mut self,
@@ -127,10 +107,11 @@ impl Queue {
         now: Instant,
         deferred: &mut Deferred,
     ) -> Option<String> {
-        let Dispatched { number, batch, .. } = dispatched;
+        let Dispatched { queue, number, batch } = dispatched;
         let outcome = batch.outcome();
         if let Some(running) = self.running.iter_mut().find(|running| running.number == *number) {
             running.ended = true;
+            wait_graph::have_run(*queue, &running.requests);
             let worker = running.worker;
             self.note_engine(worker, &outcome, now);
         }
@@ -148,8 +129,8 @@ impl Queue {
         counters.padded_cost = counters.padded_cost.saturating_add(outcome.padded_cost as u64);
         counters.engine_losses += u64::from(outcome.losses);
         counters.memory_splits += u64::from(outcome.ceiling.is_some());
-        let device_lost = batch.device_lost().filter(|_| self.failed.is_none());
-        device_lost.map(ToString::to_string).or_else(|| self.gives_up(deferred))
+        let device_lost = outcome.device_lost.filter(|_| self.failed.is_none());
+        device_lost.map(|error| error.to_string()).or_else(|| self.gives_up(deferred))
     }
 
     /// Counts losses, and notes whether a worker has to build its engine again.
@@ -163,11 +144,6 @@ impl Queue {
         if outcome.engine_missing && self.phase == Phase::Open {
             self.rebuilds.insert(worker, now);
         }
-    }
-
-    /// When a worker has to build its engine again.
-    pub(crate) fn rebuild_at(&self, worker: usize) -> Option<Instant> {
-        self.rebuilds.get(&worker).copied()
     }
 
     /// A worker has tried to build its engine again. Returns why the queue gives up, if it does.

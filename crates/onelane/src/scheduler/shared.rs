@@ -7,13 +7,12 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use crate::scheduler::Scheduler;
-use crate::scheduler::id::QueueId;
-use crate::stats::{Health, Stats};
+use crate::scheduler::id::{QueueId, next_id};
+use crate::stats::Stats;
 use crate::sync::{Clock, Deferred, Mutex, MutexGuard, may_lock};
 
 /// What clients, workers and handles of one executor share.
@@ -26,11 +25,9 @@ pub(crate) struct ExecutorShared {
     scheduler: Mutex<Scheduler>,
 }
 
-static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-
 impl ExecutorShared {
     pub(crate) fn new(device: String, workers: usize, clock: Clock) -> Self {
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let id = next_id();
         Self { id, device, workers, clock, scheduler: Mutex::new(Scheduler::new(id, workers)) }
     }
 
@@ -59,30 +56,15 @@ impl ExecutorShared {
         self.lock().stats(queue, now).unwrap_or_default()
     }
 
-    /// What a queue has to do; nothing once it is gone.
-    pub(crate) fn load(&self, queue: QueueId) -> usize {
-        self.lock().load(queue)
-    }
-
-    /// Of one queue, or of the device.
-    pub(crate) fn health(&self, queue: Option<QueueId>) -> Health {
-        let now = self.clock.now();
-        match queue {
-            Some(queue) => self.lock().health(queue, now),
-            None => self.lock().overall_health(now),
-        }
-    }
-
-    /// Tells the timer of a deadline of a request of `queue`.
-    pub(crate) fn arm(self: &Arc<Self>, queue: QueueId, at: Instant) {
+    /// Tells the timer of a deadline of a request of `queue`, if there is one to be told of.
+    pub(crate) fn arm(self: &Arc<Self>, queue: QueueId, at: Option<Instant>) {
+        let Some(at) = at else { return };
         let shared = Arc::downgrade(self);
         self.clock.call_at(at, move || {
             let Some(shared) = shared.upgrade() else { return };
             let now = shared.clock.now();
             let next = shared.lock().expire(queue, at, now);
-            if let Some(next) = next {
-                shared.arm(queue, next);
-            }
+            shared.arm(queue, next);
             // CORRECTNESS: this may be the last handle of an executor whose worker has just ended;
             // that holds nothing but memory.
         });

@@ -29,6 +29,7 @@ struct WorkerState {
 }
 
 /// The workers of an executor.
+#[derive(Default)]
 pub(crate) struct Workers(Vec<WorkerState>);
 
 impl Workers {
@@ -72,12 +73,8 @@ impl Workers {
         }
     }
 
+    /// Takes what was left for a worker first.
     pub(crate) fn next_command(&mut self, worker: usize) -> Option<WorkerCommand> {
         self.0[worker].commands.pop_front()
-    }
-
-    /// Takes what was left for a worker that has ended.
-    pub(crate) fn commands_of(&mut self, worker: usize) -> impl Iterator<Item = WorkerCommand> {
-        self.0[worker].commands.drain(..)
     }
 }

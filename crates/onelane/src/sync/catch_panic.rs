@@ -12,16 +12,11 @@ pub(crate) fn catch_panic<R>(body: impl FnOnce() -> R) -> Result<R, String> {
 }
 
 fn message(payload: Box<dyn Any + Send>) -> String {
-    let text = match payload.downcast_ref::<&str>() {
-        Some(text) => (*text).to_owned(),
-        None => match payload.downcast_ref::<String>() {
-            Some(text) => text.clone(),
-            None => "a panic without a message".to_owned(),
-        },
-    };
+    let literal = payload.downcast_ref::<&str>().map(ToString::to_string);
+    let text = literal.or_else(|| payload.downcast_ref::<String>().cloned());
     // The payload's own drop may panic too; what that throws is leaked, not looked at.
     if let Err(second) = catch_unwind(AssertUnwindSafe(move || drop(payload))) {
         std::mem::forget(second);
     }
-    text
+    text.unwrap_or_else(|| "a panic without a message".to_owned())
 }

@@ -10,9 +10,8 @@ use super::timer;
 use super::virtual_clock::VirtualClock;
 
 /// The clock of one device executor: every instant that the core compares comes from it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) enum Clock {
-    #[default]
     System,
     #[cfg(any(test, feature = "test-util"))]
     Virtual(VirtualClock),
@@ -43,12 +42,7 @@ impl Clock {
             return park();
         };
         match self {
-            Self::System => {
-                let left = until.saturating_duration_since(Instant::now());
-                if !left.is_zero() {
-                    park_timeout(left);
-                }
-            }
+            Self::System => park_timeout(until.saturating_duration_since(Instant::now())),
             #[cfg(any(test, feature = "test-util"))]
             Self::Virtual(clock) => clock.park_until(until),
         }

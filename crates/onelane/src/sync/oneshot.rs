@@ -9,7 +9,7 @@ use std::task::{Poll, Waker};
 
 use super::deferred::Deferred;
 use super::primitives::Mutex;
-use crate::error::RequestError;
+use crate::RequestError;
 
 /// What a request comes to.
 pub(crate) type Answer<T> = Result<T, RequestError>;

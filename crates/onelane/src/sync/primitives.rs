@@ -144,15 +144,13 @@ const GLANCE: Duration = Duration::from_micros(10);
 /// Looks for a moment whether `is_over`, and lets others run meanwhile.
 pub(crate) fn spin_until(mut is_over: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + SPIN;
-    loop {
-        if is_over() {
-            return true;
-        }
+    while !is_over() {
         if Instant::now() >= end {
             return false;
         }
         std::thread::yield_now();
     }
+    true
 }
 
 /// Looks for a moment whether the calling thread is woken. It does not let go of its processor at

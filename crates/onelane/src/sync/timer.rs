@@ -45,9 +45,7 @@ pub(crate) fn call_at(at: Instant, alarm: Box<dyn FnOnce() + Send>) {
 }
 
 fn run() {
-    let mut timer = TIMER.get().lock();
-    timer.thread = Some(thread_waker());
-    drop(timer);
+    TIMER.get().lock().thread = Some(thread_waker());
     loop {
         let due = {
             let mut timer = TIMER.get().lock();

@@ -5,7 +5,7 @@
 //! between one wake-up and the next (docs/decisions has the figures).
 
 use std::sync::Arc;
-use std::task::{Wake, Waker};
+use std::task::Wake;
 
 use super::primitives::{Condvar, Mutex};
 
@@ -13,7 +13,8 @@ use super::primitives::{Condvar, Mutex};
 /// a queue whose batches are smaller than `max_batch_size` must not pay for thousands.
 pub(crate) const MAX_SHARERS: usize = 64;
 
-/// Where threads sleep until one of the requests that share it is answered.
+/// Where threads sleep until one of the requests that share it is answered. As a waker it wakes all
+/// who sleep here.
 #[derive(Debug, Default)]
 pub(crate) struct WaiterGroup {
     asleep: Mutex<usize>,
@@ -21,11 +22,6 @@ pub(crate) struct WaiterGroup {
 }
 
 impl WaiterGroup {
-    /// The waker that wakes all who sleep here.
-    pub(crate) fn waker(self: &Arc<Self>) -> Waker {
-        Waker::from(Arc::clone(self))
-    }
-
     /// Sleeps until the group is woken, unless `is_over` already; may return early.
     ///
     /// CORRECTNESS: whoever makes `is_over` true wakes afterwards, and waking takes the lock. So

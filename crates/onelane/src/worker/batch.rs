@@ -7,14 +7,13 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::admission::inbox::PendingRequest;
-use crate::engine::{BatchItem, Engine};
-use crate::error::{BuildError, EngineError, RequestError};
 use crate::scheduler::id::QueueId;
 use crate::sync::{Answer, Deferred, Sender, catch_panic};
 use crate::worker::engines::{EngineFactory, Engines, log};
+use crate::{BatchItem, BuildError, Engine, EngineError, RequestError};
 
 /// What a finished batch tells the executor.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     /// Where its key is in its queue.
     pub(crate) group: usize,
@@ -31,6 +30,8 @@ pub(crate) struct Outcome {
     pub(crate) engine_missing: bool,
     /// So many requests did not fit into memory, and half of them is the most that may.
     pub(crate) ceiling: Option<usize>,
+    /// What says that the device answers nothing but errors from now on.
+    pub(crate) device_lost: Option<EngineError>,
 }
 
 /// What a worker does with a batch, whatever its types.
@@ -42,8 +43,6 @@ pub(crate) trait Batch: Send {
     fn run(&mut self, engines: &Engines);
     /// What came of it.
     fn outcome(&self) -> Outcome;
-    /// The error that says that the device is lost, if it is.
-    fn device_lost(&self) -> Option<&EngineError>;
     /// Drops the inputs: on the worker, where they were used.
     fn drop_inputs(&mut self);
     /// Hands the answers over.
@@ -81,16 +80,6 @@ pub(crate) struct RequestBatch<E: Engine> {
     numbers: Vec<u64>,
     answers: Vec<Option<Answer<E::Output>>>,
     outcome: Outcome,
-    device_lost: Option<EngineError>,
-}
-
-/// Whether the device answers nothing but errors from now on.
-fn device_lost(error: &RequestError) -> Option<&EngineError> {
-    match error {
-        RequestError::Engine(error) | RequestError::Rebuild(error) => Some(error),
-        _ => None,
-    }
-    .filter(|error| matches!(error, EngineError::DeviceLost(_)))
 }
 
 impl<E: Engine> RequestBatch<E> {
@@ -102,7 +91,6 @@ impl<E: Engine> RequestBatch<E> {
             numbers: Vec::with_capacity(requests),
             answers: Vec::new(),
             outcome: Outcome { group, ..Outcome::default() },
-            device_lost: None,
         }
     }
 
@@ -133,8 +121,12 @@ impl<E: Engine> RequestBatch<E> {
             let Err((error, size)) = self.attempt(engine, part.clone()) else {
                 continue;
             };
-            self.device_lost = device_lost(&error).cloned();
-            if matches!(error, RequestError::Rebuild(_)) || self.device_lost.is_some() {
+            if let RequestError::Engine(why) | RequestError::Rebuild(why) = &error
+                && matches!(why, EngineError::DeviceLost(_))
+            {
+                self.outcome.device_lost = Some(why.clone());
+            }
+            if matches!(error, RequestError::Rebuild(_)) || self.outcome.device_lost.is_some() {
                 // Nothing more of this batch can be computed.
                 parts.push(part);
                 parts.drain(..).for_each(|part| self.fail(part, &error));
@@ -268,11 +260,7 @@ impl<E: Engine> Batch for RequestBatch<E> {
 
     fn outcome(&self) -> Outcome {
         let completed = self.answers.iter().filter(|answer| matches!(answer, Some(Ok(_)))).count();
-        Outcome { completed, failed: self.senders.len() - completed, ..self.outcome }
-    }
-
-    fn device_lost(&self) -> Option<&EngineError> {
-        self.device_lost.as_ref()
+        Outcome { completed, failed: self.senders.len() - completed, ..self.outcome.clone() }
     }
 
     fn drop_inputs(&mut self) {

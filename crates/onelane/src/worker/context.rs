@@ -1,6 +1,8 @@
 //! The calling thread as a worker: its engines, and work done inline for a caller that is on the
 //! worker already.
 
+#![allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,14 +18,10 @@ use crate::worker::hooks::Hooks;
 use crate::worker::wait_graph::{self, WaitEdge};
 
 thread_local! {
-    #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
     static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
-}
 
-thread_local! {
     /// The executor that the calling thread belongs to: 0 if to none. It has no destructor, so it is
     /// there for the destructors of others, until the thread is gone.
-    #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's macro has no const")]
     static OWNER: Cell<u64> = Cell::new(0);
 }
 
@@ -55,9 +53,9 @@ pub(crate) struct WorkerContext {
 
 /// What could be done inline for a caller on a worker.
 pub(crate) enum InlineProgress {
-    /// A batch was run, or the answer has come: look again.
+    /// A batch was run: look again.
     Progress,
-    /// Another thread sees to the request: wait for it.
+    /// The answer comes without the caller: wait for it.
     Elsewhere,
     /// It can only be answered after this very call has returned.
     Stuck,
@@ -73,10 +71,7 @@ pub(crate) fn this_worker() -> Option<Rc<WorkerContext>> {
 
 /// The calling thread, if it is a worker of `shared`.
 pub(crate) fn worker_of(shared: &ExecutorShared) -> Option<Rc<WorkerContext>> {
-    if owner() != shared.id {
-        return None;
-    }
-    this_worker()
+    this_worker().filter(|worker| worker.shared.id == shared.id)
 }
 
 impl WorkerContext {
@@ -114,10 +109,8 @@ impl WorkerContext {
                 self.wait(shared, request, Some(worker))
             }
             RequestLocation::Running(_) => InlineProgress::Stuck,
-            RequestLocation::InDelivery => InlineProgress::Elsewhere,
-            // The waker that was left in the look before is woken by it.
-            RequestLocation::Answered if is_elsewhere => InlineProgress::Elsewhere,
-            RequestLocation::Answered => InlineProgress::Progress,
+            // The waker that was left in the look before is woken by the answer.
+            RequestLocation::Answered => InlineProgress::Elsewhere,
             RequestLocation::Waiting if is_elsewhere => self.wait(shared, request, None),
             RequestLocation::Waiting if self.engines.is_in_use(request.queue) => {
                 InlineProgress::Stuck
@@ -156,14 +149,14 @@ impl WorkerContext {
     }
 
     /// It does not wait for this request any more.
-    pub(crate) fn unwait(&self, shared: &ExecutorShared, request: RequestId) {
+    pub(crate) fn unwait(&self, request: RequestId) {
         if self.waits.get() {
-            wait_graph::unwait(self.id(), shared.id, request);
+            wait_graph::unwait(self.id(), request);
         }
     }
 
-    /// Runs a batch and books it.
-    pub(crate) fn run(&self, dispatched: &mut Dispatched) {
+    /// Runs a batch and books it. Returns how long it took by itself.
+    pub(crate) fn run(&self, dispatched: &mut Dispatched) -> Duration {
         let clock = &self.shared.clock;
         let outer = self.nested.take();
         // Not when it was taken out: letting go of the lock since then is not the engine's time, and
@@ -179,6 +172,7 @@ impl WorkerContext {
             wait_graph::forget(self.id());
         }
         self.shared.lock().book(dispatched, service, now);
+        service
     }
 
     /// Hands the answers of a batch over. It counts as running until the scheduler is told that it

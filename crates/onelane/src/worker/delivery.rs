@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use crate::config::Delivery;
+use crate::Delivery;
 use crate::scheduler::shared::ExecutorShared;
 use crate::sync::{
     JoinHandle, Mutex, catch_panic, is_processor_spare, park, spawn, spin_until_woken, thread_waker,
@@ -113,30 +113,26 @@ fn run_delivery(handoff: &Mutex<Handoff>, shared: &Arc<ExecutorShared>, hooks: H
     let waker = thread_waker();
     let mut ran = false;
     loop {
-        let next = {
-            let mut handoff = handoff.lock();
-            let next = handoff.next.take();
-            if next.is_none() {
-                if handoff.closed {
-                    return;
-                }
-                // CORRECTNESS: stored under the lock under which nothing was found; what is left here
-                // later finds it.
-                handoff.asleep = Some(waker.clone());
-            }
-            next
-        };
-        match next {
-            Some(mut dispatched) => {
-                // Wakers are a user's, but each is contained by itself; this is for what we have not
-                // thought of.
-                let _ = catch_panic(|| hooks.around(|| dispatched.deliver()));
-                shared.lock().finish(dispatched);
-                handoff.lock().busy = false;
-                ran = true;
-            }
-            None if std::mem::take(&mut ran) && spin_until_woken() => {}
-            None => park(),
+        let mut locked = handoff.lock();
+        if let Some(mut dispatched) = locked.next.take() {
+            drop(locked);
+            // Wakers are a user's, but each is contained by itself; this is for what we have not
+            // thought of.
+            let _ = catch_panic(|| hooks.around(|| dispatched.deliver()));
+            shared.lock().finish(dispatched);
+            handoff.lock().busy = false;
+            ran = true;
+            continue;
+        }
+        if locked.closed {
+            return;
+        }
+        // CORRECTNESS: stored under the lock under which nothing was found; what is left here later
+        // finds it.
+        locked.asleep = Some(waker.clone());
+        drop(locked);
+        if !(std::mem::take(&mut ran) && spin_until_woken()) {
+            park();
         }
     }
 }

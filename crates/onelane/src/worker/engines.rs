@@ -6,30 +6,19 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use crate::engine::Engine;
-use crate::error::{BuildError, EngineError};
 use crate::scheduler::id::QueueId;
 use crate::sync::catch_panic;
+use crate::{BuildError, Engine, EngineError};
 
 /// What all batches of one queue share: its names, and how its engine is built.
 pub(crate) struct EngineFactory<E: Engine> {
     pub(crate) queue: QueueId,
     pub(crate) device: String,
     pub(crate) name: String,
-    build: Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>,
+    pub(crate) build: Box<dyn Fn() -> Result<E, EngineError> + Send + Sync>,
 }
 
 impl<E: Engine> EngineFactory<E> {
-    pub(crate) fn new(
-        queue: QueueId,
-        device: &str,
-        name: &str,
-        build: impl Fn() -> Result<E, EngineError> + Send + Sync + 'static,
-    ) -> Self {
-        let (device, name) = (device.to_owned(), name.to_owned());
-        Self { queue, device, name, build: Box::new(build) }
-    }
-
     /// Builds and warms up an engine; on the worker. A panic is contained.
     pub(crate) fn build(&self) -> Result<Box<E>, BuildError> {
         let build = || -> Result<E, EngineError> {
@@ -37,11 +26,8 @@ impl<E: Engine> EngineFactory<E> {
             engine.warmup()?;
             Ok(engine)
         };
-        match catch_panic(build) {
-            Ok(Ok(engine)) => Ok(Box::new(engine)),
-            Ok(Err(error)) => Err(BuildError::Engine(error)),
-            Err(message) => Err(BuildError::Panicked(message)),
-        }
+        let built = catch_panic(build).map_err(BuildError::Panicked)?;
+        built.map(Box::new).map_err(BuildError::Engine)
     }
 
     pub(crate) fn log_failure(&self, error: &BuildError) {

@@ -1,6 +1,6 @@
 //! What a worker does around, and before, what it runs.
 
-use crate::config::Around;
+use crate::Around;
 use crate::sync::catch_panic;
 
 /// What a worker was told to do besides.
@@ -16,16 +16,13 @@ impl Hooks {
     pub(crate) fn around(self, body: impl FnOnce()) {
         let Some(around) = self.around else { return body() };
         let mut body = Some(body);
-        let _ = catch_panic(|| {
-            around(&mut || {
-                if let Some(body) = body.take() {
-                    body();
-                }
-            });
-        });
+        let mut once = || {
+            if let Some(body) = body.take() {
+                body();
+            }
+        };
+        let _ = catch_panic(|| around(&mut once));
         // One that does not call it must not leave requests without an answer.
-        if let Some(body) = body {
-            body();
-        }
+        once();
     }
 }

@@ -9,7 +9,8 @@ pub(crate) mod wait_graph;
 
 use std::sync::Arc;
 
-use crate::config::Delivery;
+use crate::Delivery;
+use crate::admission::inbox::QUICK;
 use crate::scheduler::Step;
 use crate::scheduler::shared::ExecutorShared;
 use crate::scheduler::workers::WorkerCommand;
@@ -43,7 +44,7 @@ pub(crate) fn run_worker(
 fn run_until_stopped(worker: &WorkerContext, delivery: Option<&DeliveryThread>, hooks: Hooks) {
     let shared = &worker.shared;
     let mut finished = None;
-    // How many requests were in the batch that has just run.
+    // How many requests were in the batch that has just run, and how long it took.
     let mut ran = None;
     loop {
         let step = {
@@ -55,9 +56,8 @@ fn run_until_stopped(worker: &WorkerContext, delivery: Option<&DeliveryThread>, 
         };
         match step {
             Step::Batch(mut dispatched) => {
-                ran = Some(dispatched.batch.len());
                 hooks.around(|| {
-                    worker.run(&mut dispatched);
+                    ran = Some((dispatched.batch.len(), worker.run(&mut dispatched)));
                     finished = match delivery {
                         Some(delivery) => delivery.leave(dispatched).err(),
                         None => Some(dispatched),
@@ -68,8 +68,8 @@ fn run_until_stopped(worker: &WorkerContext, delivery: Option<&DeliveryThread>, 
                 });
             }
             Step::Command(command) => hooks.around(|| execute(worker, command)),
-            Step::Sleep { until, is_quick } => {
-                let spins = |ran| ran <= FEW || is_quick || is_processor_spare();
+            Step::Sleep(until) => {
+                let spins = |(size, took)| size <= FEW || took < QUICK || is_processor_spare();
                 if !(ran.take().is_some_and(spins) && spin_until_woken()) {
                     shared.clock.park_until(until);
                 }
@@ -138,7 +138,7 @@ mod tests {
                 std::thread::scope(|scope| {
                     let in_line = scope.spawn(|| queue.submit(FakeItem::new(99)));
                     let ends = scope.spawn(|| queue.shutdown(Shutdown::Drain, Duration::MAX));
-                    let mut scheduler = device.owner().shared.lock();
+                    let mut scheduler = device.owner.shared.lock();
                     (0..workers).for_each(|worker| scheduler.send(worker, WorkerCommand::Die));
                     drop(scheduler);
                     gate.open_for_good();

@@ -45,9 +45,7 @@ pub(crate) fn wait(worker: WorkerId, edge: WaitEdge) -> bool {
         return false;
     }
     let edges = graph.entry(worker).or_default();
-    let is_same =
-        |other: &WaitEdge| (other.executor, other.request) == (edge.executor, edge.request);
-    edges.retain(|other| !is_same(other));
+    edges.retain(|other| other.request != edge.request);
     edges.push(edge);
     true
 }
@@ -74,10 +72,10 @@ fn is_stuck(graph: &WaitGraph, edge: &WaitEdge, stuck: &mut Vec<WorkerId>) -> bo
 }
 
 /// `worker` does not wait for this request any more.
-pub(crate) fn unwait(worker: WorkerId, executor: u64, request: RequestId) {
+pub(crate) fn unwait(worker: WorkerId, request: RequestId) {
     let mut graph = graph();
     if let Some(edges) = graph.get_mut(&worker) {
-        edges.retain(|edge| (edge.executor, edge.request) != (executor, request));
+        edges.retain(|edge| edge.request != request);
         if edges.is_empty() {
             graph.remove(&worker);
         }
@@ -87,14 +85,11 @@ pub(crate) fn unwait(worker: WorkerId, executor: u64, request: RequestId) {
 /// These requests have run: who waits for one goes on by itself, and is in nobody's way.
 ///
 /// CORRECTNESS: under the scheduler's lock, as [`wait`] is for a request, so none is noted later.
-pub(crate) fn have_run(executor: u64, queue: QueueId, numbers: &[u64]) {
+pub(crate) fn have_run(queue: QueueId, numbers: &[u64]) {
     if USED.load(Ordering::Relaxed) {
-        let has_run = |edge: &WaitEdge| {
-            (edge.executor, edge.request.queue) == (executor, queue)
-                && numbers.contains(&edge.request.number)
-        };
+        let has_run = |it: RequestId| it.queue == queue && numbers.contains(&it.number);
         graph().retain(|_, edges| {
-            edges.retain(|edge| !has_run(edge));
+            edges.retain(|edge| !has_run(edge.request));
             !edges.is_empty()
         });
     }
@@ -116,7 +111,8 @@ mod tests {
     use super::*;
 
     fn edge(executor: u64, workers: usize, worker: Option<usize>) -> WaitEdge {
-        let request = RequestId { queue: 1, number: 1 };
+        // Each executor here has one queue, of its own id.
+        let request = RequestId { queue: executor, number: 1 };
         WaitEdge { request, executor, workers, device: String::new(), worker }
     }
 
@@ -144,9 +140,9 @@ mod tests {
         let [here, there] = [(u64::MAX, 0), (u64::MAX - 1, 0)];
         assert!(wait(there, edge(here.0, 1, None)));
         assert!(!wait(here, edge(there.0, 1, None)));
-        have_run(here.0, 1, &[2]);
+        have_run(here.0, &[2]);
         assert!(!wait(here, edge(there.0, 1, None)));
-        have_run(here.0, 1, &[1, 2]);
+        have_run(here.0, &[1, 2]);
         assert!(wait(here, edge(there.0, 1, None)));
         forget(here);
     }
