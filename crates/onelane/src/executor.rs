@@ -137,7 +137,10 @@ impl DeviceExecutor {
             let thread = spawn(name, Some(config.stack_size), body).inspect_err(|_| {
                 // Those that run are told to stop by the owner's drop; these never came to be.
                 let mut scheduler = owner.shared.lock();
-                (index..workers).for_each(|missing| scheduler.worker_ended(missing));
+                for missing in index..workers {
+                    scheduler.worker_ended(missing);
+                    scheduler.worker_gone();
+                }
             });
             owner.threads.lock().push(thread.map_err(|e| BuildError::Thread(Arc::new(e)))?);
         }
@@ -356,10 +359,7 @@ impl DeviceExecutor {
 
 impl std::fmt::Debug for DeviceExecutor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DeviceExecutor")
-            .field("device", &self.device())
-            .field("workers", &self.workers())
-            .finish()
+        write!(f, "DeviceExecutor({:?}, workers={})", self.device(), self.workers())
     }
 }
 

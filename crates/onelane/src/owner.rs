@@ -23,10 +23,8 @@ impl Owner {
             return false;
         }
         let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
-            // A worker that panicked has been reported through its requests.
-            let _ = thread.join();
-        }
+        // A worker that panicked has been reported through its requests.
+        threads.into_iter().for_each(|thread| drop(thread.join()));
         true
     }
 }

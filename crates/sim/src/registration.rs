@@ -67,7 +67,10 @@ pub(crate) fn with_turn<R>(
     process: &Arc<Process>,
     f: impl FnOnce(ThreadId) -> SimResult<R>,
 ) -> SimResult<R> {
-    let thread = find(process.id).unwrap_or_else(|| register(process));
+    let (thread, _until_then) = match find(process.id) {
+        Some(thread) => (thread, None),
+        None => register(process),
+    };
     if !process.lock_running()?.baton.is_outside(thread) {
         return f(thread);
     }
@@ -89,8 +92,9 @@ impl Drop for Leaves<'_> {
     }
 }
 
-/// Makes the calling thread known, unattached, under its own name.
-fn register(process: &Arc<Process>) -> ThreadId {
+/// Makes the calling thread known, unattached, under its own name: until it ends or, in a real thread's
+/// last moments, when nothing can be stored any more, for as long as the registration is kept.
+fn register(process: &Arc<Process>) -> (ThreadId, Option<Registration>) {
     let thread = {
         let mut state = process.lock();
         let thread = state.baton.add_outside(&naming::name());
@@ -99,12 +103,11 @@ fn register(process: &Arc<Process>) -> ThreadId {
     };
     let registration =
         Registration { process: Arc::downgrade(process), id: process.id, thread, attached: false };
-    // In a real thread's last moments nothing can be stored; its thread then counts as ended.
     let mut kept = Some(registration);
     let _ = CURRENT.try_with(|current| {
         let mut current = current.borrow_mut();
         current.retain(|r| r.process.strong_count() > 0);
         current.extend(kept.take());
     });
-    thread
+    (thread, kept)
 }

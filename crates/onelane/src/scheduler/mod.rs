@@ -177,24 +177,19 @@ impl Scheduler {
             Decision::Dispatch(id, index) => {
                 let dispatched = self.dispatch(id, index, worker, now);
                 // One submit wakes one worker; if it brought work for more, pass the call on.
-                let more = || matches!(self.decide(now), Decision::Dispatch(..));
-                if self.workers.any_asleep() && more() {
+                if self.workers.any_asleep() && matches!(self.decide(now), Decision::Dispatch(..)) {
                     self.wake_worker();
                 }
                 return Step::Batch(dispatched);
             }
-            Decision::WaitUntil(instant) => Some(instant),
-            Decision::Idle if self.stopping && self.queues.is_empty() => return Step::Stop,
-            Decision::Idle => None,
+            Decision::Wait(None) if self.stopping && self.queues.is_empty() => return Step::Stop,
+            Decision::Wait(until) => until,
         };
         // CORRECTNESS: stored under the lock under which nothing was found to do; what comes later
         // finds it here, or finds that it has to wake a worker.
         self.workers.sleeps(worker, waker);
-        let mut quiet = true;
-        for queue in self.queues.values_mut() {
-            quiet &= queue.pending.listen();
-        }
-        if !quiet {
+        let queues = self.queues.values_mut();
+        if !queues.fold(true, |quiet, queue| queue.pending.listen() && quiet) {
             // Something has come meanwhile: look again.
             self.wake_worker();
         }
@@ -399,7 +394,7 @@ impl Scheduler {
         false
     }
 
-    /// Whether all workers have ended; if not, `waker`, a thread's, is woken when they have.
+    /// Whether all workers are gone; if not, `waker`, a thread's, is woken when they are.
     pub(crate) fn has_ended(&mut self, waker: &Waker) -> bool {
         if self.alive > 0 {
             remember(&mut self.exit_waiters, waker);
@@ -407,10 +402,9 @@ impl Scheduler {
         self.alive == 0
     }
 
-    /// A worker's thread ends. If it was not told to, nothing can be run any more: everything that
-    /// waits is answered.
+    /// A worker runs nothing more. If it was not told to end, nothing can be run at all any more:
+    /// everything that waits is answered.
     pub(crate) fn worker_ended(&mut self, worker: usize) {
-        self.alive -= 1;
         if !(self.stopping && self.queues.is_empty()) {
             self.died = true;
             self.stopping = true;
@@ -424,6 +418,11 @@ impl Scheduler {
         while let Some(command) = self.workers.next_command(worker) {
             self.deferred.discard(command);
         }
+    }
+
+    /// Nothing of a worker is left but its thread, which ends.
+    pub(crate) fn worker_gone(&mut self) {
+        self.alive -= 1;
         if self.alive == 0 {
             self.deferred.wake_all(self.exit_waiters.drain(..));
         }

@@ -32,10 +32,8 @@ pub(crate) struct Head {
 pub(crate) enum Decision {
     /// Run the batch that the head claims which sits there.
     Dispatch(QueueId, usize),
-    /// Nothing is ready before this instant.
-    WaitUntil(Instant),
-    /// Nothing waits.
-    Idle,
+    /// Nothing is ready before this instant; without one, nothing waits.
+    Wait(Option<Instant>),
 }
 
 /// The class that a request counts as after it has waited: 0 is Interactive.
@@ -82,10 +80,9 @@ impl Choice {
     }
 
     pub(crate) fn decision(self) -> Decision {
-        match (self.best, self.earliest) {
-            (Some((_, queue, index)), _) => Decision::Dispatch(queue, index),
-            (None, Some(instant)) => Decision::WaitUntil(instant),
-            (None, None) => Decision::Idle,
+        match self.best {
+            Some((_, queue, index)) => Decision::Dispatch(queue, index),
+            None => Decision::Wait(self.earliest),
         }
     }
 }
@@ -132,7 +129,7 @@ mod tests {
 
     #[test]
     fn nothing_waits() {
-        assert_eq!(decide(&[], noon()), Decision::Idle);
+        assert_eq!(decide(&[], noon()), Decision::Wait(None));
     }
 
     #[test]
@@ -183,7 +180,7 @@ mod tests {
         filling.head.ready_at = now + SECOND;
         let ready = candidate(2, Priority::Bulk, Duration::ZERO, now);
         assert_eq!(winner(&[filling, ready], now), 2);
-        assert_eq!(decide(&[filling], now), Decision::WaitUntil(now + SECOND));
+        assert_eq!(decide(&[filling], now), Decision::Wait(Some(now + SECOND)));
         assert_eq!(winner(&[filling], now + SECOND), 1);
     }
 

@@ -18,6 +18,9 @@ use crate::worker::hooks::Hooks;
 use crate::worker::wait_graph::{self, WaitEdge};
 
 thread_local! {
+    /// The first of its thread's to be made, so the last to be dropped.
+    static GONE: RefCell<Option<Gone>> = RefCell::new(None);
+
     static CURRENT: RefCell<Option<Rc<WorkerContext>>> = RefCell::new(None);
 
     /// The executor that the calling thread belongs to: 0 if to none. It has no destructor, so it is
@@ -37,6 +40,16 @@ pub(crate) fn belong_to(shared: &ExecutorShared) {
 /// Whether the calling thread is one of `shared`'s own.
 pub(crate) fn belongs_to(shared: &ExecutorShared) -> bool {
     owner() == shared.id
+}
+
+/// Says, when nothing else of a worker's thread is left, that it can be joined: the destructors of
+/// thread-locals are others' code, and may wait.
+struct Gone(Arc<ExecutorShared>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.lock().worker_gone();
+    }
 }
 
 /// What one worker thread has. It never leaves its thread.
@@ -77,6 +90,7 @@ pub(crate) fn worker_of(shared: &ExecutorShared) -> Option<Rc<WorkerContext>> {
 impl WorkerContext {
     /// Makes the calling thread a worker.
     pub(crate) fn enter(shared: Arc<ExecutorShared>, index: usize, hooks: Hooks) -> Rc<Self> {
+        GONE.with(|gone| gone.replace(Some(Gone(Arc::clone(&shared)))));
         belong_to(&shared);
         let context = Rc::new(Self {
             shared,

@@ -250,6 +250,34 @@ fn the_last_handle_may_die_in_a_thread_local_of_its_worker() {
     });
 }
 
+/// Promise 8: a shutdown waits no longer than it is told, whatever a worker's thread-locals wait for.
+#[test]
+fn what_a_thread_local_of_a_worker_waits_for_is_not_waited_for() {
+    struct Waits(Gate);
+    impl Drop for Waits {
+        fn drop(&mut self) {
+            self.0.pass();
+        }
+    }
+    std::thread_local! {
+        static WAITS: RefCell<Option<Waits>> = const { RefCell::new(None) };
+    }
+    within_a_minute(|| {
+        for workers in [1, 2] {
+            let (device, gate) = (executor_with(workers), Gate::new());
+            let waits = Waits(gate.clone());
+            device.call(move || WAITS.set(Some(waits))).unwrap();
+            let shutdown = |timeout| device.shutdown(onelane::Shutdown::Drain, timeout);
+            assert!(shutdown(std::time::Duration::ZERO).is_err());
+            gate.wait_for_arrivals(1);
+            let timeout = shutdown(std::time::Duration::from_millis(10));
+            assert!(matches!(timeout, Err(onelane::ShutdownError::Timeout(_))), "{timeout:?}");
+            gate.open_for_good();
+            assert_eq!(shutdown(std::time::Duration::MAX), Ok(()));
+        }
+    });
+}
+
 /// Costs that add up to more than a number can hold are bounded by it.
 #[test]
 fn costs_saturate() {

@@ -160,6 +160,27 @@ fn a_panic_in_a_kernel_reaches_its_caller_and_the_others_go_on() {
     });
 }
 
+/// The registration of a thread is made after the thread-local, so it is gone before what that holds.
+#[test]
+fn a_tensor_may_be_dropped_in_the_last_moments_of_a_thread() {
+    thread_local! {
+        static KEPT: std::cell::RefCell<Option<Tensor>> = const { std::cell::RefCell::new(None) };
+    }
+    within_time(|| {
+        let device = SimDevice::new(SimConfig::new(Profile::fork_2_9_1()));
+        for _ in 0..2 {
+            let device = device.clone();
+            let keeps = move || {
+                KEPT.set(None);
+                KEPT.set(Some(device.upload(&random(&[4, 4], 1)).unwrap()));
+            };
+            std::thread::spawn(keeps).join().unwrap();
+        }
+        assert_eq!(device.upload(&random(&[2], 2)).unwrap().download().unwrap(), random(&[2], 2));
+        assert_eq!(device.stats().used_bytes, 0);
+    });
+}
+
 #[test]
 fn the_owner_check_finds_the_thread_behind_the_queue() {
     within_time(|| {
