@@ -155,6 +155,10 @@ mod tests {
         let other = Row::all(vec![column("x", &[1, 3], vec![7, 8, 9])]).unwrap();
         assert_eq!(first[0].key(), second[0].key());
         assert_ne!(first[0].key(), other[0].key());
+        let renamed = Row::all(vec![column("y", &[1, 2], vec![5, 6])]).unwrap();
+        assert_ne!(first[0].key(), renamed[0].key());
+        let signed = Tensor::new("x", Datatype::Int8, &[1, 2], vec![5, 6]).unwrap();
+        assert_ne!(first[0].key(), Row::all(vec![signed]).unwrap()[0].key());
         let batch = [second[0].clone(), first[1].clone()];
         let gathered = Row::gather(&batch);
         assert_eq!(gathered, [column("x", &[2, 2], vec![5, 6, 3, 4])]);
