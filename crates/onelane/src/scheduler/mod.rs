@@ -189,7 +189,7 @@ impl Scheduler {
         // finds it here, or finds that it has to wake a worker.
         self.workers.sleeps(worker, waker);
         let queues = self.queues.values_mut();
-        if !queues.fold(true, |quiet, queue| queue.pending.listen() && quiet) {
+        if !queues.fold(true, |quiet, queue| quiet & queue.pending.listen()) {
             // Something has come meanwhile: look again.
             self.wake_worker();
         }
