@@ -515,3 +515,23 @@ def test_histograms_and_classes(device):
         assert counts[-1] == one.count
     assert device.stats().histograms.service_s.count >= 1
     assert "histograms" not in repr(stats)
+
+
+def test_a_model_that_was_given_ends_on_the_worker():
+    ended = []
+
+    class Model:
+        def __call__(self, items):
+            return items
+
+        def __del__(self):
+            ended.append(threading.get_ident())
+
+    with onelane.DeviceExecutor("cpu") as executor:
+        worker = executor.call(threading.get_ident)
+        for _ in range(50):
+            # This thread waits for the queue's end, and comes back to the interpreter just then.
+            with onelane.BatchQueue(Model(), executor, onelane.Items(), factory=False) as queue:
+                assert queue(1) == 1
+            del queue
+    assert ended == [worker] * 50

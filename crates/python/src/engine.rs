@@ -11,7 +11,7 @@ use pyo3::types::PyList;
 
 use crate::delivery;
 use crate::failure::engine_error;
-use crate::interpreter::{attach_worker, drop_attached, is_given_up};
+use crate::interpreter::{Held, attach_worker, drop_attached, is_given_up};
 use crate::item::{Answer, Item, Payload};
 use crate::plain::Plain;
 use crate::remote::{Remote, RemoteFactory};
@@ -50,8 +50,9 @@ enum Place {
 /// How the engines of a queue are made.
 pub(crate) enum PyFactory {
     /// `build()`, called on the worker, gives the runner: its `run`, with the other methods as
-    /// attributes; and whether a failed batch may be run again.
-    Here(Py<PyAny>, bool),
+    /// attributes; and whether a failed batch may be run again. It may have a module that was given:
+    /// the last who drops it, a worker whose engine is gone, frees memory of the device.
+    Here(Held, bool),
     Child(RemoteFactory),
 }
 
@@ -123,7 +124,7 @@ impl PyEngine {
         let (place, idempotent) = match factory {
             PyFactory::Here(build, idempotent) => {
                 let runner = attach_worker(|py| {
-                    let built = build.bind(py).call0().and_then(Runner::new);
+                    let built = build.get().bind(py).call0().and_then(Runner::new);
                     built.map_err(|error| engine_error(py, error))
                 });
                 let runner = runner.unwrap_or_else(|| Err(interpreter_ending()))?;

@@ -15,7 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::failure::{forked, from_build, from_submit, raise};
-use crate::interpreter::{attach_worker, drop_attached, generation, is_given_up};
+use crate::interpreter::{Held, attach_worker, drop_attached, generation, is_given_up};
 use crate::stats;
 use crate::target::is_resolving;
 use crate::waiting::{seconds, until, wait_for, wait_future, wait_shutdown};
@@ -183,12 +183,12 @@ impl Executor {
     /// Runs `function()` on the worker and waits for what it returns or raises.
     fn call(&self, py: Python<'_>, function: Py<PyAny>) -> PyResult<Py<PyAny>> {
         let device = self.device(py)?;
-        let function = Held(Some(function));
+        let function = Held::new(function);
         let run = move || {
             let ran = attach_worker(|py| {
                 let result = function.get().call0(py);
                 drop(function);
-                result.map(|value| Held(Some(value)))
+                result.map(|value| Held::new(value))
             });
             ran.ok_or(())
         };
@@ -269,21 +269,6 @@ impl Drop for Executor {
                 drop(device);
             });
         });
-    }
-}
-
-/// A Python object that is dropped attached.
-struct Held(Option<Py<PyAny>>);
-
-impl Held {
-    fn get(&self) -> &Py<PyAny> {
-        self.0.as_ref().expect("it is taken in drop alone")
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        drop_attached(self.0.take());
     }
 }
 

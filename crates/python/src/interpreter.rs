@@ -133,6 +133,25 @@ pub(crate) fn drop_attached<T>(value: T) {
     }
 }
 
+/// A Python object that is dropped attached.
+pub(crate) struct Held(Option<Py<PyAny>>);
+
+impl Held {
+    pub(crate) fn new(object: Py<PyAny>) -> Self {
+        Self(Some(object))
+    }
+
+    pub(crate) fn get(&self) -> &Py<PyAny> {
+        self.0.as_ref().expect("it is taken in drop alone")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop_attached(self.0.take());
+    }
+}
+
 /// An attribute of a module, looked up once.
 ///
 /// CORRECTNESS: nothing is locked while the import runs: a signal handler may come here in the middle

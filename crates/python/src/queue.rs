@@ -20,7 +20,7 @@ use pyo3::types::PyDict;
 use crate::engine::{self, PyEngine, PyFactory};
 use crate::executor::Executor;
 use crate::failure::{forked, from_build, from_submit, raise};
-use crate::interpreter::{Step, generation, is_any_worker, wait};
+use crate::interpreter::{Held, Step, generation, is_any_worker, wait};
 use crate::isolation::Supervisor;
 use crate::item::{Answer, Item, Payload};
 use crate::pending::{Pending, Ticket};
@@ -103,7 +103,7 @@ impl Queue {
                 let codec = supervisor.codec(py);
                 PyFactory::Child(RemoteFactory::new(supervisor.core(py)?, codec))
             }
-            Err(_) => PyFactory::Here(build, idempotent),
+            Err(_) => PyFactory::Here(Held::new(build), idempotent),
         };
         let turnstile = GilTurnstile::new();
         let engines_turnstile = Arc::clone(&turnstile);

@@ -157,7 +157,7 @@ mod tests {
         assert_ne!(first[0].key(), other[0].key());
         let renamed = Row::all(vec![column("y", &[1, 2], vec![5, 6])]).unwrap();
         assert_ne!(first[0].key(), renamed[0].key());
-        let signed = Tensor::new("x", Datatype::Int8, &[1, 2], vec![5, 6]).unwrap();
+        let signed = Tensor::new("x", Datatype::Int8, [1, 2], vec![5, 6]).unwrap();
         assert_ne!(first[0].key(), Row::all(vec![signed]).unwrap()[0].key());
         let batch = [second[0].clone(), first[1].clone()];
         let gathered = Row::gather(&batch);

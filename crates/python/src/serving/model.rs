@@ -12,6 +12,7 @@ use super::tensor_model::TensorFacts;
 use super::text_model::TextFacts;
 use crate::engine::PyFactory;
 use crate::executor::Executor;
+use crate::interpreter::Held;
 use crate::isolation::Supervisor;
 use crate::remote::RemoteFactory;
 use crate::waiting::seconds;
@@ -74,7 +75,7 @@ impl ModelSpec {
                 config.max_rebuilds = u32::MAX;
                 PyFactory::Child(RemoteFactory::new(supervisor.core(py)?, supervisor.codec(py)))
             }
-            Err(_) => PyFactory::Here(self.build, true),
+            Err(_) => PyFactory::Here(Held::new(self.build), true),
         };
         let calls = Calls { factory, bridge: self.bridge };
         let model = match self.facts {
