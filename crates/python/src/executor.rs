@@ -188,7 +188,7 @@ impl Executor {
             let ran = attach_worker(|py| {
                 let result = function.get().call0(py);
                 drop(function);
-                result.map(|value| Held::new(value))
+                result.map(Held::new)
             });
             ran.ok_or(())
         };
