@@ -201,10 +201,13 @@ def surroundings():
     files = sorted(os.listdir(tempfile.gettempdir()))
     found = {"threads": threading.active_count(), "files": files}
     if sys.platform == "linux":
+        # Names that are not ours may be other programs'; what is mapped here is not.
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        mapped = [line.split()[-1] for line in maps if "/dev/shm" in line]
         found |= {
             "threads": len(os.listdir("/proc/self/task")),
             "descriptors": len(os.listdir("/proc/self/fd")),
-            "shared memory": sorted(filter(ours, os.listdir("/dev/shm"))),
+            "shared memory": sorted([*filter(ours, os.listdir("/dev/shm")), *mapped]),
             "children": sorted(
                 child
                 for task in os.listdir("/proc/self/task")

@@ -15,6 +15,10 @@ from onelane._modules import imported
 # Device types for which autocast exists. A model on mps may run parts on the CPU.
 _AUTOCAST = ("cuda", "mps", "xpu", "cpu")
 
+# Types whose current device is each thread's own; the name of the device that a worker has made it.
+_HAS_CURRENT = ("cuda", "xpu")
+_current = threading.local()
+
 # Types that PyTorch has, and whether there can be several devices of one.
 _TYPES = {
     "cpu": False, "cuda": True, "fpga": True, "hip": True, "hpu": True, "ipu": True, "lazy": True,
@@ -134,11 +138,6 @@ def make_current(name: str) -> None:
         raise RuntimeError(f"there is no device {name!r} on this machine; there is {names}")
     devices.set_device(int(index))
     _current.name = name
-
-
-# Types whose current device is each thread's own, and what it was made on a worker.
-_HAS_CURRENT = ("cuda", "xpu")
-_current = threading.local()
 
 
 def collector(name: str) -> Callable[[], object]:
